@@ -1,0 +1,1 @@
+"""Scaling experiments on language models and RLHF, in JAX."""
