@@ -83,7 +83,7 @@ class ModelConfig:
 class CorpusConfig:
     """Text and how it becomes rows of token ids. Its content hash (text, tokenizer) enters run ids.
 
-    A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME[/CONFIG]`, or a
+    A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
     path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`.
     """
 
@@ -92,7 +92,7 @@ class CorpusConfig:
     seq_len: int = 128  # T: targets in a packed row
     validation: float = 0.02  # share of documents
     test: float = 0.02
-    heldout_tokens: int = 65_536  # the one fixed set on which every cell's reported loss is measured
+    heldout_tokens: int = 65_536  # the one fixed set that every cell is scored on
     dedup: bool = True
     seed: int = 0
 
@@ -141,7 +141,7 @@ def to_json(obj: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
-    """The dataclass `cls` from JSON. Unknown keys and wrong types are ConfigErrors with the path."""
+    """The dataclass `cls` from JSON. Unknown keys, wrong types: ConfigError with the path."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where or cls.__name__}: expected an object, got {data!r}")
     hints = typing.get_type_hints(cls)
@@ -168,9 +168,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(
-                f"{path} = {value!r}.{suggest(str(value), [str(a) for a in args])}"
-            )
+            raise ConfigError(f"{path} = {value!r}.{suggest(str(value), [str(a) for a in args])}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):

@@ -1,0 +1,263 @@
+"""Run folders: where a cell's work lives, who holds it, and what state it is in.
+
+RUNS/data/...                                   corpora and tokenizers, by content hash
+RUNS/cells/<name>-<run_id>/config.json          the cell
+                           provenance.json      commit, versions, hardware, when
+                           metrics.jsonl        the source of truth
+                           checkpoints/ results/
+                           heartbeat.json       who runs it, how far it is
+                           failed.json          why it stopped, if it did
+                           done.json            written last: the cell is done
+RUNS/studies/<name>/                            study.json, fits, figures, report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import to_json
+from rlhf_jax.study import Study
+
+STALE_SECONDS = 20.0  # a heartbeat older than this is a dead process's
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Atomic: readers see the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with open(tmp, "w") as f:
+        json.dump(to_json(data), f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON, or None where there is no file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """One cell's folder. It may not exist yet."""
+
+    path: Path
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def done(self) -> bool:
+        return (self.path / "done.json").exists()
+
+    def result(self, name: str) -> Any:
+        """`results/NAME.json`, or None."""
+        return read_json(self.results / f"{name}.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line cut by a crash is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().split("\n")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Hold the cell for this process; yields False where another process holds it already.
+        The kernel lets go when the process dies, however it dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "w") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def state(self) -> dict[str, Any]:
+        """`state` is done, running, failed or waiting, with what is known beside it."""
+        if (done := read_json(self.path / "done.json")) is not None:
+            return {"state": "done", **done}
+        beat = read_json(self.path / "heartbeat.json")
+        failed = read_json(self.path / "failed.json")
+        if beat is not None and time.time() - beat["time"] < STALE_SECONDS and _alive(beat):
+            return {"state": "running", **beat}
+        if failed is not None:
+            return {"state": "failed", **failed}
+        stopped = {"stopped_at": beat.get("step")} if beat else {}
+        return {"state": "waiting", **stopped}
+
+    def clear(self) -> None:
+        """Forget the cell's work (`--force`)."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _alive(beat: dict[str, Any]) -> bool:
+    if beat.get("host") != socket.gethostname():
+        return True  # on another machine: a fresh heartbeat is all we can see
+    try:
+        os.kill(beat["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class Runs:
+    """The root of all run folders."""
+
+    def __init__(self, root: str | Path = "runs") -> None:
+        self.root = Path(root)
+
+    def cell(self, name: str, run_id: str) -> CellFolder:
+        """The folder of a run id; another study may have made it under another name."""
+        for path in sorted((self.root / "cells").glob(f"*-{run_id}")):
+            return CellFolder(path)
+        return CellFolder(self.root / "cells" / f"{name}-{run_id}")
+
+    def study(self, study: Study) -> Path:
+        return self.root / "studies" / study.name
+
+    def folders(self, study: Study, corpus_hash: str) -> dict[str, CellFolder]:
+        ids = study.run_ids(corpus_hash)
+        return {c.name: self.cell(c.name, ids[c.name]) for c in study.cells}
+
+
+class Heartbeat:
+    """Writes heartbeat.json every two seconds from a thread, so that `status` can tell a running
+    cell from a dead one, and a stuck one (`progress_time` stands still) from a slow one."""
+
+    def __init__(self, folder: CellFolder, every: float = 2.0) -> None:
+        self.folder, self.every = folder, every
+        self.beat: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+        self.beat["started"] = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def progress(self, **facts: Any) -> None:
+        self.beat = {**self.beat, **facts, "progress_time": time.time()}
+
+    def _run(self) -> None:
+        while True:
+            write_json(self.folder.path / "heartbeat.json", {**self.beat, "time": time.time()})
+            if self._stop.wait(self.every):
+                return
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.folder.done():
+            (self.folder.path / "heartbeat.json").unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result came from: commit, dependency versions, hardware, time."""
+
+    def git(*args: str) -> str | None:
+        here = Path(__file__).parent
+        run = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {p: metadata.version(p) for p in packages},
+        "host": socket.gethostname(),
+        "hardware": f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} of {os.cpu_count()} cores",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in open("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Path:
+    """`studies/<name>/study.json`: the cells by id, and what to conclude from them."""
+    folder = runs.study(study)
+    ids = study.run_ids(corpus_hash)
+    cells = [
+        {
+            "name": c.name,
+            "kind": c.KIND,
+            "run_id": ids[c.name],
+            "parents": list(c.parents()),
+            "folder": str(runs.cell(c.name, ids[c.name]).path.relative_to(runs.root)),
+        }
+        for c in study.cells
+    ]
+    analyses = [
+        {"kind": a.kind, "label": a.label, "cells": [c.name for c in study.select(a.cells)]}
+        for a in study.analyses
+    ]
+    write_json(
+        folder / "study.json",
+        {
+            "name": study.name,
+            "title": study.title or study.name,
+            "command": command,
+            "corpus": {"hash": corpus_hash, **to_json(study.corpus)},
+            "cells": cells,
+            "analyses": analyses,
+        },
+    )
+    return folder
+
+
+def status(study: Study, runs: Runs, corpus_hash: str | None) -> dict[str, Any]:
+    """What `rlhf-jax status --json` prints. Before the corpus is prepared no run id is known."""
+    if corpus_hash is None:
+        rows = [
+            {"name": c.name, "kind": c.KIND, "run_id": None, "state": "waiting"}
+            for c in study.order()
+        ]
+        return {"study": study.name, "cells": rows}
+    ids, states = study.run_ids(corpus_hash), {}
+    rows = []
+    for cell in study.order():
+        folder = runs.cell(cell.name, ids[cell.name])
+        row = {
+            "name": cell.name,
+            "kind": cell.KIND,
+            "run_id": ids[cell.name],
+            "folder": str(folder.path),
+        }
+        row |= folder.state()
+        if row["state"] == "waiting":
+            row["waiting_for"] = [p for p in cell.parents() if states[p] != "done"]
+        states[cell.name] = row["state"]
+        rows.append(row)
+    return {"study": study.name, "cells": rows}

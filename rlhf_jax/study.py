@@ -1,0 +1,227 @@
+"""A study is a graph of cells, plus what to conclude from them.
+
+A cell is one unit of work, described by science alone. Its run id is a hash of that description with
+its parents' ids and the corpus hash in it, so equal work has one folder and is done once. Cells name
+their parents; `Study` checks the graph before anything runs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import graphlib
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.cells import Cell, Pretrain
+from rlhf_jax.config import (
+    ConfigError,
+    CorpusConfig,
+    ModelConfig,
+    content_id,
+    override,
+    suggest,
+    to_json,
+)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What to conclude: `isoflop` (approaches 2 and 3 over pretraining cells) or `lr_check`
+    (cells of one size at several learning rates). `cells` are names or globs."""
+
+    kind: str
+    cells: tuple[str, ...]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("isoflop", "lr_check"):
+            raise ConfigError(
+                f"analysis {self.kind!r}.{suggest(self.kind, ['isoflop', 'lr_check'])}"
+            )
+
+
+@dataclass(frozen=True)
+class Study:
+    """A directed acyclic graph of cells over one corpus. Construction checks everything that can be
+    checked without data and raises ConfigError."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    analyses: tuple[Analysis, ...] = ()
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.cells]
+        for name in [self.name, *names]:
+            if not name or not all(ch.isalnum() or ch in "-_" for ch in name):
+                raise ConfigError(f"name {name!r}: use letters, digits, '-' and '_'")
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ConfigError(f"two cells are named {', '.join(sorted(twice))}; names are unique")
+        self.order()
+        for cell in self.cells:
+            self._check(cell)
+        for analysis in self.analyses:
+            self.select(analysis.cells)
+
+    def __getitem__(self, name: str) -> Cell:
+        for cell in self.cells:
+            if cell.name == name:
+                return cell
+        raise ConfigError(f"no cell {name!r} in study {self.name!r}."
+                          + suggest(name, [c.name for c in self.cells]))  # fmt: skip
+
+    def order(self) -> list[Cell]:
+        """Cells, parents first. Cycles and unknown parents are ConfigErrors."""
+        graph = {c.name: c.parents() for c in self.cells}
+        for child, parents in graph.items():
+            for parent in parents:
+                if parent not in graph:
+                    raise ConfigError(
+                        f"cell {child!r} starts from {parent!r}, which is not in the study."
+                        + suggest(parent, [n for n in graph if n != child])
+                    )
+        try:
+            names = list(graphlib.TopologicalSorter(graph).static_order())
+        except graphlib.CycleError as e:
+            raise ConfigError(
+                f"cells depend on each other in a circle: {' -> '.join(e.args[1])}"
+            ) from None
+        return [self[n] for n in names]
+
+    def select(self, patterns: Sequence[str]) -> list[Cell]:
+        """Cells whose name matches one of the globs; a pattern that matches nothing is an error."""
+        for p in patterns:
+            if not any(fnmatch.fnmatch(c.name, p) for c in self.cells):
+                raise ConfigError(
+                    f"no cell matches {p!r}.{suggest(p, [c.name for c in self.cells])}"
+                )
+        return [c for c in self.cells if any(fnmatch.fnmatch(c.name, p) for p in patterns)]
+
+    def model_of(self, cell: Cell) -> ModelConfig:
+        """The shape of the model that a cell trains or runs."""
+        while not isinstance(cell, Pretrain):
+            cell = self[cell.parents()[0]]
+        return cell.model
+
+    def _check(self, cell: Cell) -> None:
+        for fld, kinds in cell.PARENTS.items():
+            parent = getattr(cell, fld)
+            if parent is not None and ":" not in parent and self[parent].KIND not in kinds:
+                raise ConfigError(
+                    f"{cell.name}.{fld} = {parent!r} is a {self[parent].KIND} cell; "
+                    f"expected one of: {', '.join(kinds)}"
+                )
+        model = self.model_of(cell)
+        if model.vocab != self.corpus.vocab:
+            raise ConfigError(
+                f"{cell.name}: model.vocab = {model.vocab}, but the tokenizer has corpus.vocab = "
+                f"{self.corpus.vocab}; they must be equal"
+            )
+        task = getattr(cell, "task", None)
+        longest = task.prompt_len + task.response_len if task else self.corpus.seq_len
+        if longest > model.max_positions:
+            raise ConfigError(
+                f"{cell.name}: sequences of {longest} tokens, but model.max_positions = "
+                f"{model.max_positions}; shorten them or raise it"
+            )
+        if isinstance(cell, Pretrain):
+            step = cell.batch * self.corpus.seq_len
+            if cell.tokens < step:
+                raise ConfigError(
+                    f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
+                )
+            if cell.continues:
+                parent = self[cell.continues]
+                assert isinstance(parent, Pretrain)
+                if cell.model != parent.model or cell.batch != parent.batch:
+                    raise ConfigError(
+                        f"{cell.name} continues {parent.name!r}: model and batch must agree"
+                    )
+                if cell.tokens < parent.tokens + step:
+                    raise ConfigError(
+                        f"{cell.name} continues {parent.name!r}, which has seen {parent.tokens} tokens "
+                        f"already; tokens = {cell.tokens} counts those too and must be larger"
+                    )
+
+    def check_corpus(self, train_tokens: int) -> None:
+        """Refuse cells that would see text twice without having asked for it (`repeat`)."""
+        for cell in self.cells:
+            if isinstance(cell, Pretrain) and not cell.repeat and cell.tokens > train_tokens:
+                raise ConfigError(
+                    f"{cell.name}: tokens = {cell.tokens:,}, but the corpus has {train_tokens:,} unique "
+                    "training tokens; add sources, lower tokens, or set repeat=true"
+                )
+
+    def run_ids(self, corpus_hash: str) -> dict[str, str]:
+        """Cell name -> run id."""
+        ids: dict[str, str] = {}
+        for cell in self.order():
+            science: dict[str, Any] = {
+                f.name: ids.get(v, v)
+                if f.name in cell.PARENTS and isinstance(v, str)
+                else to_json(v)
+                for f in fields(cell)
+                if f.name != "name"
+                for v in [getattr(cell, f.name)]
+            }
+            for fld in cell.PARENTS:
+                if ":" in str(science[fld]):
+                    science[fld + "_source"] = source_hash(science[fld])
+            ids[cell.name] = content_id({"kind": cell.KIND, "corpus": corpus_hash, **science})
+        return ids
+
+
+def source_hash(import_path: str) -> str:
+    """Hash of the source of `MODULE:FUNCTION`, so that editing a reward makes it another run."""
+    return hashlib.sha256(inspect.getsource(load_callable(import_path)).encode()).hexdigest()[:16]
+
+
+def load_callable(import_path: str) -> Any:
+    """The object at `MODULE:FUNCTION`."""
+    module, _, name = import_path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(
+            f"{import_path!r} cannot be imported ({e}); expected MODULE:FUNCTION"
+        ) from None
+
+
+def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Study:
+    """The study that a Python file describes with its function `study(tiny: bool) -> Study`.
+
+    Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or `corpus.field=value`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(Path("experiments").glob("*.py"))
+        raise ConfigError(f"no study file {path}." + suggest(str(path), [str(p) for p in near]))
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "study", None)):
+        raise ConfigError(f"{path} has no function study(tiny: bool) -> Study")
+    study: Study = module.study(tiny=tiny)
+    for text in overrides:
+        study = _override_study(study, text)
+    return study
+
+
+def _override_study(study: Study, text: str) -> Study:
+    head, dot, rest = text.partition(".")
+    if not dot or "=" in head:
+        raise ConfigError(f"override {text!r}: expected CELL.field=value or corpus.field=value")
+    if head == "corpus":
+        return replace(study, corpus=override(study.corpus, [rest], "corpus"))
+    chosen = {c.name for c in study.select([head])}
+    cells = tuple(override(c, [rest], c.name) if c.name in chosen else c for c in study.cells)
+    return replace(study, cells=cells)
