@@ -1,0 +1,1 @@
+"""Scaling laws: FLOP accounting, sweep planning, and fits that refuse rather than guess."""
