@@ -1,0 +1,44 @@
+"""The axis table: which mesh axis each logical axis of an array lies on.
+
+`forward` takes one as an argument; the tables themselves are in `rlhf_jax.parallel`. Sharding is
+explicit (part of an array's type), so every product whose result could be laid out in two ways says
+which, through `Axes.spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Logical axis -> mesh axis (or axes), for parameters and for activations. What is not in the
+    table is replicated."""
+
+    params: Mapping[str, MeshAxes] = field(default_factory=dict)
+    activations: Mapping[str, MeshAxes] = field(default_factory=dict)
+
+    def spec(self, *names: str | None) -> PartitionSpec:
+        """Layout of an activation whose dimensions have these logical names."""
+        return PartitionSpec(*(self.activations.get(n) if n else None for n in names))
+
+    def param_spec(self, *names: str | None) -> PartitionSpec:
+        """Layout of a parameter as it is stored."""
+        return PartitionSpec(*(self.params.get(n) if n else None for n in names))
+
+    def gathered(self, w: jax.Array, *names: str | None) -> jax.Array:
+        """A parameter as it is used: gathered over the data axes it is stored on (FSDP)."""
+        return jax.sharding.reshard(w, self.spec(*names))
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        return jax.sharding.reshard(x, self.spec(*names))
+
+    def constrain_tree(self, tree: Any, names: Any) -> Any:
+        return jax.tree.map(lambda x, n: self.constrain(x, *n), tree, names)

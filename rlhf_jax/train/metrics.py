@@ -1,0 +1,106 @@
+"""Where metrics go: metrics.jsonl, the source of truth, and Weights & Biases as a sink."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.config import ConfigError
+from rlhf_jax.runs import CellFolder, read_json
+
+# Peak dense bfloat16 FLOP/s of one chip, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+@cache
+def peak_flops() -> float:
+    """FLOP/s that this process's devices could reach together: the data sheet's for known chips, a
+    measured float32 matmul for the rest (CPUs)."""
+    device = jax.devices()[0]
+    for name, peak in PEAK_FLOPS.items():
+        if device.device_kind.startswith(name):
+            return peak * jax.device_count()
+    n = 768
+    x = jnp.ones((n, n), jnp.float32)
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+class Throughput:
+    """tokens/s and MFU between one call and the next."""
+
+    def __init__(self, flops_per_token: float) -> None:
+        self.flops_per_token = flops_per_token
+        self.last = time.perf_counter()
+
+    def __call__(self, tokens: float) -> dict[str, float]:
+        now = time.perf_counter()
+        rate = tokens / max(now - self.last, 1e-9)
+        self.last = now
+        return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / peak_flops()}
+
+
+class Sink:
+    """Appends rows to metrics.jsonl; mirrors them to wandb when asked to."""
+
+    def __init__(self, folder: CellFolder, wandb_mode: str = "disabled") -> None:
+        self.folder, self.mode, self.run = folder, wandb_mode, None
+
+    def __enter__(self) -> Sink:
+        self.file = open(self.folder.path / "metrics.jsonl", "a")  # noqa: SIM115
+        if self.mode != "disabled":
+            self.run = _start_wandb(self.folder, self.mode)
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        if self.run is not None:
+            self.run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    def sync(self) -> None:
+        self.file.flush()
+
+    def __exit__(self, *exc: Any) -> None:
+        self.file.close()
+        if self.run is not None:
+            self.run.finish()
+
+
+def _start_wandb(folder: CellFolder, mode: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "--wandb needs the wandb package: pip install 'rlhf-jax[wandb]'"
+        ) from None
+    name, _, run_id = folder.path.name.rpartition("-")
+    return wandb.init(
+        project="rlhf-jax",
+        id=run_id,
+        name=name,
+        dir=str(folder.path),
+        config=read_json(folder.path / "config.json"),
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(silent=True),
+    )

@@ -1,0 +1,75 @@
+"""The train state and the optimizer: AdamW, warmup and a schedule, with the learning rate and the
+weight decay as arrays in the state, so that cells that differ in numbers alone share one program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.config import OptimConfig
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes. Data order and random keys are functions of `step`."""
+
+    step: jax.Array  # optimizer steps (of PPO: iterations) taken
+    params: Any
+    opt: Any
+    hyper: dict[str, jax.Array]  # lr (peak), weight_decay
+    extra: dict[str, jax.Array]  # what an algorithm adds, e.g. PPO's KL coefficient
+
+
+def _adam(optim: OptimConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip),
+        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+    )
+
+
+def init_state(params: Any, optim: OptimConfig, **extra: Any) -> TrainState:
+    """A fresh state over placed parameters; the moments lie where the parameters lie."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt=jax.jit(_adam(optim).init)(params),
+        hyper={"lr": jnp.float32(optim.lr), "weight_decay": jnp.float32(optim.weight_decay)},
+        extra={k: jnp.asarray(v) for k, v in extra.items()},
+    )
+
+
+def schedule(optim: OptimConfig, step: jax.Array, start: int, end: int) -> jax.Array:
+    """The learning rate at 0-based `step`, as a share of the peak, for a cell that runs the steps
+    [start, end). Linear warmup, then constant, linear, cosine (Loshchilov & Hutter 2016), or
+    warmup-stable-decay (Hu et al. 2024) to `optim.final`."""
+    n = max(end - start, 1)
+    t = (step - start).astype(jnp.float32)
+    warmup = max(round(optim.warmup * n), 0)
+    ramp = jnp.minimum((t + 1) / max(warmup, 1), 1.0)
+    if optim.schedule == "constant":
+        return ramp
+    first = round((1 - optim.decay) * n) if optim.schedule == "wsd" else warmup
+    done = jnp.clip((t + 1 - first) / max(n - first, 1), 0.0, 1.0)
+    fall = 0.5 * (1 - jnp.cos(jnp.pi * done)) if optim.schedule == "cosine" else done
+    return ramp * (1 - (1 - optim.final) * fall)
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optim: OptimConfig, rate: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only). `step` is left
+    as it is: whoever owns the loop counts. Metrics: lr, grad_norm (before clipping)."""
+    updates, opt = _adam(optim).update(grads, state.opt, state.params)
+    decay = state.hyper["weight_decay"]
+
+    def move(path: Any, p: jax.Array, u: jax.Array) -> jax.Array:
+        matrix = str(path[-1].key).startswith("w") and p.ndim >= 2
+        return p - rate * (u + decay * p) if matrix else p - rate * u
+
+    params = jax.tree_util.tree_map_with_path(move, state.params, updates)
+    metrics = {"lr": rate, "grad_norm": optax.global_norm(grads)}
+    return state.replace(params=params, opt=opt), metrics
