@@ -1,0 +1,214 @@
+"""The table that every fit starts from: one row a finished run, checked before anything is fitted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.config import suggest
+
+NUMERIC = ("params", "tokens", "flops", "loss", "stderr")
+COLUMNS = (*NUMERIC, "budget", "label")
+
+
+class FitError(ValueError):
+    """Data that no law can be fitted to: says which row and column, and what to do."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Runs as parallel arrays of shape (n,), float64.
+
+    Attributes:
+      params: N. tokens: D, training tokens seen. flops: C. loss: nats a token, held out.
+      stderr: standard error of the loss, or None.
+      budget: name of the IsoFLOP budget of each row, or None (then equal C is clustered).
+      labels: where each row comes from (a run id, or `file:line`).
+      notes: what was computed rather than read.
+    """
+
+    params: np.ndarray
+    tokens: np.ndarray
+    flops: np.ndarray
+    loss: np.ndarray
+    stderr: np.ndarray | None = None
+    budget: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.loss)
+        if not self.labels:
+            object.__setattr__(self, "labels", tuple(f"row {i + 1}" for i in range(n)))
+        if (self.budget is not None and len(self.budget) != n) or len(self.labels) != n:
+            raise FitError(f"{n} losses need {n} budgets and labels")
+        for name in NUMERIC:
+            values = getattr(self, name)
+            if values is None:
+                continue
+            values = np.asarray(values, np.float64)
+            object.__setattr__(self, name, values)
+            if values.shape != (n,):
+                raise FitError(f"{name} has shape {values.shape}; {n} losses need ({n},)")
+            bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+            if len(bad):
+                raise FitError(
+                    f"{self.labels[bad[0]]}: {name} is {values[bad[0]]:g}; it must be a positive "
+                    "number (leave a diverged run out by deleting its row)"
+                )
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, index: np.ndarray) -> Points:
+        """The rows at `index` (integers or a mask of shape (n,))."""
+        index = np.arange(len(self))[index]
+        return replace(
+            self,
+            **{k: None if (v := getattr(self, k)) is None else v[index] for k in NUMERIC},
+            budget=None if self.budget is None else tuple(self.budget[i] for i in index),
+            labels=tuple(self.labels[i] for i in index),
+        )
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
+    """Points from records with keys of `COLUMNS`; any two of params, tokens, flops suffice.
+
+    The third follows from C = 6 N D, and `notes` says so. `where` names a row in errors when it
+    has no label, as `where i`.
+
+    Raises:
+      FitError: no rows, a missing column, or a value that is not a positive finite number.
+    """
+    if not rows:
+        raise FitError("the table has no rows")
+    labels = tuple(str(row.get("label") or f"{where} {i + 1}") for i, row in enumerate(rows))
+    present = [name for name in NUMERIC if any(row.get(name) is not None for row in rows)]
+    sizes = [name for name in ("params", "tokens", "flops") if name in present]
+    if len(sizes) < 2:
+        raise FitError(
+            f"of params, tokens and flops the table has {sizes or 'none'}; two of them are needed"
+        )
+    if "loss" not in present:
+        raise FitError("the table has no loss column")
+    arrays = {
+        name: np.array(
+            [_number(row.get(name), name, at) for row, at in zip(rows, labels, strict=True)]
+        )
+        for name in present
+    }
+    notes = []
+    if "flops" not in arrays:
+        arrays["flops"] = 6.0 * arrays["params"] * arrays["tokens"]
+        notes.append("flops computed as 6 N D")
+    elif "tokens" not in arrays:
+        arrays["tokens"] = arrays["flops"] / (6.0 * arrays["params"])
+        notes.append("tokens computed as C / (6 N)")
+    elif "params" not in arrays:
+        arrays["params"] = arrays["flops"] / (6.0 * arrays["tokens"])
+        notes.append("params computed as C / (6 D)")
+    else:
+        ratio = arrays["flops"] / (6.0 * arrays["params"] * arrays["tokens"])
+        notes.append(f"given flops are {ratio.min():.3g} to {ratio.max():.3g} times 6 N D")
+    budget = None
+    if any(row.get("budget") not in (None, "") for row in rows):
+        budget = tuple(str(row.get("budget") or "") for row in rows)
+        if "" in budget:
+            raise FitError(f"{labels[budget.index('')]}: budget is empty; other rows have one")
+    return Points(**arrays, budget=budget, labels=labels, notes=tuple(notes))
+
+
+def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
+    """Points from a CSV (header line) or JSONL file.
+
+    Args:
+      path: `.csv`, or `.jsonl` with one object a line.
+      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "tokens": "D",
+        "loss": "loss"}`. A name that is left out is looked up under its own name, and is absent
+        if the file has no such column.
+
+    Raises:
+      FitError: naming the file, the line and the column.
+    """
+    path, columns = Path(path), dict(columns or {})
+    for key in columns:
+        if key not in COLUMNS:
+            raise FitError(f"columns: {key!r} is not one of the roles.{suggest(key, COLUMNS)}")
+    records, header = _records(path)
+    for role, name in columns.items():
+        if name not in header:
+            raise FitError(
+                f"{path.name} has no column {name!r} (for {role}).{suggest(name, header)}"
+            )
+    names = {role: columns.get(role, role) for role in COLUMNS}
+    if "loss" not in columns and "loss" not in header:
+        raise FitError(
+            f"{path.name} has no column 'loss'; it has {', '.join(header)}. Say which one it is, "
+            "for instance columns={'loss': 'val_loss'}"
+        )
+    rows = []
+    for line, record in records:
+        row = {role: record[name] for role, name in names.items() if name in record}
+        row["label"] = row.get("label") or f"{path.name}:{line}"
+        for role in NUMERIC:
+            if row.get(role) is not None:
+                at = f"{path.name}:{line}, column {names[role]!r}"
+                row[role] = _number(row[role], role, at)
+            elif role in columns:
+                raise FitError(f"{path.name}:{line} has no value in column {names[role]!r}")
+        rows.append(row)
+    return from_rows(rows, where=path.name)
+
+
+def _records(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    """[(line number, record)] and the column names in order of appearance."""
+    if not path.is_file():
+        raise FitError(f"{path} is not a file")
+    if path.suffix == ".csv":
+        with path.open(newline="") as f:
+            reader = csv.DictReader(f)
+            records = [(reader.line_num, row) for row in reader]
+            header = list(reader.fieldnames or [])
+        for line, row in records:
+            if None in row or None in row.values():
+                raise FitError(f"{path.name}:{line} does not have {len(header)} fields")
+    elif path.suffix == ".jsonl":
+        records, header = [], []
+        for line, text in enumerate(path.read_text().splitlines(), 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as e:
+                raise FitError(f"{path.name}:{line} is not JSON: {e}") from None
+            if not isinstance(row, dict):
+                raise FitError(f"{path.name}:{line} is not a JSON object")
+            records.append((line, row))
+            header += [key for key in row if key not in header]
+    else:
+        raise FitError(f"{path.name}: expected a .csv or .jsonl file")
+    if not records:
+        raise FitError(f"{path.name} has no rows")
+    return records, header
+
+
+def _number(value: Any, role: str, at: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise FitError(f"{at}: {role} is {value!r}, not a number") from None
+    if not math.isfinite(number) or number <= 0:
+        raise FitError(
+            f"{at}: {role} is {value}; it must be positive and finite "
+            "(leave a diverged run out by deleting its row)"
+        )
+    return number
