@@ -1,0 +1,222 @@
+"""How a launch shows itself: a live table of the graph on a terminal, plain lines elsewhere.
+
+Both show what the run folders say (heartbeat.json, done.json, failed.json), not what was intended.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch.graph import Graph, Job
+from rlhf_jax.runs import read_json
+
+LINE_SECONDS = 30.0  # between two lines of a running cell
+REFRESH_SECONDS = 1.0
+QUIET_SECONDS = 120.0  # without progress, a running cell is said to stand still
+STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "ready": "default",
+          "elsewhere": "cyan", "blocked": "yellow", "stopped": "yellow", "waiting": "dim"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell as shown. `detail` is the reason, the phase, or what it waits for."""
+
+    name: str
+    kind: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None  # left if running, spent if done
+    detail: str = ""
+
+
+def heartbeat(job: Job) -> dict[str, Any]:
+    """The heartbeat of the process that runs the cell now; an earlier process's is left out."""
+    beat = read_json(job.folder.path / "heartbeat.json") or {}
+    return beat if job.state == "elsewhere" or beat.get("time", 0) >= job.began else {}
+
+
+def row(job: Job, graph: Graph) -> Row:
+    """What is known of a cell."""
+    if job.state == "done":
+        done = read_json(job.folder.path / "done.json") or {}
+        return Row(job.name, job.kind, "done", done.get("step"), done.get("steps"),
+                   done.get("loss"), done.get("tokens_per_second"), done.get("seconds"))  # fmt: skip
+    if job.state in ("running", "elsewhere"):
+        beat = heartbeat(job)
+        detail = beat.get("phase") or ("" if beat else "starting")
+        if job.state == "elsewhere":
+            detail = f"by another process {detail}"
+        quiet = time.time() - beat.get("progress_time", beat.get("started", time.time()))
+        if quiet > QUIET_SECONDS:
+            detail += f" (no progress for {duration(quiet)})"
+        return Row(job.name, job.kind, job.state, beat.get("step"), beat.get("steps"),
+                   beat.get("loss"), beat.get("tokens_per_second"), beat.get("eta_seconds"),
+                   detail.strip())  # fmt: skip
+    detail = job.reason or ""
+    if job.state == "waiting":
+        undone = [p for p in job.parents if p in graph.jobs and graph.jobs[p].state != "done"]
+        detail = f"for {', '.join(undone)}" if undone else ""
+    return Row(job.name, job.kind, job.state, detail=detail)
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `3 m 20 s`, `2 h 05 m`."""
+    if seconds is None:
+        return ""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} m {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} m"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or nothing where it is not known."""
+    return "" if value is None else format(value, form)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """A message beside the graph."""
+
+    def show(self, graph: Graph, workers: int, last: bool = False) -> None:
+        """The graph as it is now. Cheap to call often."""
+
+
+class Lines(Silent):
+    """One line when a cell starts, ends or is held up, and one in a while for a running one."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[str, str | None]] = {}
+        self.spoke: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+    def show(self, graph: Graph, workers: int, last: bool = False) -> None:
+        first, now = not self.told, time.time()
+        for job in graph.jobs.values():
+            news = (job.state, job.reason)
+            if self.told.get(job.name) == news:
+                running = job.state == "running"
+                if running and now - self.spoke.get(job.name, now) >= LINE_SECONDS:
+                    self.spoke[job.name] = now
+                    self.say(f"{job.name}: {self._progress(row(job, graph))}")
+                continue
+            self.told[job.name] = news
+            self.spoke[job.name] = now
+            if text := self._news(job, row(job, graph), first):
+                self.say(f"{job.name}: {text}")
+        if last:
+            done = sum(j.state == "done" for j in graph.jobs.values())
+            self.say(f"{done} of {len(graph.jobs)} cells done")
+
+    def _progress(self, r: Row) -> str:
+        facts = [
+            f"step {r.step}/{r.steps}" if r.step is not None else "",
+            f"loss {r.loss:.4f}" if r.loss is not None else "",
+            f"{r.tokens_per_second:,.0f} tokens/s" if r.tokens_per_second else "",
+            f"{duration(r.seconds)} left" if r.seconds is not None else "",
+            r.detail,
+        ]
+        return ", ".join(f for f in facts if f) or "running"
+
+    def _news(self, job: Job, r: Row, first: bool) -> str:
+        match job.state:
+            case "done":
+                took = f" in {duration(r.seconds)}" if r.seconds is not None else ""
+                loss = f", loss {r.loss:.4f}" if r.loss is not None else ""
+                return "done already" if first else f"done{took}{loss}"
+            case "running":
+                return "started"
+            case "elsewhere":
+                return "held by another process; waiting for it"
+            case "failed":
+                return f"FAILED: {job.reason}"
+            case "blocked":
+                return f"waiting: {job.reason}"
+            case "stopped":
+                return "stopped; the next run continues it"
+        return ""
+
+
+class LiveTable(Silent):
+    """The graph as a table that is redrawn in place."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title, self.drawn, self.message = title, 0.0, ""
+        self.live = Live(console=console, auto_refresh=False, redirect_stdout=False)
+
+    def __enter__(self) -> LiveTable:
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.live.__exit__(None, None, None)
+
+    def say(self, text: str) -> None:
+        self.message, self.drawn = text, 0.0
+
+    def show(self, graph: Graph, workers: int, last: bool = False) -> None:
+        if not last and time.time() - self.drawn < REFRESH_SECONDS:
+            return
+        self.drawn = time.time()
+        self.live.update(self._render(graph, workers, last), refresh=True)
+
+    def _render(self, graph: Graph, workers: int, last: bool) -> Group:
+        rows = [row(job, graph) for job in graph.jobs.values()]
+        room = max(6, self.live.console.height - 7)
+        folded: list[str] = []
+        for state in ("done", "waiting", "ready", "blocked"):  # give way to what moves
+            if not last and len(rows) > room:
+                if count := sum(r.state == state for r in rows):
+                    folded.append(f"{count} {state}")
+                rows = [r for r in rows if r.state != state]
+        table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)
+        for name in ("cell", "kind", "state"):
+            table.add_column(name)
+        for name in ("step", "loss", "tokens/s", "time"):
+            table.add_column(name, justify="right")
+        table.add_column("", overflow="fold")
+        for r in rows:
+            step = f"{r.step}/{r.steps}" if r.step is not None and r.steps else number(r.step, "d")
+            time_ = duration(r.seconds)
+            if time_ and r.state != "done":
+                time_ += " left"
+            table.add_row(r.name, r.kind, Text(r.state, style=STYLES[r.state]), step,
+                          number(r.loss, ".4f"), number(r.tokens_per_second, ",.0f"), time_,
+                          Text(r.detail, style="dim"))  # fmt: skip
+        done = sum(j.state == "done" for j in graph.jobs.values())
+        foot = f"{done} of {len(graph.jobs)} cells done"
+        if graph.open() and not last:
+            beats = {n: heartbeat(j) for n, j in graph.jobs.items() if j.state == "running"}
+            foot += f", about {duration(graph.seconds_left(workers, beats))} left"
+        if folded:
+            foot += f" (not shown: {', '.join(folded)})"
+        parts: list[RenderableType] = [table, Text(foot, style="bold")]
+        return Group(*parts, Text(self.message, style="yellow")) if self.message else Group(*parts)
+
+
+def choose(how: str, title: str) -> Silent:
+    """`auto` (a table on a terminal, lines elsewhere), `table`, `lines` or `none`."""
+    if how == "auto":
+        how = "table" if sys.stdout.isatty() else "lines"
+    return {"table": lambda: LiveTable(title), "lines": Lines, "none": Silent}[how]()

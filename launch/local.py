@@ -1,0 +1,236 @@
+"""Runs a study's graph on this machine, in a few worker processes.
+
+    rlhf-jax run STUDY          (the same as: python -m launch.local STUDY)
+
+A worker is handed one cell after another, so that starting Python is paid once; what has been
+trained is in run folders alone, so this process and any worker may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from launch import machine
+from launch.display import Silent, choose
+from launch.graph import Graph, Job, clear
+from launch.worker import Worker
+from rlhf_jax.plan import make_plan
+from rlhf_jax.runs import Runs, write_json
+from rlhf_jax.study import Study
+
+TICK_SECONDS = 0.25
+STOP_SECONDS = 20.0  # for workers to save their cells after Ctrl-C or SIGTERM
+EXECUTE = (sys.executable, "-m", "rlhf_jax.execute")
+
+
+def run(
+    study: Study,
+    study_path: str | Path,
+    *,
+    runs: Runs,
+    corpus_hash: str,
+    tiny: bool = False,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+    workers: int | None = None,
+    threads: int | None = None,
+    display: str = "auto",
+    wandb: str = "disabled",
+    again: str = "",
+    worker_command: Sequence[str] = EXECUTE,
+) -> int:
+    """Runs the cells that are not done.
+
+    Args:
+      study_path, tiny, overrides: how a worker loads the same study.
+      only: globs of cells; their unfinished ancestors run too. force: globs of cells to forget
+        first, with all that start from them.
+      workers: processes at once (default: one a core, one in all beside an accelerator).
+      threads: of each (default: cores / workers).
+      display: `auto`, `table`, `lines` or `none`.
+      again: the command that continues, to be shown when something is left.
+      worker_command: what a worker process is started with.
+
+    Returns:
+      0 when all selected cells are done, 1 when some are not, 128 + N after signal N.
+
+    Raises:
+      ConfigError: a glob matches nothing, or a cell to clear is held by a live process.
+    """
+    workers = workers or machine.default_workers()
+    threads = threads or max(1, machine.cores() // workers)
+    folders = runs.folders(study, corpus_hash)
+    if force:
+        clear(study, folders, force)
+    plan = make_plan(study, runs, corpus_hash, workers, threads, machine.accelerator())
+    graph = Graph.of(study, folders, {c.name: c.seconds for c in plan.cells}, only)
+    command = [*worker_command, str(study_path), *(["--tiny"] if tiny else []),
+               "--runs", str(runs.root), "--threads", str(threads), "--wandb", wandb,
+               *overrides]  # fmt: skip
+    title = f"{study.name}: {len(graph.jobs)} cells, {workers} workers x {threads} threads"
+    launch = _Launch(graph, workers, threads, command, runs.study(study), choose(display, title))
+    with _signals(launch.events), launch.display:
+        launch.loop()
+        launch.display.show(graph, workers, last=True)
+    return launch.verdict(again)
+
+
+class _Launch:
+    """The workers of one launch and the loop that feeds them. All events arrive in one queue:
+    `(worker, answer)`, `(worker, None)` for its death, `(None, signal number)`."""
+
+    def __init__(self, graph: Graph, count: int, threads: int, command: list[str],
+                 folder: Path, display: Silent) -> None:  # fmt: skip
+        self.graph, self.count, self.threads = graph, count, threads
+        self.command, self.folder, self.display = command, folder, display
+        self.events: SimpleQueue[tuple[Worker | None, Any]] = SimpleQueue()
+        self.workers: list[Worker] = []
+        self.signal = 0
+        self.deadline = float("inf")
+
+    def loop(self) -> None:
+        """Until nothing is left that can still happen."""
+        while self.graph.open() and not self.signal:
+            self._hand_out()
+            self.display.show(self.graph, self.count)
+            self._handle(TICK_SECONDS)
+            self.graph.settle()
+        if self.signal:
+            self._save_and_stop()
+        self._dismiss()
+
+    def _hand_out(self) -> None:
+        while job := self.graph.next_ready():
+            if job.folder.state()["state"] == "running":  # another launch has it
+                self.graph.finish(job, "held", None)
+                continue
+            idle = next((w for w in self.workers if w.cell is None), None)
+            if idle is None:
+                if len(self.workers) >= self.count:
+                    return
+                idle = self._start()
+            self.graph.begin(job)
+            idle.give(job.name)
+
+    def _start(self) -> Worker:
+        slot = min(set(range(self.count)) - {w.slot for w in self.workers})
+        log = self.folder / f"worker-{slot}.log"
+        worker = Worker(self.command, self.threads, log, self.events, slot)
+        self.workers.append(worker)
+        return worker
+
+    def _handle(self, timeout: float) -> None:
+        """The events that have arrived, or the first one to arrive in `timeout` seconds."""
+        with contextlib.suppress(Empty):
+            event = self.events.get(timeout=timeout)
+            while True:
+                self._take(*event)
+                event = self.events.get_nowait()
+
+    def _take(self, worker: Worker | None, what: Any) -> None:
+        if worker is None:
+            if self.signal:  # the second one: at once
+                self.deadline = 0.0
+            self.signal = self.signal or what
+        elif what is None:
+            self.workers.remove(worker)
+            if worker.cell is not None:
+                self._died(worker, self.graph.jobs[worker.cell])
+        elif what.get("cell") == worker.cell and worker.cell is not None:
+            job = self.graph.jobs[worker.cell]
+            worker.cell = None
+            outcome, reason = what["outcome"], what.get("reason")
+            if outcome == "stopped" and not self.signal:
+                outcome, reason = "failed", reason or "its worker was told to stop"
+            self.graph.finish(job, outcome, reason)
+
+    def _died(self, worker: Worker, job: Job) -> None:
+        """A worker that died in a cell: what it wrote last counts, and a cell without a word gets
+        a reason."""
+        if job.folder.done():
+            return self.graph.finish(job, "done", None)
+        if self.signal:
+            return self.graph.finish(job, "stopped", None)
+        reason = worker.death()
+        with job.folder.held() as ours:
+            if ours:
+                failure = {
+                    "reason": reason,
+                    "traceback": worker.last_lines(40),
+                    "time": time.time(),
+                }
+                write_json(job.folder.path / "failed.json", failure)
+        self.graph.finish(job, "failed", reason)
+
+    def _save_and_stop(self) -> None:
+        name = signal.Signals(self.signal).name
+        busy = [w.cell for w in self.workers if w.cell]
+        saving = f": saving {', '.join(busy)} (again to stop at once)" if busy else ""
+        self.display.say(f"{name}{saving}")
+        for worker in self.workers:
+            worker.stop()
+        self.deadline = min(self.deadline, time.time() + STOP_SECONDS)
+        while self.workers and time.time() < self.deadline:
+            self.display.show(self.graph, self.count)
+            self._handle(TICK_SECONDS)
+        for worker in self.workers:
+            worker.kill()
+
+    def _dismiss(self) -> None:
+        for worker in self.workers:
+            worker.dismiss()
+        end = time.time() + (0.0 if self.signal else 10.0)
+        while self.workers and time.time() < end:
+            self._handle(TICK_SECONDS)
+        for worker in self.workers:
+            worker.kill()
+        end = time.time() + 5.0
+        while self.workers and time.time() < end:
+            self._handle(TICK_SECONDS)
+
+    def verdict(self, again: str) -> int:
+        """Says what is left, and how to go on."""
+        undone = self.graph.undone()
+        if undone:
+            total = len(self.graph.jobs)
+            print(f"{total - len(undone)} of {total} cells done; left: {', '.join(undone)}")
+            for name in undone:
+                job = self.graph.jobs[name]
+                if job.state in ("failed", "blocked"):
+                    word = "FAILED" if job.state == "failed" else "waiting"
+                    print(f"  {name}: {word}: {job.reason}")
+            if again:
+                print(f"Continue with: {again}")
+        if self.signal:
+            return 128 + self.signal
+        return 0 if self.graph.complete() else 1
+
+
+@contextlib.contextmanager
+def _signals(events: SimpleQueue[Any]) -> Iterator[None]:
+    """SIGINT and SIGTERM become events while the loop runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, _: events.put((None, number))) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from rlhf_jax.cli import main
+
+    sys.exit(main(["run", *sys.argv[1:]]))

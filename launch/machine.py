@@ -1,0 +1,35 @@
+"""What this machine offers, found out without starting jax."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
+def accelerator() -> bool:
+    """Whether jax will find a GPU or a TPU here: its device files exist and nothing hides them."""
+    platforms = os.environ.get("JAX_PLATFORMS", os.environ.get("JAX_PLATFORM_NAME", ""))
+    if platforms:
+        return not set(platforms.split(",")) <= {"cpu"}
+    tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return tpu
+    return tpu or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def default_workers() -> int:
+    """One process a core; one in all where an accelerator is shared."""
+    return 1 if accelerator() else cores()

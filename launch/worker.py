@@ -1,0 +1,112 @@
+"""A worker process: reads names of cells on stdin, answers one JSON line for each on stdout.
+
+`{"cell": NAME, "outcome": "done" | "failed" | "stopped" | "held", "reason": str | null}`
+Everything else that it prints goes to its log. It ends when its stdin closes, so a launcher that is
+killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+
+class Worker:
+    """One process and the thread that listens to it.
+
+    Puts `(self, answer)` into `events` for every answer, and `(self, None)` when it has died.
+    Attributes: `cell`, the name it works on, or None; `log`, where its other output goes;
+    `slot`, its number among the workers that run at once.
+    """
+
+    def __init__(
+        self, command: Sequence[str], threads: int, log: Path, events: SimpleQueue[Any], slot: int
+    ) -> None:
+        self.cell: str | None = None
+        self.log, self.slot = log, slot
+        self._events = events
+        count = str(threads)
+        # NPROC sizes XLA's thread pool. Only this number may depend on how a study is launched:
+        # a CPU matrix product that is split differently is rounded differently.
+        limits = {"NPROC": count, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as stderr:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                errors="replace",
+                env={**os.environ, **limits},
+                # A terminal's Ctrl-C reaches the launcher alone, which then asks its workers once.
+                process_group=0,
+            )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            answer = None
+            with contextlib.suppress(json.JSONDecodeError):
+                answer = json.loads(line)
+            if isinstance(answer, dict) and "outcome" in answer:
+                self._events.put((self, answer))
+            else:
+                with open(self.log, "a") as log:
+                    log.write(line)
+        self.process.wait()
+        self._events.put((self, None))
+
+    def give(self, cell: str) -> None:
+        """Hands over a cell. A worker that has just died reports that through `events`."""
+        self.cell = cell
+        with contextlib.suppress(OSError):
+            assert self.process.stdin
+            self.process.stdin.write(cell + "\n")
+            self.process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """No more cells: the worker ends by itself."""
+        with contextlib.suppress(OSError):
+            assert self.process.stdin
+            self.process.stdin.close()
+
+    def stop(self) -> None:
+        """Asks it to save its cell and end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def death(self) -> str:
+        """How it died, in words, with the last line of its log."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            how = f"signal {-code}"
+            if -code == signal.SIGKILL:
+                how += ": killed from outside, often for lack of memory"
+        else:
+            how = f"exit code {code}"
+        last = self.last_lines(1)
+        return f"worker died ({how}); log {self.log}" + (f": {last[:300]}" if last else "")
+
+    def last_lines(self, count: int) -> str:
+        """The end of its log."""
+        with contextlib.suppress(OSError), open(self.log, "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 20_000))
+            lines = f.read().decode(errors="replace").strip().splitlines()
+            return "\n".join(lines[-count:]).strip()
+        return ""

@@ -1,0 +1,440 @@
+"""The command line: `rlhf-jax run | plan | status | fit | report | generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch import machine
+from launch.display import STYLES, duration, number
+from launch.graph import forgotten, needed
+from rlhf_jax.config import ConfigError, suggest
+from rlhf_jax.plan import StudyPlan, make_plan
+from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
+from rlhf_jax.study import Study, load_study
+
+EXAMPLES = """examples:
+  rlhf-jax plan experiments/demo.py                    what it would cost
+  rlhf-jax run experiments/demo.py                     run it, or go on where it was interrupted
+  rlhf-jax run experiments/demo.py --tiny --runs /tmp/try
+  rlhf-jax run experiments/demo.py --only 'ppo*' ppo-0.kl_coef=0.1
+  rlhf-jax status experiments/demo.py --json
+  rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3
+  rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit code: 0 well, 1 work left or failed, 2 wrong input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Intermixed, so that overrides may stand before or after options.
+    parser, commands = _parser()
+    if argv and argv[0] in commands:
+        args = commands[argv[0]].parse_intermixed_args(argv[1:])
+    else:
+        parser.parse_args(argv)
+        parser.print_help()
+        return 2
+    try:
+        return args.run(args, argv)
+    except ConfigError as e:
+        print(f"rlhf-jax: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "rlhf-jax", description=__doc__, epilog=EXAMPLES, formatter_class=raw
+    )
+    sub = parser.add_subparsers(metavar="COMMAND")
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, function: Any, text: str, example: str) -> argparse.ArgumentParser:
+        p = sub.add_parser(
+            name, help=text, description=text, epilog=f"example: {example}", formatter_class=raw
+        )
+        p.set_defaults(run=function)
+        commands[name] = p
+        return p
+
+    def study(p: argparse.ArgumentParser) -> None:
+        p.add_argument("study", metavar="STUDY", help="a Python file with study(tiny) -> Study")
+        p.add_argument("overrides", metavar="key=value", nargs="*",
+                       help="CELL.field=value (CELL may be a glob) or corpus.field=value")  # fmt: skip
+        p.add_argument("--tiny", action="store_true", help="the study's small form")
+        p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
+
+    p = command("run", _run, "Run the cells of a study that are not done, then build its report.",
+                "rlhf-jax run experiments/demo.py --tiny")  # fmt: skip
+    study(p)
+    p.add_argument("--only", metavar="GLOB", nargs="+", action="extend", default=[],
+                   help="these cells and the unfinished ones that they need")  # fmt: skip
+    p.add_argument("--force", metavar="GLOB", nargs="+", action="extend", default=[],
+                   help="forget these cells and all that start from them, first")  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="show the plan; run nothing")
+    p.add_argument("--workers", metavar="N", type=_count,
+                   help="processes (default: one a core; one in all with an accelerator)")  # fmt: skip
+    p.add_argument("--threads", metavar="N", type=_count,
+                   help="of each process (default: cores / workers)")  # fmt: skip
+    p.add_argument("--wandb", choices=("disabled", "offline", "online"), default="disabled")
+    p.add_argument("--launcher", choices=("local",), default="local")
+    p.add_argument("--display", choices=("auto", "table", "lines", "none"), default="auto",
+                   help="auto: a table on a terminal, lines elsewhere")  # fmt: skip
+
+    p = command("plan", _plan, "Parameters, tokens, FLOPs, memory, disk and time of every cell.",
+                "rlhf-jax plan experiments/demo.py")  # fmt: skip
+    study(p)
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--workers", metavar="N", type=_count)
+
+    p = command("status", _status, "Which cells are done, running, waiting, or failed and why.",
+                "rlhf-jax status experiments/demo.py")  # fmt: skip
+    study(p)
+    p.add_argument("--json", action="store_true")
+
+    p = command("report", _report, "Build the HTML report of a study from its run folders.",
+                "rlhf-jax report experiments/demo.py")  # fmt: skip
+    study(p)
+
+    p = command("fit", _fit, "Fit a scaling law to a table of runs (.csv or .jsonl).",
+                "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
+    p.add_argument("file", metavar="FILE")
+    p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
+                   help="loss=NAME and two of params=NAME, tokens=NAME, flops=NAME; "
+                        "the third is computed by C = 6 N D")  # fmt: skip
+    p.add_argument("--approach", type=int, choices=(2, 3), default=3,
+                   help="of Hoffmann 2022: 2 IsoFLOP minima, 3 parametric loss")  # fmt: skip
+    p.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true")
+
+    p = command("generate", _generate, "Continue a prompt with a trained cell.",
+                'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
+    p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
+    p.add_argument("--prompt", required=True)
+    p.add_argument("--top", type=_count, metavar="N", help="also show the N likeliest next tokens")
+    p.add_argument("--tokens", type=_count, default=40)
+    p.add_argument("--temperature", type=float, default=0.8)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
+    return parser, commands
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 1")
+    return int(text)
+
+
+# --- studies ---------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
+    return load_study(args.study, args.tiny, args.overrides), Runs(args.runs)
+
+
+def _corpus_hash(study: Study, runs: Runs) -> str | None:
+    """The corpus's content hash if it has been prepared. Refuses cells that it is too small for."""
+    from rlhf_jax.data.corpus import find
+
+    corpus = find(study.corpus, runs.root / "data")
+    if corpus is None:
+        return None
+    study.check_corpus(corpus.tokens("train"))
+    return corpus.content_hash
+
+
+def _again(argv: Sequence[str]) -> str:
+    """The command line that continues: this one, without `--force`."""
+    kept, forced = [], False
+    for word in argv:
+        if word.startswith("-") or "=" in word:
+            forced = word.partition("=")[0] == "--force"
+        if not forced:
+            kept.append(word)
+    return shlex.join(["rlhf-jax", *kept])
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    for globs in (args.only, args.force):  # overrides that stand after an option's globs
+        args.overrides += [g for g in globs if "=" in g]
+        globs[:] = [g for g in globs if "=" not in g]
+    study, runs = _load(args)
+    study.select([*args.only, *args.force])
+    if args.dry_run:
+        return _dry_run(study, runs, args)
+    from launch import local
+    from rlhf_jax.data.corpus import prepare
+
+    corpus = prepare(study.corpus, runs.root / "data", lambda text: print(text, flush=True))
+    study.check_corpus(corpus.tokens("train"))
+    command = _again(argv)
+    folder = write_study(study, runs, corpus.content_hash, command)
+    code = local.run(
+        study,
+        args.study,
+        runs=runs,
+        corpus_hash=corpus.content_hash,
+        tiny=args.tiny,
+        overrides=args.overrides,
+        only=args.only,
+        force=args.force,
+        workers=args.workers,
+        threads=args.threads,
+        display=args.display,
+        wandb=args.wandb,
+        again=command,
+    )
+    if code >= 128:
+        return code
+    write_study(study, runs, corpus.content_hash, command)  # folders that other studies share
+    _build_report(folder, runs)
+    return code
+
+
+def _build_report(folder: Path, runs: Runs) -> None:
+    from rlhf_jax.report.html import build
+
+    print("Building the report ...", flush=True)
+    print(f"Report: {build(folder, runs.root)}", flush=True)
+
+
+def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    study, runs = _load(args)
+    corpus_hash = _corpus_hash(study, runs)
+    if corpus_hash is None:
+        raise ConfigError(
+            f"{study.name} has not been run in {args.runs}; first: rlhf-jax run {args.study}"
+        )
+    old = read_json(runs.study(study) / "study.json") or {}
+    folder = write_study(study, runs, corpus_hash, old.get("command") or _again(["run", *argv[1:]]))
+    _build_report(folder, runs)
+    return 0
+
+
+def _make_plan(study: Study, runs: Runs, workers: int | None) -> tuple[StudyPlan, str | None]:
+    corpus_hash = _corpus_hash(study, runs)
+    workers = workers or machine.default_workers()
+    threads = max(1, machine.cores() // workers)
+    plan = make_plan(study, runs, corpus_hash, workers, threads, machine.accelerator())
+    return plan, corpus_hash
+
+
+def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
+    plan, corpus_hash = _make_plan(study, runs, args.workers)
+    _print_plan(plan, corpus_hash)
+    done = {c.name for c in plan.cells if c.state == "done"} - forgotten(study, args.force)
+    chosen = needed(study, done, args.only)
+    names = [c.name for c in study.order() if c.name in chosen]
+    print(f"\nWould run: {', '.join(names) if names else 'nothing; all is done'}")
+    return 0
+
+
+def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    study, runs = _load(args)
+    plan, corpus_hash = _make_plan(study, runs, args.workers)
+    if args.json:
+        print(json.dumps(plan.to_json(), indent=1))
+    else:
+        _print_plan(plan, corpus_hash)
+    return 0
+
+
+def _print_plan(plan: StudyPlan, corpus_hash: str | None) -> None:
+    table = Table(title=plan.study, title_justify="left", box=None, pad_edge=False)
+    for name in ("cell", "kind", "state"):
+        table.add_column(name)
+    for name in ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"):
+        table.add_column(name, justify="right")
+    for c in plan.cells:
+        table.add_row(c.name, c.kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
+                      f"{c.sequences:,}", f"{c.tokens:,}", f"{c.flops:.2e}", _bytes(c.memory),
+                      _bytes(c.disk), duration(c.seconds))  # fmt: skip
+    t = plan.totals()
+    table.add_section()
+    table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
+                  _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
+    _console().print(table)
+    print(
+        f"\nWith {plan.workers} workers x {plan.threads} threads: about "
+        f"{duration(t['wall_seconds'])} in all, {duration(t['remaining_wall_seconds'])} for the "
+        f"{t['remaining_cells']} cells left. Memory: the {plan.workers} hungriest cells at once."
+    )
+    if plan.calibrated:
+        print(f"Times are corrected by {plan.calibrated} finished cells in the runs folder.")
+    else:
+        print("Times are by a table of typical rates; no finished cell has corrected them yet.")
+    if corpus_hash is None:
+        print("The corpus is not prepared yet: `run` does that first, and checks its size then.")
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"
+
+
+def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    study, runs = _load(args)
+    found = status(study, runs, _corpus_hash(study, runs))
+    head = _head()
+    for row in found["cells"]:
+        made = read_json(Path(row["folder"]) / "provenance.json") if row.get("folder") else None
+        if row["state"] == "done" and made and made.get("commit"):
+            row["commit"] = made["commit"]
+            row["other_commit"] = head is not None and made["commit"] != head
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    table = Table(title=found["study"], title_justify="left", box=None, pad_edge=False)
+    for name in ("cell", "kind", "state"):
+        table.add_column(name)
+    for name in ("step", "loss", "tokens/s"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    for row in found["cells"]:
+        step, steps = row.get("step"), row.get("steps")
+        table.add_row(row["name"], row["kind"], Text(row["state"], style=STYLES[row["state"]]),
+                      f"{step}/{steps}" if steps else number(step, "d"),
+                      number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
+                      Text(_remark(row), style="dim"))  # fmt: skip
+    _console().print(table)
+    states = [row["state"] for row in found["cells"]]
+    counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
+    print(f"{len(states)} cells: {', '.join(counts)}")
+    return 0
+
+
+def _remark(row: dict[str, Any]) -> str:
+    match row["state"]:
+        case "failed":
+            return str(row.get("reason", ""))
+        case "running":
+            left = row.get("eta_seconds")
+            return f"{duration(left)} left" if left is not None else str(row.get("phase") or "")
+        case "waiting" if row.get("waiting_for"):
+            return f"for {', '.join(row['waiting_for'])}"
+        case "waiting" if row.get("stopped_at") is not None:
+            return f"stopped at step {row['stopped_at']}"
+        case "done" if row.get("other_commit"):
+            return f"made by another commit ({row['commit'][:10]})"
+    return ""
+
+
+def _head() -> str | None:
+    """The checkout's commit, if this is a checkout."""
+    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def _console() -> Console:
+    """Wide where the output is not a terminal, so that tables are not cut."""
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+# --- fits and samples ------------------------------------------------------------------------
+
+
+def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from rlhf_jax.scaling.fits import fit_file
+    from rlhf_jax.scaling.points import FitError
+
+    columns = dict(text.partition("=")[::2] for text in args.columns)
+    if not Path(args.file).is_file():
+        raise ConfigError(f"no file {args.file}")
+    try:
+        fit = fit_file(args.file, columns, args.approach, args.resamples, args.seed)
+    except FitError as e:
+        raise ConfigError(str(e)) from None
+    if args.json:
+        print(json.dumps(fit, indent=1))
+        return 0
+    table = Table(title=f"{args.file}: approach {args.approach}, {fit['n']} runs",
+                  title_justify="left", box=None, pad_edge=False)  # fmt: skip
+    table.add_column("")
+    table.add_column("fit", justify="right")
+    table.add_column("95% interval", justify="right")
+    intervals = fit.get("intervals") or {}
+    for key, value in fit.items():
+        if isinstance(value, float):
+            low, high = intervals.get(key) or (math.nan, math.nan)
+            table.add_row(
+                key, f"{value:.6g}", "" if math.isnan(low) else f"{low:.4g} .. {high:.4g}"
+            )
+    _console().print(table)
+    if fit.get("refused"):
+        print(f"Refused: {fit['refused']}")
+    for note in fit.get("notes") or []:
+        print(f"Note: {note}")
+    return 0
+
+
+def find_cell(text: str, runs: Runs) -> Path:
+    """The folder that RUN names: a path, STUDY/CELL of a study that has been run, or a cell's name.
+
+    Raises:
+      ConfigError: none is found, or several cells have the name.
+    """
+    if (Path(text) / "config.json").is_file():
+        return Path(text)
+    study, slash, name = text.rpartition("/")
+    if slash:
+        index = read_json(runs.root / "studies" / study / "study.json")
+        for cell in (index or {}).get("cells", []):
+            if cell["name"] == name:
+                return runs.root / cell["folder"]
+    known = {p.parent for p in (runs.root / "cells").glob("*/config.json")}
+    matches = sorted(p for p in known if text in (p.name, p.name.rpartition("-")[0]))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConfigError(f"several cells are named {text!r}: {', '.join(map(str, matches))}")
+    names = sorted({p.name.rpartition("-")[0] for p in known})
+    raise ConfigError(f"no cell {text!r} in {runs.root}." + (suggest(text, names) if names else
+                      " Nothing has been run there; see --runs"))  # fmt: skip
+
+
+def _generate(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    path = find_cell(args.cell, Runs(args.runs))
+    if not CellFolder(path).done():
+        print(f"{path.name} is not done; using its last checkpoint", file=sys.stderr)
+    from rlhf_jax.load import load_run, next_tokens, sample_text
+
+    run = load_run(path)
+    console = _console()
+    if args.top:
+        table = Table(title=f"next token after {args.prompt!r}", title_justify="left", box=None)
+        table.add_column("token")
+        table.add_column("probability", justify="right")
+        table.add_column("")
+        for token, probability in next_tokens(run, args.prompt, args.top):
+            bar = "█" * round(40 * probability)
+            table.add_row(Text(repr(token)), f"{100 * probability:.1f}%", Text(bar, style="cyan"))
+        console.print(table)
+    text = sample_text(run, args.prompt, args.tokens, args.temperature, args.seed)
+    console.print(Text(args.prompt, style="dim") + Text(text, style="bold"), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""What a study will cost, before anything runs: FLOPs, memory, disk and time of every cell.
+
+FLOPs are counted (`rlhf_jax.scaling.flops`, convention `exact`). Time is those FLOPs over the rate
+in `GFLOPS`, corrected by what finished cells in RUNS took; memory and disk are estimates.
+"""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward
+from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
+from rlhf_jax.runs import Runs, read_json
+from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
+from rlhf_jax.study import Study
+
+# Training speed by model width: model GFLOP/s of one CPU core, and of one GPU (small models there
+# wait for kernel launches). Widths between two rows take the lower row's rate.
+GFLOPS: dict[int, tuple[float, float]] = {
+    32: (4.0, 60.0),
+    64: (8.0, 200.0),
+    128: (14.0, 800.0),
+    256: (22.0, 3_000.0),
+    512: (30.0, 10_000.0),
+    1024: (34.0, 40_000.0),
+    2048: (36.0, 120_000.0),
+}
+DECODE = 0.25  # share of that rate while sampling: one token a step reads every weight
+COMPILE_SECONDS = 10.0  # a shape's first cell
+WARM_SECONDS = 3.0  # the following ones: restore, first steps, checkpoint
+BASELINE_BYTES = 0.6 * 2**30  # interpreter, runtime and compiled programs of one worker
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell's cost. FLOPs are model FLOPs; `decode_flops` is the part spent sampling.
+
+    Attributes:
+      params: of the model trained or run. sequences, tokens: processed, all epochs counted.
+      memory: peak bytes of the process that runs it. disk: bytes kept. seconds: on this machine.
+    """
+
+    name: str
+    kind: str
+    parents: tuple[str, ...]
+    params: int
+    sequences: int
+    tokens: int
+    flops: float
+    decode_flops: float
+    memory: float
+    disk: float
+    seconds: float = 0.0
+    state: str = "waiting"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Every cell, parents first, and the machine that the seconds are for."""
+
+    study: str
+    cells: tuple[CellPlan, ...]
+    workers: int
+    threads: int
+    calibrated: int  # finished cells that corrected the rates
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over cells; `memory` is of the `workers` hungriest at once; `remaining_*` leave out
+        finished cells."""
+        left = {c.name: c.seconds for c in self.cells if c.state != "done"}
+        parents = {c.name: c.parents for c in self.cells}
+        everything = {c.name: c.seconds for c in self.cells}
+        hungriest = sorted((c.memory for c in self.cells), reverse=True)[: self.workers]
+        return {
+            "cells": len(self.cells),
+            "tokens": sum(c.tokens for c in self.cells),
+            "flops": sum(c.flops for c in self.cells),
+            "memory": sum(hungriest),
+            "disk": sum(c.disk for c in self.cells),
+            "seconds": sum(everything.values()),
+            "wall_seconds": wall_seconds(everything, parents, self.workers),
+            "remaining_cells": len(left),
+            "remaining_wall_seconds": wall_seconds(left, parents, self.workers),
+            "workers": self.workers,
+            "threads": self.threads,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "study": self.study,
+            "cells": [to_json(c) for c in self.cells],
+            "totals": self.totals(),
+        }
+
+
+# --- work ------------------------------------------------------------------------------------
+
+
+def cell_plan(study: Study, cell: Cell) -> CellPlan:
+    """The cost of one cell, without its seconds."""
+    model = study.model_of(cell)
+    params = param_counts(model)["total"]
+    s = row_length(study, cell)
+    forward = flops_per_token(model, s) / 3.0 * s  # one sequence
+    heldout = study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
+    flops = decode = 0.0
+    if isinstance(cell, Pretrain):
+        seen = getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
+        tokens = cell.tokens - seen
+        sequences = tokens // s
+        flops = train_flops(model, s, tokens) + heldout
+        memory, disk = _training_bytes(model, cell.batch, s, trained=1), 12 * params
+    elif isinstance(cell, SFT):
+        sequences = cell.examples * cell.epochs
+        flops = 3.0 * forward * sequences
+        memory, disk = _training_bytes(model, cell.batch, s, trained=1), 12 * params
+    elif isinstance(cell, Compare):
+        sequences = (cell.prompts + cell.heldout_prompts) * cell.k
+        flops = decode = forward * sequences
+        memory, disk = _sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
+    elif isinstance(cell, Reward):
+        compared = study[cell.comparisons]
+        assert isinstance(compared, Compare)
+        sequences = compared.prompts * compared.k * cell.epochs
+        flops = 3.0 * forward * sequences + forward * compared.heldout_prompts * compared.k
+        memory = _training_bytes(model, cell.batch * compared.k, s, trained=1)
+        disk = 12 * params
+    elif isinstance(cell, PPO):
+        sequences = cell.iterations * cell.batch
+        decode = forward * sequences
+        scored = 3 if ":" in cell.reward else 4  # policy, reference, critic, reward model
+        flops = decode + forward * sequences * (scored + cell.epochs * 2 * 3)
+        rows = cell.batch // cell.minibatches
+        memory = _training_bytes(model, rows, s, trained=2) + 4.0 * params * (scored - 2)
+        disk = 2 * 12 * params
+    elif isinstance(cell, Evaluate):
+        sequences = 2 * cell.prompts
+        decode = forward * sequences
+        flops = decode + 3 * forward * sequences + 2 * heldout  # both policies, reward
+        memory, disk = _sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
+    else:
+        raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
+    if not isinstance(cell, Pretrain):
+        tokens = sequences * s
+    if isinstance(cell, Pretrain | SFT | Reward | PPO):
+        disk *= CHECKPOINTS_KEPT
+    return CellPlan(cell.name, cell.KIND, cell.parents(), params, sequences, tokens, flops, decode,
+                    BASELINE_BYTES + memory, disk)  # fmt: skip
+
+
+def row_length(study: Study, cell: Cell) -> int:
+    """Tokens in one sequence of a cell."""
+    task = getattr(cell, "task", None)
+    if isinstance(cell, Reward):
+        task = getattr(study[cell.comparisons], "task", None)
+    return task.prompt_len + task.response_len if task else study.corpus.seq_len
+
+
+def _training_bytes(model: ModelConfig, batch: int, s: int, trained: int) -> float:
+    """Weights, gradients, two Adam moments and one copy in float32; activations kept for the
+    backward pass; logits, their softmax and their gradient."""
+    params = param_counts(model)["total"]
+    rows = batch * s
+    layer = rows * (
+        8 * model.width + 2 * model.heads * model.C + 2 * model.K * model.C + 3 * model.F
+    )
+    scores = 2 * batch * model.heads * s * s
+    kept = {"none": model.layers, "dots": model.layers, "full": 1}[model.remat]
+    carried = model.layers * rows * model.width
+    word = 2 if model.compute == "bfloat16" else 4
+    activations = word * (kept * (layer + scores) + carried)
+    return 4.0 * 5 * params * trained + activations + 3.0 * 4 * rows * model.vocab
+
+
+def _sampling_bytes(model: ModelConfig, batch: int, s: int, models: int) -> float:
+    """Weights, the key-value cache, and one scoring pass over whole rows."""
+    cache = 2 * model.layers * batch * s * model.K * model.C
+    scored = batch * s * (model.vocab * 2 + 4 * model.width + 2 * model.F)
+    return 4.0 * (models * param_counts(model)["total"] + cache + scored)
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+def rate(width: int, threads: int, accelerator: bool) -> float:
+    """Model FLOP/s expected of one worker that trains a model of this width."""
+    rows = [w for w in GFLOPS if w <= width] or [min(GFLOPS)]
+    core, gpu = GFLOPS[max(rows)]
+    return 1e9 * (gpu if accelerator else core * threads)
+
+
+def raw_seconds(plan: CellPlan, model: ModelConfig, threads: int, accelerator: bool) -> float:
+    """Seconds of the work alone, by the table."""
+    work = plan.flops - plan.decode_flops + plan.decode_flops / DECODE
+    return work / rate(model.width, threads, accelerator)
+
+
+def make_plan(
+    study: Study,
+    runs: Runs,
+    corpus_hash: str | None = None,
+    workers: int = 1,
+    threads: int = 1,
+    accelerator: bool = False,
+) -> StudyPlan:
+    """Plans every cell.
+
+    Args:
+      corpus_hash: None before the corpus is prepared; then no cell is known to be done.
+      workers: processes that run cells side by side, each with `threads` threads.
+      accelerator: the rates of a GPU instead of CPU cores.
+    """
+    cells = [cell_plan(study, c) for c in study.order()]
+    models = {c.name: study.model_of(c) for c in study.cells}
+    raw = {c.name: raw_seconds(c, models[c.name], threads, accelerator) for c in cells}
+    if corpus_hash is not None:
+        folders = runs.folders(study, corpus_hash)
+        cells = [replace(c, state=folders[c.name].state()["state"]) for c in cells]
+    factors, used = _calibrate(study, runs, corpus_hash, raw, threads, accelerator)
+    shapes = set()
+    planned = []
+    for c in cells:
+        cell = study[c.name]
+        shape = (c.kind, models[c.name], getattr(cell, "batch", None), row_length(study, cell))
+        overhead = WARM_SECONDS if shape in shapes else COMPILE_SECONDS
+        shapes.add(shape)
+        factor = factors.get(c.kind, factors.get("", 1.0))
+        planned.append(replace(c, seconds=overhead + factor * raw[c.name]))
+    return StudyPlan(study.name, tuple(planned), workers, threads, used)
+
+
+def _calibrate(
+    study: Study,
+    runs: Runs,
+    corpus_hash: str | None,
+    raw: Mapping[str, float],
+    threads: int,
+    accelerator: bool,
+) -> tuple[dict[str, float], int]:
+    """Measured over tabulated seconds: the median by kind (and of all kinds under ""), and how many
+    finished cells it comes from: those of this study, and every pretraining cell in RUNS."""
+    ratios: dict[str, list[float]] = {}
+
+    def add(kind: str, done: Any, expected: float) -> None:
+        seconds = done.get("seconds") if isinstance(done, dict) else None
+        if seconds and expected > 0:
+            worked = max(seconds - WARM_SECONDS, 0.3 * seconds)
+            ratios.setdefault(kind, []).append(worked / expected)
+
+    mine = set()
+    if corpus_hash is not None:
+        for name, folder in runs.folders(study, corpus_hash).items():
+            mine.add(folder.path.name)
+            if folder.done():
+                add(study[name].KIND, read_json(folder.path / "done.json"), raw[name])
+    for path in sorted((runs.root / "cells").glob("*/done.json")):
+        config = read_json(path.parent / "config.json")
+        if path.parent.name in mine or not isinstance(config, dict) or config.get("continues"):
+            continue
+        try:
+            model = from_json(ModelConfig, config["model"])
+            flops = train_flops(model, study.corpus.seq_len, config["tokens"])
+        except (KeyError, TypeError, ConfigError):
+            continue  # not a pretraining cell, or written by another version
+        add("pretrain", read_json(path), flops / rate(model.width, threads, accelerator))
+    used = [r for of_kind in ratios.values() for r in of_kind]
+    factors = {kind: statistics.median(values) for kind, values in ratios.items()}
+    if used:
+        factors[""] = statistics.median(used)
+    return factors, len(used)
+
+
+# --- order -----------------------------------------------------------------------------------
+
+
+def remaining_paths(
+    seconds: Mapping[str, float], parents: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """Seconds of the longest chain of cells that starts with each cell, itself included."""
+    children: dict[str, list[str]] = {name: [] for name in seconds}
+    for name in seconds:
+        for parent in parents[name]:
+            if parent in children:
+                children[parent].append(name)
+    paths: dict[str, float] = {}
+
+    def path(name: str) -> float:
+        if name not in paths:
+            paths[name] = seconds[name] + max((path(c) for c in children[name]), default=0.0)
+        return paths[name]
+
+    for name in seconds:
+        path(name)
+    return paths
+
+
+def wall_seconds(
+    seconds: Mapping[str, float], parents: Mapping[str, Iterable[str]], workers: int
+) -> float:
+    """Time until all is done when `workers` take ready cells, longest remaining path first.
+    Parents that are not in `seconds` count as done."""
+    paths = remaining_paths(seconds, parents)
+    blocked = {n: {p for p in parents[n] if p in seconds} for n in seconds}
+    ready = [(-paths[n], n) for n, by in blocked.items() if not by]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < max(1, workers):
+            _, name = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[name], name))
+        now, finished = heapq.heappop(running)
+        for name, by in blocked.items():
+            if finished in by:
+                by.remove(finished)
+                if not by:
+                    heapq.heappush(ready, (-paths[name], name))
+    return now

@@ -1,0 +1,150 @@
+"""Studies and a worker without training, for the tests of graphs, folders and launchers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import local
+from rlhf_jax.cells import PPO, SFT, Compare, Evaluate, Pretrain, Reward
+from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.runs import Runs
+from rlhf_jax.study import Study, load_study
+
+STUDY = """
+from rlhf_jax.cells import Pretrain, SFT
+from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.study import Study
+
+
+def study(tiny):
+    model = ModelConfig(layers=1, width=32, heads=2, vocab=64)
+    small = dict(model=model, batch=2, tokens=256)
+    return Study("fake", (
+        Pretrain("a", **small),
+        Pretrain("b", **small, seed=1),
+        SFT("a-child", base="a"),
+        SFT("a-grandchild", base="a-child"),
+        SFT("b-child", base="b"),
+    ), CorpusConfig(vocab=64, seq_len=32))
+"""
+
+# Answers like rlhf_jax.execute. What it does in a cell is the text of CONTROL/<cell>; what it has
+# done is a line in CONTROL/log.
+WORKER = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from rlhf_jax.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study import load_study
+
+control, path, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+runs = Runs(arguments[arguments.index("--runs") + 1])
+overrides = [a for a in arguments if "=" in a]
+study = load_study(path, "--tiny" in arguments, overrides)
+folders = runs.folders(study, "corpus")
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+
+def log(text):
+    with open(control / "log", "a") as f:
+        f.write(text + chr(10))
+
+
+def answer(name, outcome, reason=None):
+    import json
+    print(json.dumps({"cell": name, "outcome": outcome, "reason": reason}), flush=True)
+
+
+print("a line that is not an answer", flush=True)
+for line in sys.stdin:
+    name = line.strip()
+    folder = folders[name]
+    todo = (control / name).read_text().split() if (control / name).exists() else []
+    with folder.held() as ours:
+        if not ours:
+            answer(name, "held")
+            continue
+        (folder.path / "failed.json").unlink(missing_ok=True)
+        with Heartbeat(folder, every=0.1) as beat:
+            beat.progress(step=1, steps=2, loss=3.5)
+            log(f"start {name}")
+            if "sleep" in todo:
+                asked.wait(float(todo[1]))
+            if asked.is_set():
+                log(f"stopped {name}")
+                answer(name, "stopped")
+                sys.exit(0)
+            if "die" in todo:
+                print("last words", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "fail" in todo:
+                write_json(folder.path / "failed.json", {"reason": "asked to", "time": time.time()})
+                answer(name, "failed", "asked to")
+                continue
+            log(f"end {name}")
+            write_json(folder.path / "done.json", {"seconds": 0.5, "loss": 3.25})
+    answer(name, "done")
+"""
+
+
+class FakeLaunch:
+    """A study file, a runs root and a control folder; `run` launches with the fake worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "fake.py"
+        self.path.write_text(STUDY)
+        self.control = folder / "control"
+        self.control.mkdir()
+        self.script = folder / "worker.py"
+        self.script.write_text(WORKER)
+        self.runs = Runs(folder / "runs")
+        self.study = load_study(self.path)
+        self.worker_command = (sys.executable, str(self.script), str(self.control))
+
+    def run(self, **options) -> int:
+        options = {"workers": 2, "display": "lines", **options}
+        return local.run(self.study, self.path, runs=self.runs, corpus_hash="corpus",
+                         worker_command=self.worker_command, **options)  # fmt: skip
+
+    def tell(self, cell: str, what: str) -> None:
+        (self.control / cell).write_text(what)
+
+    def log(self) -> list[str]:
+        path = self.control / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def folder(self, cell: str):
+        return self.runs.folders(self.study, "corpus")[cell]
+
+    def states(self) -> dict[str, str]:
+        return {n: f.state()["state"] for n, f in self.runs.folders(self.study, "corpus").items()}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
+    here = str(Path(__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    return FakeLaunch(tmp_path)
+
+
+@pytest.fixture
+def rlhf_study() -> Study:
+    """One cell of every kind."""
+    model = ModelConfig(layers=2, width=64, heads=4, vocab=256)
+    return Study(
+        "all-kinds",
+        (
+            Pretrain("base", model=model, tokens=65_536, batch=8),
+            Pretrain("longer", model=model, tokens=131_072, batch=8, continues="base"),
+            SFT("sft", base="longer", examples=128),
+            Compare("compare", policy="sft", prompts=32, heldout_prompts=16),
+            Reward("reward", base="sft", comparisons="compare"),
+            PPO("ppo", policy="sft", reward="reward", iterations=3, batch=8),
+            Evaluate("evaluate", before="sft", after="ppo", reward="reward", prompts=16),
+        ),
+        CorpusConfig(vocab=256, seq_len=64, heldout_tokens=4096),
+    )
