@@ -1,0 +1,156 @@
+"""Documents to rows of T+1 tokens, and rows to batches.
+
+A document is [BOS] tokens [EOS]. The documents of a split, in a shuffled order, are one stream that
+is cut into rows of T+1 tokens with stride T, so every token is a target exactly once. Nothing but
+token ids is stored: segments, positions, weights and byte counts follow from where BOS stands.
+
+Dimension letters: N rows, B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..config import ConfigError
+from .tokenizer import BOS, EOS, PAD
+
+Batch = dict[str, np.ndarray]
+"""tokens, targets, segments, positions, bytes int32 and weights float32, each (B, T).
+
+tokens: inputs. targets: the next tokens. segments: which document of the row an input belongs to,
+from 1; 0 is padding. positions: index within the segment, from 0. weights: 1 where the target
+continues the input's document, else 0. bytes: UTF-8 bytes of the target, 0 where the weight is 0;
+EOS counts 0. Bits per byte = sum(weights * nll) / ln 2 / sum(bytes).
+"""
+
+
+def row_dtype(vocab: int) -> np.dtype:
+    """The smallest unsigned integers that hold every token id."""
+    return np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+
+
+def pack(documents: Sequence[Sequence[int]], seq_len: int, vocab: int, seed: int) -> np.ndarray:
+    """Rows (N, T+1) of the documents' token ids.
+
+    Args:
+        documents: token ids of each document, without BOS and EOS.
+        seq_len: T.
+        vocab: V; it decides the dtype.
+        seed: of the order of documents, which depends on their tokens and the seed alone.
+
+    Returns:
+        (N, T+1) uint16 or uint32, the last row filled up with PAD. N = ceil((tokens - 1) / T).
+    """
+    dtype, key = row_dtype(vocab), str(seed).encode()
+    parts = [np.array([BOS, *ids, EOS], dtype) for ids in documents]
+    parts.sort(key=lambda p: hashlib.blake2b(p.tobytes(), digest_size=16, key=key).digest())
+    stream = np.concatenate(parts) if parts else np.zeros(1, dtype)
+    n_rows = -(-(len(stream) - 1) // seq_len)
+    padded = np.full(n_rows * seq_len + 1, PAD, dtype)
+    padded[: len(stream)] = stream
+    windows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)
+    return np.ascontiguousarray(windows[::seq_len])
+
+
+def batch_of(rows: np.ndarray, token_bytes: np.ndarray) -> Batch:
+    """The `Batch` of packed rows (B, T+1); `token_bytes` is `Tokenizer.token_bytes` (V,)."""
+    rows = rows.astype(np.int32)
+    starts = rows == BOS
+    segments = np.cumsum(starts, axis=1, dtype=np.int32) + (rows[:, :1] != BOS)
+    segments = np.where(rows == PAD, 0, segments).astype(np.int32)
+    tokens, targets = rows[:, :-1], rows[:, 1:]
+    weights = (segments[:, :-1] == segments[:, 1:]) & (targets != PAD)
+    return _batch(tokens, targets, segments[:, :-1], weights, token_bytes)
+
+
+def _batch(
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    segments: np.ndarray,
+    weights: np.ndarray,
+    token_bytes: np.ndarray,
+) -> Batch:
+    length = np.arange(tokens.shape[1], dtype=np.int32)
+    new = np.ones_like(segments, bool)
+    new[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = np.maximum.accumulate(np.where(new, length, 0), axis=1)
+    return {
+        "tokens": np.ascontiguousarray(tokens, np.int32),
+        "targets": np.ascontiguousarray(targets, np.int32),
+        "segments": np.ascontiguousarray(segments, np.int32),
+        "positions": np.where(segments == 0, 0, length - start).astype(np.int32),
+        "weights": weights.astype(np.float32),
+        "bytes": np.where(weights, token_bytes[targets], 0).astype(np.int32),
+    }
+
+
+def pack_examples(
+    examples: Iterable[tuple[Sequence[int], Sequence[int]]],
+    seq_len: int,
+    token_bytes: np.ndarray,
+    truncate: bool = False,
+) -> tuple[Batch, int]:
+    """Supervised examples, several to a row, each its own segment.
+
+    Args:
+        examples: (prompt ids, completion ids). Nothing is added: a prompt brings its BOS, and a
+            completion that is to teach the model to stop ends in EOS.
+        seq_len: T; an example of n tokens takes n - 1 inputs.
+        token_bytes: `Tokenizer.token_bytes` (V,).
+        truncate: cut the completion of an example that is too long, instead of refusing it.
+
+    Returns:
+        The `Batch`, whose weights are 1 on completion targets only (the first completion token,
+        predicted from the prompt's last, to the last), and the number of examples cut. Rows are
+        filled first-fit in the order given.
+
+    Raises:
+        ConfigError: an empty prompt or completion; a prompt of more than T tokens, which leaves no
+            target; an example that is too long, unless `truncate`.
+    """
+    filled: list[list[tuple[np.ndarray, int]]] = []
+    free: list[int] = []
+    cut = 0
+    for i, (prompt, completion) in enumerate(examples):
+        if not len(prompt) or not len(completion):
+            raise ConfigError(
+                f"example {i} has {len(prompt)} prompt and {len(completion)} completion tokens; both "
+                "must be at least 1, or nothing is learned from it"
+            )
+        size = len(prompt) + len(completion) - 1
+        if len(prompt) > seq_len or (size > seq_len and not truncate):
+            raise ConfigError(
+                f"example {i} takes {size} inputs ({len(prompt)} of prompt), a row holds {seq_len}; "
+                "raise seq_len, shorten the example, or pass truncate=True to cut completions"
+            )
+        cut += size > seq_len
+        ids = np.array([*prompt, *completion], np.int32)[: seq_len + 1]
+        row = next((r for r, room in enumerate(free) if room >= len(ids) - 1), None)
+        if row is None:
+            row = len(free)
+            free.append(seq_len)
+            filled.append([])
+        free[row] -= len(ids) - 1
+        filled[row].append((ids, len(prompt)))
+    return _example_rows(filled, seq_len, token_bytes), cut
+
+
+def _example_rows(
+    filled: Sequence[Sequence[tuple[np.ndarray, int]]], seq_len: int, token_bytes: np.ndarray
+) -> Batch:
+    shape = (len(filled), seq_len)
+    tokens, targets = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
+    segments, weights = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for row, examples in enumerate(filled):
+        at = 0
+        for segment, (ids, prompt) in enumerate(examples, 1):
+            stop = at + len(ids) - 1
+            tokens[row, at:stop] = ids[:-1]
+            targets[row, at:stop] = ids[1:]
+            segments[row, at:stop] = segment
+            weights[row, at + prompt - 1 : stop] = True
+            at = stop
+    return _batch(tokens, targets, segments, weights, token_bytes)

@@ -1,0 +1,96 @@
+"""Documents and packed rows on disk: TFDS builders in array_record files, without TensorFlow.
+
+Importing this module imports tensorflow_datasets (seconds), so import it only to write or to read
+records; training reads the memory-mapped copy of the rows instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+VERSION = "1.0.0"
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """A dataset of the records given to it, in their order."""
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, features: Mapping[str, Any], splits: Mapping[str, Iterable], **kwargs):
+        self._features, self._records = features, splits
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(self._features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: enumerate(records) for split, records in self._records.items()}
+
+    def _generate_examples(self) -> Iterator:
+        raise NotImplementedError("the split generators are complete")
+
+
+class Documents(_Builder):
+    """Text documents: `id`, `source` and `text`."""
+
+    name = "documents"
+
+
+class Rows(_Builder):
+    """Packed rows of token ids: `tokens` (T+1,)."""
+
+    name = "rows"
+
+
+def write_documents(folder: Path, splits: Mapping[str, Iterable[Mapping[str, str]]]) -> None:
+    """Write `{id, source, text}` records, split by split, under `folder`."""
+    features = {key: tfds.features.Text() for key in ("id", "source", "text")}
+    _write(Documents, folder, features, splits)
+
+
+def write_rows(folder: Path, splits: Mapping[str, np.ndarray]) -> None:
+    """Write rows (N, T+1) of token ids, split by split, under `folder`."""
+    sample = next(iter(splits.values()))
+    features = {"tokens": tfds.features.Tensor(shape=sample.shape[1:], dtype=sample.dtype)}
+    records = {split: ({"tokens": row} for row in rows) for split, rows in splits.items()}
+    _write(Rows, folder, features, records)
+
+
+def _write(builder: type[_Builder], folder: Path, features: Mapping, splits: Mapping) -> None:
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download that is none
+        builder(features=features, splits=splits, data_dir=str(folder)).download_and_prepare()
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
+
+
+def _source(folder: Path, name: str, split: str) -> Any:
+    builder = tfds.builder_from_directory(folder / name / VERSION)
+    return builder.as_data_source(split=split)
+
+
+def read_documents(folder: Path, split: str) -> Iterator[dict[str, str]]:
+    """The records that `write_documents` wrote, in order."""
+    for record in _source(folder, Documents.name, split):
+        yield {key: value.decode() for key, value in record.items()}
+
+
+def read_rows(folder: Path, split: str, block: int = 4096) -> np.ndarray:
+    """The rows (N, T+1) that `write_rows` wrote, in order."""
+    source = _source(folder, Rows.name, split)
+    blocks = [
+        np.stack([r["tokens"] for r in source.__getitems__(range(i, min(i + block, len(source))))])
+        for i in range(0, len(source), block)
+    ]
+    return np.concatenate(blocks)
