@@ -185,7 +185,7 @@ class _Surface:
         theta, best = np.asarray(start, np.float64), np.inf
         for _ in range(rounds):
             found = minimize(self, theta, args=(weights,), jac=True, method="L-BFGS-B",
-                             options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-13, "gtol": 1e-7,
+                             options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-13, "gtol": 1e-7,
                                       "maxcor": 20})  # fmt: skip
             if not found.fun < best:
                 break
@@ -245,6 +245,15 @@ def _check(points: Points) -> None:
         raise FitError(
             f"approach 3 needs at least 3 distinct sizes and 3 distinct token counts; the "
             f"{len(points)} runs have {sizes} and {tokens}"
+        )
+    spread = np.linalg.svd(
+        np.stack([np.log(v) - np.log(v).mean() for v in (points.params, points.tokens)]),
+        compute_uv=False,
+    )
+    if spread[1] < 0.03 * spread[0]:
+        raise FitError(
+            "N and D lie on one line in logs (a single budget, or a fixed D/N): approach 3 cannot tell "
+            "their effects apart; add runs off that line"
         )
 
 

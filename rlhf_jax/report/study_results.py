@@ -1,0 +1,264 @@
+"""A study folder as tables: what each cell is, what it found, and which fits follow.
+
+Cells that are missing, running or failed are listed with their state; nothing here needs them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import ConfigError, content_id
+from rlhf_jax.runs import CellFolder, read_json, write_json
+from rlhf_jax.scaling.fits import fit_points
+from rlhf_jax.scaling.points import FitError, Points, from_rows
+from rlhf_jax.scaling.sweep import check_lr
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell of a study and whatever its folder holds so far."""
+
+    name: str
+    run_id: str
+    kind: str
+    parents: tuple[str, ...]
+    tags: dict[str, Any]
+    folder: CellFolder
+
+    @property
+    def done(self) -> bool:
+        return self.folder.done()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self._json(self.folder.path / "config.json")
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return self._json(self.folder.path / "provenance.json")
+
+    @cached_property
+    def seconds(self) -> float | None:
+        return self._json(self.folder.path / "done.json").get("seconds")
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """File stem -> content of every readable `results/*.json`."""
+        if not self.done:
+            return {}
+        return {p.stem: self._json(p) for p in sorted(self.folder.results.glob("*.json"))}
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Logged rows by step; of a step logged twice (a resumed run) the last."""
+        try:
+            rows = self.folder.metrics()
+        except ValueError:
+            return []
+        by_step = {
+            step: row
+            for i, row in enumerate(rows)
+            if isinstance(row, dict) and is_number(step := row.get("step", row.get("iteration", i)))
+        }
+        return [{**by_step[step], "step": step} for step in sorted(by_step)]
+
+    @cached_property
+    def state(self) -> str:
+        """`done`, or what the folder says otherwise, in words."""
+        if not self.folder.path.is_dir():
+            return "not started"
+        try:
+            state = self.folder.state()
+        except (OSError, ValueError, KeyError):
+            return "unreadable"
+        if state["state"] == "failed":
+            return f"failed: {state.get('error') or state.get('reason') or 'see its folder'}"
+        return str(state["state"])
+
+    @property
+    def heldout(self) -> dict[str, Any]:
+        return self.results.get("heldout") or {}
+
+    def column(self, *names: str) -> list[tuple[float, ...]]:
+        """The metrics rows in which all of `names` are finite numbers, as tuples."""
+        rows = [tuple(row.get(name) for name in names) for row in self.metrics]
+        return [row for row in rows if all(is_number(v) for v in row)]
+
+    @staticmethod
+    def _json(path: Path) -> Any:
+        try:
+            return read_json(path) or {}
+        except ValueError:
+            return {}
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """A study's description and cells. folder: `RUNS/studies/NAME`."""
+
+    folder: Path
+    spec: dict[str, Any]
+    cells: tuple[CellResult, ...]
+
+    def of(self, kind: str, done: bool = True) -> list[CellResult]:
+        return [cell for cell in self.cells if cell.kind == kind and (cell.done or not done)]
+
+    def analyses(self, kind: str) -> list[tuple[str, list[CellResult]]]:
+        """(name, cells) of each analysis of a kind; the name is a file stem, unique in the study."""
+        named: list[tuple[str, list[CellResult]]] = []
+        for analysis in self.spec.get("analyses", []):
+            if analysis.get("kind") != kind:
+                continue
+            label = "".join(c if c.isalnum() else "-" for c in analysis.get("label") or "")
+            name = f"{kind}-{label}" if label else kind
+            if any(name == taken for taken, _ in named):
+                name = f"{name}-{len(named) + 1}"
+            wanted = set(analysis.get("cells", []))
+            named.append((name, [cell for cell in self.cells if cell.name in wanted]))
+        return named
+
+    @property
+    def analysed(self) -> set[str]:
+        """Names of the cells that belong to some analysis."""
+        return {
+            c.name
+            for kind in ("isoflop", "lr_check")
+            for _, cells in self.analyses(kind)
+            for c in cells
+        }
+
+    @property
+    def missing(self) -> list[CellResult]:
+        return [cell for cell in self.cells if not cell.done]
+
+
+def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
+    """The results of a study so far.
+
+    Raises:
+      ConfigError: the folder has no readable study.json.
+    """
+    folder, root = Path(study_folder), Path(runs_root)
+    try:
+        spec = read_json(folder / "study.json")
+    except ValueError as e:
+        raise ConfigError(f"{folder / 'study.json'} is not JSON: {e}") from None
+    if not isinstance(spec, dict) or "cells" not in spec:
+        raise ConfigError(
+            f"{folder} has no study.json with cells; run the study first, or give the folder "
+            "RUNS/studies/NAME"
+        )
+    cells = []
+    for cell in spec["cells"]:
+        default = f"cells/{cell['name']}-{cell['run_id']}"
+        cells.append(
+            CellResult(
+                name=cell["name"], run_id=cell["run_id"], kind=cell["kind"],
+                parents=tuple(cell.get("parents", ())), tags=cell.get("tags") or {},
+                folder=CellFolder(root / (cell.get("folder") or default)),
+            )
+        )  # fmt: skip
+    return StudyResults(folder, spec, tuple(cells))
+
+
+def sweep_table(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """One row a finished pretraining cell that has a held-out loss: label, run_id, params, tokens,
+    flops (`exact` convention), loss, stderr, bits_per_byte, lr, seed, budget (of its tags)."""
+    rows = []
+    for cell in cells:
+        held = cell.heldout
+        flops = held.get("flops")
+        flops = flops.get("exact") if isinstance(flops, dict) else flops
+        if not is_number(held.get("loss")):
+            continue
+        rows.append(
+            {
+                "label": cell.name,
+                "run_id": cell.run_id,
+                "params": held.get("params"),
+                "tokens": held.get("train_tokens", cell.config.get("tokens")),
+                "flops": flops,
+                "loss": held["loss"],
+                "stderr": held.get("stderr"),
+                "bits_per_byte": held.get("bits_per_byte"),
+                "bits_per_byte_stderr": held.get("bits_per_byte_stderr"),
+                "lr": (cell.config.get("optim") or {}).get("lr"),
+                "seed": cell.config.get("seed"),
+                "budget": cell.tags.get("budget"),
+            }
+        )
+    return rows
+
+
+def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
+    """The rows as a table to fit. Standard errors are of the held-out sample, which all runs share."""
+    return from_rows([{k: v for k, v in row.items() if v is not None} for row in rows])
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What the analyses conclude; every value is JSON. A fit that cannot be made is
+    {"refused": reason}."""
+
+    isoflop: dict[str, dict[str, Any]] = field(default_factory=dict)  # approach 2
+    parametric: dict[str, dict[str, Any]] = field(default_factory=dict)  # approach 3
+    lr_check: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
+    """Runs every analysis and writes `fits/NAME.json`; an unchanged fit is read back instead."""
+    fits = Fits()
+    for name, cells in study.analyses("isoflop"):
+        rows = sweep_table(cells)
+        for approach, into in ((2, fits.isoflop), (3, fits.parametric)):
+            path = study.folder / "fits" / f"{name}-approach{approach}.json"
+            into[name] = _cached_fit(path, rows, approach, resamples, seed)
+    for name, cells in study.analyses("lr_check"):
+        path = study.folder / "fits" / f"{name}.json"
+        fits.lr_check[name] = _lr_check(cells)
+        write_json(path, fits.lr_check[name])
+    return fits
+
+
+def _cached_fit(path: Path, rows: list, approach: int, resamples: int, seed: int) -> dict[str, Any]:
+    inputs = content_id([rows, approach, resamples, seed])
+    try:
+        old = read_json(path)
+    except ValueError:
+        old = None
+    if old and old.get("inputs") == inputs:
+        return old
+    try:
+        if len(rows) < 3:
+            raise FitError(f"{len(rows)} of the sweep's cells have a held-out loss")
+        fit = fit_points(sweep_points(rows), approach, resamples, seed)
+    except FitError as e:
+        fit = {"approach": approach, "n": len(rows), "refused": str(e), "notes": []}
+    fit["inputs"] = inputs
+    write_json(path, fit)
+    return fit
+
+
+def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
+    """{"points": [{lr, loss, stderr, label, run_id}], interior, resolved, reason, best_lr}."""
+    rows = [
+        {k: row[k] for k in ("lr", "loss", "stderr", "label", "run_id", "params")}
+        for row in sweep_table(cells)
+        if is_number(row["lr"])
+    ]
+    rows.sort(key=lambda row: row["lr"])
+    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if not c.heldout]}
+    try:
+        return out | check_lr([(r["lr"], r["loss"], r["stderr"]) for r in rows]).to_dict()
+    except ConfigError as e:
+        return out | {"best_lr": None, "interior": False, "resolved": False, "reason": str(e)}
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,160 @@
+"""One look for every figure: SVG that follows the reader's light, dark or print colours.
+
+Matplotlib draws in placeholder colours; `render` replaces them by CSS variables, which the report
+defines once and a standalone SVG file carries itself. Text stays text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+# Placeholder -> (CSS variable, light, dark). Series colours are Okabe-Ito hues, which colour-blind
+# readers can tell apart, darkened for white paper and lightened for a dark page.
+FG, MUTED, GRID, PAGE = "#000101", "#000102", "#000103", "#000104"
+SERIES = tuple(f"#0002{i:02x}" for i in range(6))
+COLOURS = {
+    FG: ("--fg", "#1f2328", "#e6e6e6"),
+    MUTED: ("--muted", "#6a7178", "#9aa3ab"),
+    GRID: ("--grid", "#e3e6e8", "#33393f"),
+    PAGE: ("--page", "#ffffff", "#15181b"),
+    SERIES[0]: ("--s0", "#0072b2", "#56b4e9"),
+    SERIES[1]: ("--s1", "#c65400", "#ff9a4d"),
+    SERIES[2]: ("--s2", "#00805d", "#3fd0a4"),
+    SERIES[3]: ("--s3", "#b0558c", "#eaa3cd"),
+    SERIES[4]: ("--s4", "#7a5c00", "#e8cf4a"),
+    SERIES[5]: ("--s5", "#5b4fb3", "#b1a7ff"),
+}
+_RC = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": FG,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": FG,
+    "axes.titlecolor": FG,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": FG,
+    "ytick.labelcolor": FG,
+    "lines.linewidth": 1.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+    "axes.formatter.useoffset": False,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure. svg: for inlining; header, rows: the numbers behind it; caption: in words."""
+
+    name: str
+    svg: str
+    header: tuple[str, ...]
+    rows: list[tuple]
+    caption: str
+
+    def write(self, folder: Path) -> None:
+        """`NAME.svg`, readable on its own in light and dark, and `NAME.csv`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        style = f"<style>{css('svg')}</style>"
+        svg = re.sub(r"(<svg[^>]*>)", lambda m: m[1] + style, self.svg, count=1)
+        (folder / f"{self.name}.svg").write_text(svg)
+        with (folder / f"{self.name}.csv").open("w", newline="") as f:
+            writer = csv.writer(f)
+            writer.writerow(self.header)
+            writer.writerows(self.rows)
+
+
+def css(selector: str) -> str:
+    """The colour variables, light by default and in print, dark where the reader prefers it."""
+    light = ";".join(f"{name}:{value}" for name, value, _ in COLOURS.values())
+    dark = ";".join(f"{name}:{value}" for name, _, value in COLOURS.values())
+    return (
+        f"{selector}{{{light}}}"
+        f"@media screen and (prefers-color-scheme: dark){{{selector}{{{dark}}}}}"
+    )
+
+
+def panels(rows: int = 1, columns: int = 1, width: float = 7.2, height: float = 4.0):
+    """(figure, axes as a flat list), in inches."""
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(width, height))
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def render(figure: Figure, name: str) -> str:
+    """The figure as inline SVG with colours as CSS variables."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    for placeholder, (variable, _, _) in COLOURS.items():
+        svg = svg.replace(placeholder, f"var({variable})")
+    # Ids must be unique on a page that holds many figures.
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', lambda m: f"{m[1]}{name}-", svg)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    )
+
+
+def log_axis(ax: Axes, which: str, label: str, form) -> None:
+    """A log axis with ticks at 1, 2, 5 (few decades), 1, 3 or 1 (many), written by `form`."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    decades = math.log10(high / low)
+    subs = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3.2 else (1,)
+    stride = max(1, math.ceil(decades / 7))
+    first = math.floor(math.log10(low))
+    exponents = range(first, math.ceil(math.log10(high)) + 1)
+    ticks = [s * 10.0**e for e in exponents if (e - first) % stride == 0 for s in subs]
+    ticks = [t for t in ticks if low <= t <= high]
+    if len(ticks) < 2:
+        ticks = [t for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
+    (ax.set_xlabel if which == "x" else ax.set_ylabel)(label)
+
+
+def count(value: float) -> str:
+    """1234567 -> 1.23M."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def power(value: float) -> str:
+    """3e15 -> 3×10¹⁵."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return "-"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    head = f"{value / 10.0**exponent:.3g}"
+    raised = str(exponent).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+    return f"10{raised}" if head == "1" else f"{head}×10{raised}"

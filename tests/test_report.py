@@ -1,0 +1,252 @@
+"""The report is built from run folders alone, says what is missing, and shows no raw text."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rlhf_jax.config import ConfigError
+from rlhf_jax.report import html
+from rlhf_jax.scaling.parametric import Law
+
+LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
+EVIL = '<script>alert("x")</script> & </table>'
+
+
+def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=True, **results):
+    run_id = f"{abs(hash((kind, name))) % 16**8:08x}"
+    folder = root / "cells" / f"{name}-{run_id}"
+    (folder / "results").mkdir(parents=True)
+    files = {
+        "config": {"kind": kind, "name": name, "seed": 0, **(config or {})},
+        "provenance": {"commit": "abc123def456", "versions": {"jax": "0.12"}, "hardware": "a CPU"},
+        **({"done": {"finished": "2025-01-01T00:00:00Z", "seconds": 12.5}} if done else {}),
+        **{f"results/{k}": v for k, v in results.items()},
+    }
+    for stem, content in files.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content))
+    lines = "".join(json.dumps(row) + "\n" for row in metrics)
+    (folder / "metrics.jsonl").write_text(lines)
+    return {"name": name, "run_id": run_id, "kind": kind, "parents": [],
+            "folder": f"cells/{name}-{run_id}"}  # fmt: skip
+
+
+def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done=True):
+    steps = np.arange(1, 101)
+    curve = LAW.loss(n, steps / 100 * d) + 0.02 * np.sin(steps)
+    metrics = [
+        {"step": int(s), "tokens": s / 100 * d, "flops": 6 * n * s / 100 * d, "loss": float(v)}
+        for s, v in zip(steps, curve, strict=True)
+    ]
+    held = {
+        "loss": float(LAW.loss(n, d) if loss is None else loss), "stderr": 0.004, "bits_per_byte": 1.9,
+        "bits_per_byte_stderr": 0.002, "tokens": 65536, "params": int(n), "train_tokens": int(d),
+        "flops": {"exact": 6 * n * d},
+    }  # fmt: skip
+    config = {"tokens": int(d), "optim": {"lr": lr}}
+    words = {"The colour of the sky is": [["blue", 0.31], [EVIL, 0.2]]}
+    return write_cell(root, "pretrain", name, config, metrics, done,
+                      heldout=held, next_words=words)  # fmt: skip
+
+
+def sweep(root: Path, budgets=(1e14, 4e14, 1.6e15, 6.4e15), off=1.0):
+    cells = []
+    for i, c in enumerate(budgets):
+        middle = LAW.compute_optimal(c)[0] * (off if i == len(budgets) - 1 else 1)
+        for j, n in enumerate(middle * np.geomspace(1 / 3, 3, 7)):
+            cells.append(pretrain(root, f"c{i}-n{j}", n, c / (6 * n)))
+    return cells
+
+
+def rlhf(root: Path):
+    rng = np.random.default_rng(0)
+    cells = [
+        write_cell(root, "sft", "sft", metrics=[{"step": s, "loss": 3 - 0.01 * s} for s in range(50)],
+                   heldout={"loss": 2.5}),
+        write_cell(
+            root, "reward", "reward", {},
+            [{"step": s, "loss": 0.7 - 0.005 * s, "accuracy": 0.5 + 0.005 * s} for s in range(50)],
+            report={"accuracy": 0.7421, "n_pairs": 960, "baselines": {"length": 0.55},
+                    "accuracy_by_margin": [{"low": m, "high": m + 0.5, "accuracy": 0.55 + 0.1 * m, "n": 240}
+                                           for m in (0, 0.5, 1, 1.5)]},
+        ),
+    ]  # fmt: skip
+    for seed in range(3):
+        metrics = [
+            {"step": i, "reward_gold": 0.02 * i + rng.normal() * 0.05, "reward_proxy": 0.03 * i,
+             "kl": 0.2 * i, "entropy": 3 - 0.01 * i, "distinct_2": 0.9 - 0.002 * i,
+             "response_length": 20 + rng.normal(), "max_ratio_error": 3e-6, "approx_kl": 0.01}
+            for i in range(50)
+        ]  # fmt: skip
+        cells.append(write_cell(root, "ppo", f"ppo-s{seed}", {"seed": seed}, metrics))
+        samples = [{"prompt": EVIL, "before": "bad", "after": "good", "gold_before": b,
+                    "gold_after": b + 0.5} for b in rng.normal(size=12)]  # fmt: skip
+        evaluation = {
+            "n_prompts": 256, "temperature": 1.0, "gold_before": 0.1, "gold_after": 0.613 + seed / 10,
+            "gain": 0.513 + seed / 10, "gain_interval": [0.4, 0.7], "win_rate": 0.8,
+            "win_rate_interval": [0.75, 0.85], "kl": 9.5, "entropy_before": 3.0, "entropy_after": 2.5,
+            "samples": samples, "next_words": {"before": {"The sky is": [["grey", 0.4]]}},
+        }  # fmt: skip
+        cells.append(
+            write_cell(root, "evaluate", f"eval-s{seed}", {}, (), True, evaluation=evaluation)
+        )
+    return cells
+
+
+def write_study(root: Path, cells, analyses=(), **extra):
+    folder = root / "studies" / "demo"
+    folder.mkdir(parents=True)
+    spec = {"name": "demo", "title": f"Demo {EVIL}", "description": "", "command": "rlhf-jax run demo",
+            "cells": cells, "analyses": list(analyses), **extra}  # fmt: skip
+    (folder / "study.json").write_text(json.dumps(spec))
+    return folder
+
+
+def isoflop(cells):
+    return {"kind": "isoflop", "cells": [c["name"] for c in cells]}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    cells = sweep(root, off=12.0)
+    rates = [pretrain(root, f"lr{i}", 1e6, 2e7, lr, 3.5 + (i - 1) ** 2 / 10)
+             for i, lr in enumerate((1e-3, 3e-3, 9e-3))]  # fmt: skip
+    base = pretrain(root, "base", 5e6, 1e8)
+    missing = {"name": "late", "run_id": "ffff0000", "kind": "ppo", "parents": ["base"],
+               "folder": "cells/late-ffff0000"}  # fmt: skip
+    analyses = [isoflop(cells), {"kind": "lr_check", "cells": [c["name"] for c in rates]}]
+    all_cells = [*cells, *rates, base, *rlhf(root), missing]
+    folder = write_study(root, all_cells, analyses)
+    html.build(folder, root, resamples=25)
+    return folder, root, all_cells
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+def test_the_report_holds_the_numbers_of_the_run_folders(full):
+    folder, _, cells = full
+    text = text_of(folder)
+    fit = json.loads((folder / "fits" / "isoflop-approach3.json").read_text())
+    assert fit["alpha"] == pytest.approx(LAW.alpha, rel=1e-3)
+    assert f"N* ∝ C^{fit['a']:.3f}" in text
+    for said in (
+        "74.2%",
+        "+0.513",
+        "[0.400, 0.700]",
+        "max_ratio_error",
+        "blue 31.0%",
+        "grey 40.0%",
+    ):
+        assert said in text
+    for cell in cells:
+        assert f'id="cell-{cell["run_id"]}"' in text
+    assert set(re.findall(r'href="#(cell-[^"]+)"', text)) <= set(re.findall(r'id="([^"]+)"', text))
+
+
+def test_refusals_and_missing_cells_are_said_in_words(full):
+    folder, _, _ = full
+    text = text_of(folder)
+    two = json.loads((folder / "fits" / "isoflop-approach2.json").read_text())
+    assert [bool(b["refused"]) for b in two["budgets"]] == [False, False, False, True]
+    assert "refused: " + two["budgets"][3]["refused"] in text
+    assert "not started" in text
+    assert "0.003 is lowest, and both ends are worse" in text
+
+
+def test_text_from_samples_titles_and_words_is_escaped(full):
+    text = text_of(full[0])
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &lt;/table&gt;" in text
+
+
+def test_the_page_needs_no_network_and_follows_the_readers_colours(full):
+    text = text_of(full[0])
+    links = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"#000[12]0|url\(http", text)
+
+
+def test_every_figure_has_its_data_and_stands_alone(full):
+    figures = full[0] / "figures"
+    names = {p.stem for p in figures.glob("*.svg")}
+    assert {"isoflop-parabolas", "isoflop-frontier", "isoflop-residuals", "isoflop-curves", "lr_check",
+            "base-curve", "sft-curve", "reward-curves", "reward-calibration", "ppo-curves",
+            "before-after"} == names  # fmt: skip
+    assert names == {p.stem for p in figures.glob("*.csv")}
+    for path in figures.glob("*.svg"):
+        ElementTree.fromstring(path.read_text())
+        assert "--s0:#0072b2" in path.read_text()
+
+
+def test_an_unchanged_fit_is_not_made_again(full, monkeypatch):
+    folder, root, _ = full
+    monkeypatch.setattr("rlhf_jax.report.study_results.fit_points", None)
+    html.build(folder, root, resamples=25)
+
+
+def test_a_failure_leaves_the_old_report_whole(full, monkeypatch):
+    folder = full[0]
+    old = text_of(folder)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        html._write(folder / "report.html", "half")
+    assert text_of(folder) == old
+    assert not list(folder.glob(".report*"))
+
+
+def test_a_study_of_pretraining_alone_has_a_report(tmp_path):
+    cells = sweep(tmp_path, budgets=(1e14,))
+    folder = write_study(tmp_path, cells, [isoflop(cells)])
+    text = html.build(folder, tmp_path, resamples=10).read_text()
+    assert "1 of 1 budgets show a minimum; an exponent needs at least 2" in text
+    assert "N and D lie on one line in logs" in text
+    assert "This study has no PPO cell." in text
+
+
+def test_a_study_of_rlhf_alone_has_a_report(tmp_path):
+    folder = write_study(tmp_path, rlhf(tmp_path))
+    text = html.build(folder, tmp_path).read_text()
+    assert "This study has no base model" in text
+    assert "74.2%" in text
+
+
+def test_cells_without_results_or_with_broken_files_are_not_fatal(tmp_path):
+    cells = [write_cell(tmp_path, kind, f"{kind}-empty", done=done)
+             for kind, done in [("pretrain", True), ("sft", True), ("reward", True), ("ppo", True),
+                                ("evaluate", True), ("compare", False)]]  # fmt: skip
+    broken = pretrain(tmp_path, "broken", 1e6, 2e7)
+    (tmp_path / broken["folder"] / "results" / "heldout.json").write_text('{"loss": ')
+    (tmp_path / broken["folder"] / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"st')
+    folder = write_study(
+        tmp_path, [*cells, broken], [isoflop([broken]), {"kind": "lr_check", "cells": ["broken"]}]
+    )
+    text = html.build(folder, tmp_path, resamples=5).read_text()
+    assert "0 of the sweep" in text
+    assert "cannot bracket a minimum" in text
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no study\.json"):
+        html.build(tmp_path, tmp_path)
+
+
+def test_the_report_imports_no_jax():
+    import subprocess
+
+    code = (
+        "import sys, rlhf_jax.report.html, rlhf_jax.scaling.sweep; assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
