@@ -123,6 +123,9 @@ def _alive(beat: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
+    with contextlib.suppress(OSError):  # a killed process that nobody has waited for yet
+        state = Path(f"/proc/{beat['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"
     return True
 
 
