@@ -78,7 +78,7 @@ def test_force_refuses_while_a_live_process_holds_a_cell(fake):
     assert fake.run() == 0
     with fake.folder("a-grandchild").held() as ours:
         assert ours
-        with pytest.raises(ConfigError, match="a-grandchild.*being run by another process"):
+        with pytest.raises(ConfigError, match=r"a-grandchild.*being run by another process"):
             fake.run(force=["a"])
     assert set(fake.states().values()) == {"done"}
 
