@@ -115,6 +115,8 @@ class CellFolder:
 
 
 def _alive(beat: dict[str, Any]) -> bool:
+    if beat.get("ended"):
+        return False
     if beat.get("host") != socket.gethostname():
         return True  # on another machine: a fresh heartbeat is all we can see
     try:
@@ -176,8 +178,11 @@ class Heartbeat:
     def __exit__(self, *exc: Any) -> None:
         self._stop.set()
         self._thread.join()
+        path = self.folder.path / "heartbeat.json"
         if self.folder.done():
-            (self.folder.path / "heartbeat.json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        else:  # the process may live on, with another cell
+            write_json(path, {**self.beat, "time": time.time(), "ended": True})
 
 
 def provenance() -> dict[str, Any]:
