@@ -155,7 +155,7 @@ def _corpus_hash(study: Study, runs: Runs) -> str | None:
     """The corpus's content hash if it has been prepared. Refuses cells that it is too small for."""
     from rlhf_jax.data.corpus import find
 
-    corpus = find(study.corpus, runs.root / "data")
+    corpus = find(study.corpus, runs.root)
     if corpus is None:
         return None
     study.check_corpus(corpus.tokens("train"))
@@ -184,7 +184,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from launch import local
     from rlhf_jax.data.corpus import prepare
 
-    corpus = prepare(study.corpus, runs.root / "data", lambda text: print(text, flush=True))
+    corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))
     command = _again(argv)
     folder = write_study(study, runs, corpus.content_hash, command)
@@ -298,10 +298,10 @@ def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
     found = status(study, runs, _corpus_hash(study, runs))
     head = _head()
     for row in found["cells"]:
-        made = read_json(Path(row["folder"]) / "provenance.json") if row.get("folder") else None
-        if row["state"] == "done" and made and made.get("commit"):
-            row["commit"] = made["commit"]
-            row["other_commit"] = head is not None and made["commit"] != head
+        if row["state"] == "done":
+            made = read_json(Path(row["folder"]) / "provenance.json") or {}
+            row["commits"] = sorted({s["commit"] for s in made.get("sessions", []) if s["commit"]})
+            row["other_commit"] = head is not None and row["commits"] not in ([], [head])
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -336,7 +336,7 @@ def _remark(row: dict[str, Any]) -> str:
         case "waiting" if row.get("stopped_at") is not None:
             return f"stopped at step {row['stopped_at']}"
         case "done" if row.get("other_commit"):
-            return f"made by another commit ({row['commit'][:10]})"
+            return f"made by another commit ({', '.join(c[:10] for c in row['commits'])})"
     return ""
 
 

@@ -103,6 +103,16 @@ def test_heartbeats_show_progress_and_end_with_the_cell(folder):
     assert not (folder.path / "heartbeat.json").exists()
 
 
+def test_a_cell_that_failed_is_failed_at_once_though_its_process_lives_on(folder):
+    folder.path.mkdir()
+    with Heartbeat(folder, every=0.02) as heartbeat:
+        heartbeat.progress(step=3)
+        write_json(folder.path / "failed.json", {"reason": "not finite"})
+    assert folder.state() == {"state": "failed", "reason": "not finite"}
+    (folder.path / "failed.json").unlink()
+    assert folder.state() == {"state": "waiting", "stopped_at": 3}
+
+
 def test_only_one_process_holds_a_cell(folder):
     with folder.held() as first, folder.held() as second:
         assert first and not second
