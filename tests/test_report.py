@@ -42,8 +42,9 @@ def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done
         {"step": int(s), "tokens": s / 100 * d, "flops": 6 * n * s / 100 * d, "loss": float(v)}
         for s, v in zip(steps, curve, strict=True)
     ]
+    wobble = 1 + 1e-3 * np.random.default_rng(int(n)).normal()
     held = {
-        "loss": float(LAW.loss(n, d) if loss is None else loss), "stderr": 0.004, "bits_per_byte": 1.9,
+        "loss": float(LAW.loss(n, d) * wobble if loss is None else loss), "stderr": 0.004, "bits_per_byte": 1.9,
         "bits_per_byte_stderr": 0.002, "tokens": 65536, "params": int(n), "train_tokens": int(d),
         "flops": {"exact": 6 * n * d},
     }  # fmt: skip
@@ -113,7 +114,7 @@ def isoflop(cells):
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    cells = sweep(root, off=12.0)
+    cells = sweep(root, off=5.0)
     rates = [pretrain(root, f"lr{i}", 1e6, 2e7, lr, 3.5 + (i - 1) ** 2 / 10)
              for i, lr in enumerate((1e-3, 3e-3, 9e-3))]  # fmt: skip
     base = pretrain(root, "base", 5e6, 1e8)
@@ -134,7 +135,7 @@ def test_the_report_holds_the_numbers_of_the_run_folders(full):
     folder, _, cells = full
     text = text_of(folder)
     fit = json.loads((folder / "fits" / "isoflop-approach3.json").read_text())
-    assert fit["alpha"] == pytest.approx(LAW.alpha, rel=1e-3)
+    assert fit["alpha"] == pytest.approx(LAW.alpha, rel=0.1)
     assert f"N* ∝ C^{fit['a']:.3f}" in text
     for said in (
         "74.2%",

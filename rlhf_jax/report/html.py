@@ -95,12 +95,13 @@ def _summary(study: StudyResults, fits: Fits) -> str:
     lines = [_exponent_line(2, name, fit) for name, fit in fits.isoflop.items()]
     lines += [_exponent_line(3, name, fit) for name, fit in fits.parametric.items()]
     lines += [
-        f"Learning-rate check ({name}): {check['reason']}." for name, check in fits.lr_check.items()
+        f"Learning-rate check{_of(name)}: {check['reason']}."
+        for name, check in fits.lr_check.items()
     ]
     for cell in _bases(study):
         held = cell.heldout
         lines.append(
-            f"{cell.name} ({count(held.get('params') or 0)} parameters): held-out loss "
+            f"{cell.name} ({count(held.get('params'))} parameters): held-out loss "
             f"{plus_minus(held.get('loss'), held.get('stderr'))} nats/token, "
             f"{plus_minus(held.get('bits_per_byte'), held.get('bits_per_byte_stderr'))} bits/byte."
         )
@@ -118,13 +119,19 @@ def _summary(study: StudyResults, fits: Fits) -> str:
 def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
     title = "IsoFLOP" if approach == 2 else "parametric"
     if fit.get("refused"):
-        return f"Approach {approach} ({title}, {name}): no exponent. {_sentence(fit['refused'])}"
+        return f"Approach {approach} ({title}){_of(name)}: no exponent. {_sentence(fit['refused'])}"
     ends = fit.get("intervals", {})
     return (
-        f"Approach {approach} ({title}, {name}): N* ∝ C^{fit['a']:.3f}, 95% interval "
+        f"Approach {approach} ({title}){_of(name)}: N* ∝ C^{fit['a']:.3f}, 95% interval "
         f"{interval(ends.get('a'), 3)}; D* ∝ C^{fit['b']:.3f} {interval(ends.get('b'), 3)}. "
         f"Hoffmann 2022: 0.49 and 0.51 (approach 2)."
     )
+
+
+def _of(name: str) -> str:
+    """` (label)` of an analysis that has one."""
+    label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
+    return f" ({label})" if label else ""
 
 
 def _sentence(text: str) -> str:
@@ -169,8 +176,8 @@ def _scaling(study: StudyResults, fits: Fits, draw) -> list[tuple[str, str, str]
         laws += draw(plots_scaling.frontier(two, three, f"{name}-frontier"))
         laws += _law(three) + draw(plots_scaling.residuals(three, f"{name}-residuals"))
         sections += [
-            (name, f"Scaling sweep ({name})", body),
-            (f"{name}-fits", f"Fits ({name})", laws),
+            (name, "Scaling sweep" + _of(name), body),
+            (f"{name}-fits", "Fits" + _of(name), laws),
         ]
     for name, check in fits.lr_check.items():
         rows = [
@@ -180,17 +187,17 @@ def _scaling(study: StudyResults, fits: Fits, draw) -> list[tuple[str, str, str]
         body = paragraph(_sentence(check["reason"]), "" if check["interior"] else "refused")
         body += table(("cell", "run id", "peak lr", "held-out loss"), rows) if rows else ""
         body += draw(plots_scaling.lr_check(check, name))
-        sections.append((name, f"Learning-rate check ({name})", body))
+        sections.append((name, "Learning-rate check" + _of(name), body))
     return sections
 
 
 def _sweep_rows(rows: list[dict[str, Any]]) -> str:
-    rows = sorted(rows, key=lambda row: (row["flops"] or 0, row["params"] or 0))
+    rows = sorted(rows, key=lambda row: (float(f"{row['flops'] or 0:.1e}"), row["params"] or 0))
     return table(
         ("cell", "run id", "params N", "tokens D", "D/N", "FLOPs (exact)", "loss (nats/token)", "bits/byte", "peak lr"),
         [
             (
-                row["label"], run_link(row["run_id"]), number(row["params"]), number(row["tokens"]),
+                row["label"], run_link(row["run_id"]), count(row["params"]), count(row["tokens"]),
                 number(row["tokens"] / row["params"], 3) if row["params"] and row["tokens"] else "-",
                 power(row["flops"]) if row["flops"] else "-", plus_minus(row["loss"], row["stderr"]),
                 fixed(row["bits_per_byte"], 4), number(row["lr"], 3),
@@ -207,8 +214,8 @@ def _budgets(fit: dict[str, Any]) -> str:
         ends, said = b["intervals"], b["refused"] or "; ".join(b["warnings"]) or "resolved"
         verdict = f"refused: {said}" if b["refused"] else said
         rows.append(
-            (power(b["flops"]), len(b["points"]), number(b["n_star"]), interval(ends.get("n_star")),
-             number(b["d_star"]), interval(ends.get("d_star")), fixed(b["loss_star"], 4),
+            (power(b["flops"]), len(b["points"]), count(b["n_star"]), interval(ends.get("n_star"), form=count),
+             count(b["d_star"]), interval(ends.get("d_star"), form=count), fixed(b["loss_star"], 4),
              interval(ends.get("loss_star"), 4), verdict)
         )  # fmt: skip
     if rows:
@@ -274,7 +281,7 @@ def _base(study: StudyResults, draw) -> str:
         flops = held.get("flops")
         exact = flops.get("exact") if isinstance(flops, dict) else flops
         rows.append(
-            (cell_link(cell), number(held.get("params")), number(held.get("train_tokens")), power(exact or 0),
+            (cell_link(cell), count(held.get("params")), count(held.get("train_tokens")), power(exact or 0),
              plus_minus(held.get("loss"), held.get("stderr")),
              plus_minus(held.get("bits_per_byte"), held.get("bits_per_byte_stderr")))
         )  # fmt: skip

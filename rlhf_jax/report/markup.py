@@ -19,12 +19,12 @@ h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--grid)}
 h3{font-size:1.02rem;margin:1.5rem 0 .4rem}
 p{margin:.5rem 0}nav a{margin-right:.9rem}a{color:var(--s0)}.muted,figcaption{color:var(--muted)}
-figure{margin:1.1rem 0}figure svg{width:100%;height:auto;max-width:48rem;display:block}
+figure{margin:1.1rem 0}figure svg{height:auto;display:block}
 figcaption{font-size:.88rem;max-width:48rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
-th{color:var(--muted);font-weight:600}td.n,th.n{text-align:right}
+th{color:var(--muted);font-weight:600}td.n,th.n{text-align:right;white-space:nowrap}
 code,pre{font:.86em ui-monospace,Menlo,Consolas,monospace}pre{white-space:pre-wrap;overflow-wrap:anywhere}
 td.text{min-width:14rem;max-width:24rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .refused{border-left:3px solid var(--s1);padding-left:.7rem}
@@ -48,11 +48,11 @@ def fixed(value: Any, places: int = 3) -> str:
     return f"{value:.{places}f}" if is_number(value) else "-"
 
 
-def interval(ends: Any, places: int | None = None) -> str:
-    """[low, high]; a dash when it is not a pair of numbers."""
+def interval(ends: Any, places: int | None = None, form=lambda v: number(v, 3)) -> str:
+    """[low, high], with `places` decimals or by `form`; a dash when it is not a pair of numbers."""
     if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(map(is_number, ends)):
         return "-"
-    low, high = (number(v, 3) if places is None else fixed(v, places) for v in ends)
+    low, high = (form(v) if places is None else fixed(v, places) for v in ends)
     return f"[{low}, {high}]"
 
 

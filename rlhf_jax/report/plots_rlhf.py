@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.report.study_results import CellResult, is_number
-from rlhf_jax.report.style import FG, MUTED, SERIES, Plot, panels, render
+from rlhf_jax.report.style import FG, MUTED, SERIES, Plot, panels, render, styled
 
 PPO_PANELS = (
     ("reward_gold", "gold reward (never trained on)"),
@@ -20,6 +20,7 @@ PPO_PANELS = (
 )
 
 
+@styled
 def reward_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Ranking loss and pairwise accuracy over the steps of each reward model."""
     figure, axes = panels(1, 2, width=7.6, height=3.1)
@@ -36,7 +37,7 @@ def reward_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     if not rows:
         return None
     axes[1].axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
-    axes[1].legend(loc="lower right")
+    axes[0].legend(*axes[1].get_legend_handles_labels(), loc="upper right")
     return Plot(name, render(figure, name), ("cell", "metric", "step", "value"), rows,
                 "Reward models in training.")  # fmt: skip
 
@@ -60,6 +61,7 @@ def margins(report: dict[str, Any]) -> list[tuple[float, float, float | None, fl
     return sorted(found, key=lambda point: point[0])
 
 
+@styled
 def calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Accuracy by margin, with binomial standard errors where the number of pairs is known."""
     figure, (ax,) = panels(width=5.2, height=3.4)
@@ -83,11 +85,12 @@ def calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
     ax.set_ylim(min(0.45, *(r[2] for r in rows)) - 0.03, 1.02)
     ax.set_xlabel("margin between the two completions")
     ax.set_ylabel("pairwise accuracy (held out)")
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return Plot(name, render(figure, name), ("cell", "margin", "accuracy", "pairs", "predicted"), rows,
                 "Reward-model accuracy by margin; bars are binomial standard errors.")  # fmt: skip
 
 
+@styled
 def ppo_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Reward, KL and diversity over PPO iterations, every seed."""
     figure, axes = panels(3, 2, width=7.6, height=7.4)
@@ -111,6 +114,7 @@ def ppo_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
                 "moved, and what it costs in diversity.")  # fmt: skip
 
 
+@styled
 def before_after(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Gold reward before against after: per evaluation with its interval, and per shown prompt."""
     figure, axes = panels(1, 2, width=7.6, height=3.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,12 @@ from rlhf_jax.report.style import (
     panels,
     power,
     render,
+    styled,
 )
 from rlhf_jax.scaling.fits import PUBLISHED
 
 
+@styled
 def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Training loss against compute, the lower envelope, and each run's end point."""
     curves = []
@@ -38,7 +41,7 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
         ax.plot(flops[-1], loss[-1], "o", color=SERIES[0], markersize=4)
     grid = np.geomspace(min(c[1][0] for c in curves), max(c[1][-1] for c in curves), 400)
     table = [np.interp(np.log(grid), np.log(f), v, left=np.inf, right=np.inf) for _, f, v in curves]
-    envelope = np.min(table, axis=0)
+    envelope = np.minimum.accumulate(np.min(table, axis=0))  # least with at most this compute
     ax.plot(grid, envelope, color=SERIES[1], linewidth=2.2)
     ax.plot([], [], color=SERIES[0], alpha=0.5, label="one run (smoothed)")
     ax.plot([], [], "o", color=SERIES[0], markersize=4, label="its end")
@@ -48,7 +51,7 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     ax.set_ylim(ends.min() - 0.05 * np.ptp([ends.min(), starts.max()]), starts.max())
     log_axis(ax, "x", "training compute (FLOPs)", power)
     ax.set_ylabel("training loss (nats/token)")
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     rows = [(n, float(f), float(v)) for n, fs, vs in curves for f, v in zip(fs, vs, strict=True)]
     return Plot(
         name, render(figure, name), ("cell", "flops", "loss_smoothed"), rows,
@@ -57,6 +60,7 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     )  # fmt: skip
 
 
+@styled
 def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
     """Held-out loss against model size at each budget, with parabolas, minima and refusals."""
     budgets = fit.get("budgets") or []
@@ -80,8 +84,8 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         if not refused:
             low, high = budget["intervals"].get("n_star", [budget["n_star"]] * 2)
             ax.plot([low, high], [budget["loss_star"]] * 2, color=FG, linewidth=2.5, alpha=0.55)
-            ax.plot(budget["n_star"], budget["loss_star"], "D", color=FG, markersize=6)
-        text = power(budget["flops"]) + (f"  refused: {_short(refused)}" if refused else "")
+            ax.plot(budget["n_star"], budget["loss_star"], "D", color=FG, markersize=6, zorder=5)
+        text = power(budget["flops"]) + (" " + _short(refused) if refused else "")
         ends.append((float(n.max()), float(loss[-1]), text, colour))
         rows += [(budget["flops"], p["label"], p["params"], p["tokens"], p["loss"], p["stderr"], refused or "")
                  for p in points]  # fmt: skip
@@ -90,7 +94,7 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         ax.plot(
             [], [], "--o", color=MUTED, markerfacecolor="none", label="refused: no minimum shown"
         )
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     low, high = ax.get_xlim()
     ax.set_xscale("log")
     low, high = min(p[2] for p in rows), max(p[2] for p in rows)
@@ -106,6 +110,7 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
     )  # fmt: skip
 
 
+@styled
 def frontier(two: dict[str, Any], three: dict[str, Any], name: str) -> Plot | None:
     """N* and D* against compute: both approaches with bands, and published slopes."""
     if not (two.get("frontier") or three.get("frontier")):
@@ -132,14 +137,14 @@ def frontier(two: dict[str, Any], three: dict[str, Any], name: str) -> Plot | No
             rows.append(("minimum", key, b["flops"], b[key], *interval))
         _published(ax, two if two.get("frontier") else three, good, key, exponent)
         name_of = "model size N* (parameters)" if key == "n_star" else "training tokens D*"
-        log_axis(ax, "x", "training compute C (FLOPs)", power)
+        log_axis(ax, "x", "training compute C (FLOPs)", power, most=4)
         log_axis(ax, "y", "", count)
-        ax.set_title(f"{name_of} ∝ C^{exponent}")
+        ax.set_title(f"{name_of} ∝ C{'ᵃ' if exponent == 'a' else 'ᵇ'}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
     return Plot(
         name, render(figure, name), ("source", "quantity", "flops", "value", "low", "high"), rows,
         "Compute-optimal size and tokens. Bands are 95% bootstrap intervals over runs; the right end "
-        "is ten times the largest budget. Published slopes are drawn through the middle of our line.",
+        "is ten times the largest budget. Published slopes are drawn through the middle of our line. Approach 3 takes C = 6 N D.",
     )  # fmt: skip
 
 
@@ -159,6 +164,7 @@ def _published(ax, fit: dict[str, Any], good: list, key: str, exponent: str) -> 
                 label=f"{label}: {slope:.2f}")  # fmt: skip
 
 
+@styled
 def residuals(fit: dict[str, Any], name: str) -> Plot | None:
     """Approach 3's residuals against size and tokens."""
     points = fit.get("residuals") or []
@@ -166,7 +172,7 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
         return None
     figure, axes = panels(1, 2, width=7.6, height=3.2)
     error = np.array([p["residual"] for p in points]) * 100
-    limit = max(np.abs(error).max() * 1.15, 1e-6)
+    limit = max(np.abs(error).max() * 1.15, 0.01)
     kept = set((fit.get("outliers") or {}).get("rows", ()))
     far = np.array([p["label"] in kept for p in points])
     for ax, key, label in ((axes[0], "params", "model size N (parameters)"),
@@ -178,7 +184,7 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
             x[far], error[far], "s", color=SERIES[1], markersize=5, label="beyond 3 sigma, kept"
         )
         ax.set_ylim(-limit, limit)
-        log_axis(ax, "x", label, count)
+        log_axis(ax, "x", label, count, most=5)
     if far.any():
         axes[1].legend(loc="best")
     axes[0].set_ylabel("ln predicted - ln observed (%)")
@@ -189,6 +195,7 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
     )  # fmt: skip
 
 
+@styled
 def lr_check(check: dict[str, Any], name: str) -> Plot | None:
     """Held-out loss against peak learning rate at one size."""
     points = check.get("points") or []
@@ -202,9 +209,9 @@ def lr_check(check: dict[str, Any], name: str) -> Plot | None:
     if best:
         ax.plot(best["lr"], best["loss"], "D", color=SERIES[1], markersize=8)
         word = "lowest" if check["interior"] else "lowest, at the edge"
-        ax.annotate(f"{word}: {best['lr']:.3g}", (best["lr"], best["loss"]), (0, 14),
+        ax.annotate(f"{word}: {best['lr']:.3g}", (best["lr"], best["loss"]), (0, -18),
                     textcoords="offset points", ha="center", color=FG)  # fmt: skip
-    ax.margins(x=0.18, y=0.12)
+    ax.margins(x=0.18, y=0.2)
     log_axis(ax, "x", "peak learning rate", lambda v: f"{v:g}")
     ax.set_ylabel("held-out loss (nats/token)")
     rows = [(p["label"], p["lr"], p["loss"], p["stderr"]) for p in points]
@@ -212,6 +219,7 @@ def lr_check(check: dict[str, Any], name: str) -> Plot | None:
                 f"Learning-rate check: {check['reason']}.")  # fmt: skip
 
 
+@styled
 def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | None:
     """Training loss against tokens (or steps) of a few cells, each with its held-out end."""
     rows = []
@@ -249,9 +257,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _short(reason: str) -> str:
-    """The head of a refusal, to fit beside a curve."""
-    head = reason.split(":")[0]
-    return head if len(head) <= 34 else "see text"
+    """The head of a refusal in short lines, to fit beside a curve."""
+    return textwrap.fill("refused: " + reason.split(":")[0], 24)
 
 
 def _label_ends(ax, ends: list[tuple[float, float, str, str]]) -> None:
@@ -260,6 +267,8 @@ def _label_ends(ax, ends: list[tuple[float, float, str, str]]) -> None:
     gap = (high - low) * 0.052
     placed = -np.inf
     for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + gap)
+        half = gap * (text.count("\n") + 1) / 2
+        placed = max(y, placed + half)
         ax.annotate(text, (x, y), (x * 1.12, placed), color=FG if colour == MUTED else colour, va="center",
                     fontsize=9, arrowprops={"arrowstyle": "-", "color": GRID} if placed > y else None)  # fmt: skip
+        placed += half

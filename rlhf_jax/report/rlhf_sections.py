@@ -45,6 +45,13 @@ def headlines(study: StudyResults) -> list[str]:
                 f"{_share(e.get('win_rate'))} {interval(e.get('win_rate_interval'), 3)} of "
                 f"{number(e.get('n_prompts'))} prompts, at {fixed(e.get('kl'), 2)} nats of KL."
             )
+    results = [c.results.get("evaluation") or {} for c in study.of("evaluate")]
+    gains = [e["gain"] for e in results if is_number(e.get("gain"))]
+    if len(gains) > 1:
+        lines.append(
+            f"Over {len(gains)} evaluations the gain is {sum(gains) / len(gains):+.3f} on average, from "
+            f"{min(gains):+.3f} to {max(gains):+.3f}."
+        )
     return lines
 
 

@@ -63,6 +63,9 @@ _RC = {
 }
 
 
+styled = matplotlib.rc_context(_RC)  # decorates every function that draws
+
+
 @dataclass(frozen=True)
 class Plot:
     """A drawn figure. svg: for inlining; header, rows: the numbers behind it; caption: in words."""
@@ -97,9 +100,8 @@ def css(selector: str) -> str:
 
 def panels(rows: int = 1, columns: int = 1, width: float = 7.2, height: float = 4.0):
     """(figure, axes as a flat list), in inches."""
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
 
 
@@ -115,34 +117,45 @@ def render(figure: Figure, name: str) -> str:
         svg = svg.replace(placeholder, f"var({variable})")
     # Ids must be unique on a page that holds many figures.
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', lambda m: f"{m[1]}{name}-", svg)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
-    )
+    # As wide as the page allows, up to the size it was drawn for.
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
+    wide = 6.6 * figure.get_figwidth()
+    return svg.replace("<svg", f'<svg style="width:100%;max-width:{wide:.1f}rem"', 1)
 
 
-def log_axis(ax: Axes, which: str, label: str, form) -> None:
-    """A log axis with ticks at 1, 2, 5 (few decades), 1, 3 or 1 (many), written by `form`."""
+def log_axis(ax: Axes, which: str, label: str, form, most: int = 7) -> None:
+    """A log axis with at most `most` ticks at round numbers, written by `form`."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
-    decades = math.log10(high / low)
-    subs = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3.2 else (1,)
-    stride = max(1, math.ceil(decades / 7))
-    first = math.floor(math.log10(low))
-    exponents = range(first, math.ceil(math.log10(high)) + 1)
-    ticks = [s * 10.0**e for e in exponents if (e - first) % stride == 0 for s in subs]
-    ticks = [t for t in ticks if low <= t <= high]
-    if len(ticks) < 2:
-        ticks = [t for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
-    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_locator(FixedLocator(_log_ticks(low, high, most)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
     (ax.set_xlabel if which == "x" else ax.set_ylabel)(label)
 
 
-def count(value: float) -> str:
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """The densest of 1-2-5, 1-3 and 1 (then every second decade, ...) with at most `most` ticks."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    tried = [
+        ((1, 2, 5), 1),
+        ((1, 3), 1),
+        *(((1,), stride) for stride in range(1, last - first + 2)),
+    ]
+    for subs, stride in tried:
+        ticks = [s * 10.0**e for e in range(first, last + 1, stride) for s in subs]
+        ticks = [t for t in ticks if low <= t <= high]
+        if len(ticks) <= most:
+            break
+    if len(ticks) < 2:
+        ticks = [t for t in MaxNLocator(most - 1).tick_values(low, high) if low <= t <= high]
+    return ticks
+
+
+def count(value: float | None) -> str:
     """1234567 -> 1.23M."""
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return "-"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
@@ -150,9 +163,9 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def power(value: float) -> str:
+def power(value: float | None) -> str:
     """3e15 -> 3×10¹⁵."""
-    if value is None or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return "-"
     exponent = math.floor(math.log10(value) + 1e-9)
     head = f"{value / 10.0**exponent:.3g}"

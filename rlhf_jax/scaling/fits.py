@@ -87,7 +87,7 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
     values = {name: getattr(fit.law, name) for name in NAMES}
     if fit.refused:
         values |= {"a": None, "b": None, "G": None}
-    policy = f"{len(fit.outliers)} rows beyond 3 robust standard deviations; none dropped"
+    policy = f"rows beyond 3 robust standard deviations: {len(fit.outliers)}; none dropped"
     return {
         **values,
         "objective": fit.objective,
