@@ -114,6 +114,10 @@ def _field(record: object, field: str, where: str) -> str:
             f"{where}: no string in field {field!r}; the row has {keys}. Name the field that holds "
             "the text with #FIELD after the path"
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise ConfigError(f"{where}: not valid Unicode text: {e}") from None
     return value
 
 
