@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError
+from rlhf_jax.config import ConfigError, content_id
 from rlhf_jax.report import html
 from rlhf_jax.scaling.parametric import Law
 
@@ -18,7 +18,7 @@ EVIL = '<script>alert("x")</script> & </table>'
 
 
 def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=True, **results):
-    run_id = f"{abs(hash((kind, name))) % 16**8:08x}"
+    run_id = content_id([kind, name])
     folder = root / "cells" / f"{name}-{run_id}"
     (folder / "results").mkdir(parents=True)
     files = {
@@ -71,8 +71,10 @@ def rlhf(root: Path):
         write_cell(
             root, "reward", "reward", {},
             [{"step": s, "loss": 0.7 - 0.005 * s, "accuracy": 0.5 + 0.005 * s} for s in range(50)],
-            report={"accuracy": 0.7421, "n_pairs": 960, "baselines": {"length": 0.55},
-                    "accuracy_by_margin": [{"low": m, "high": m + 0.5, "accuracy": 0.55 + 0.1 * m, "n": 240}
+            report={"accuracy": 0.7421, "n_pairs": 960, "baselines": {"length": 0.55}, "accuracy_interval": [0.71, 0.77],
+ "accuracy_by_length": [{"winner": "longer", "n": 300, "accuracy": 0.8}],
+ "calibration": {"bins": [{"confidence": c, "accuracy": c - 0.05, "n": 120} for c in (0.55, 0.7, 0.9)]},
+                    "accuracy_by_margin": [{"from": m, "to": m + 0.5, "accuracy": 0.55 + 0.1 * m, "n": 240}
                                            for m in (0, 0.5, 1, 1.5)]},
         ),
     ]  # fmt: skip
@@ -90,7 +92,7 @@ def rlhf(root: Path):
             "n_prompts": 256, "temperature": 1.0, "gold_before": 0.1, "gold_after": 0.613 + seed / 10,
             "gain": 0.513 + seed / 10, "gain_interval": [0.4, 0.7], "win_rate": 0.8,
             "win_rate_interval": [0.75, 0.85], "kl": 9.5, "entropy_before": 3.0, "entropy_after": 2.5,
-            "samples": samples, "next_words": {"before": {"The sky is": [["grey", 0.4]]}},
+            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))}, "next_words": {"before": {"The sky is": [["grey", 0.4]]}},
         }  # fmt: skip
         cells.append(
             write_cell(root, "evaluate", f"eval-s{seed}", {}, (), True, evaluation=evaluation)

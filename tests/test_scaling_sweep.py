@@ -36,6 +36,8 @@ def test_every_budget_draws_on_one_ladder_and_keeps_enough_sizes():
         assert len(kept) >= 4
         assert set(kept) <= set(SHAPES)
     assert len({p.name for p in points}) == len(points)
+    (odd, *_) = isoflop_plan((1.5e14,), SHAPES, 128, 64).points
+    assert odd.name.startswith("c1_5e14-d")
 
 
 def test_small_token_counts_get_small_batches():

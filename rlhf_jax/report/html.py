@@ -131,7 +131,7 @@ def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
 def _of(name: str) -> str:
     """` (label)` of an analysis that has one."""
     label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
-    return f" ({label})" if label else ""
+    return f" ({label.replace('-', ' ')})" if label else ""
 
 
 def _sentence(text: str) -> str:
@@ -151,11 +151,11 @@ def _data(study: StudyResults) -> str:
             "<h3>Corpus</h3>" + table(("field", "value"), [(k, str(v)) for k, v in rows], (1,))
         )
     kinds = dict.fromkeys(cell.kind for cell in study.cells)
-    rows = [(kind, len(study.of(kind, done=False)), len(study.of(kind))) for kind in kinds]
-    parts.append("<h3>Cells</h3>" + table(("kind", "cells", "done"), rows))
+    counts = [(kind, len(study.of(kind, done=False)), len(study.of(kind))) for kind in kinds]
+    parts.append("<h3>Cells</h3>" + table(("kind", "cells", "done"), counts))
     if study.missing:
-        rows = [(cell_link(cell), cell.kind, cell.state) for cell in study.missing]
-        parts.append("<h3>Not done</h3>" + table(("cell", "kind", "state"), rows, (2,)))
+        late = [(cell_link(cell), cell.kind, cell.state) for cell in study.missing]
+        parts.append("<h3>Not done</h3>" + table(("cell", "kind", "state"), late, (2,)))
     return "".join(parts)
 
 
@@ -180,12 +180,12 @@ def _scaling(study: StudyResults, fits: Fits, draw) -> list[tuple[str, str, str]
             (f"{name}-fits", "Fits" + _of(name), laws),
         ]
     for name, check in fits.lr_check.items():
-        rows = [
+        tried = [
             (p["label"], run_link(p["run_id"]), number(p["lr"]), plus_minus(p["loss"], p["stderr"]))
             for p in check["points"]
         ]
         body = paragraph(_sentence(check["reason"]), "" if check["interior"] else "refused")
-        body += table(("cell", "run id", "peak lr", "held-out loss"), rows) if rows else ""
+        body += table(("cell", "run id", "peak lr", "held-out loss"), tried) if tried else ""
         body += draw(plots_scaling.lr_check(check, name))
         sections.append((name, "Learning-rate check" + _of(name), body))
     return sections

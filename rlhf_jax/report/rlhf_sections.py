@@ -67,19 +67,25 @@ def reward(study: StudyResults, draw: Draw) -> str:
                 cell_link(cell),
                 "this model",
                 _share(report.get("accuracy")),
+                interval(report.get("accuracy_interval"), 3),
                 number(report.get("n_pairs")),
             )
         )
         baselines = report.get("baselines")
         for name, value in baselines.items() if isinstance(baselines, dict) else ():
-            rows.append((cell_link(cell), name, _share(value), number(report.get("n_pairs"))))
-    body = table(("cell", "ranker", "accuracy", "held-out pairs"), rows)
+            rows.append((cell_link(cell), name, _share(value), "", number(report.get("n_pairs"))))
+    body = table(("cell", "ranker", "accuracy", "95%", "held-out pairs"), rows)
     body += draw(plots_rlhf.reward_curves(cells, "reward-curves"))
     points = [(cell_link(c), number(p[0]), _share(p[1]), number(p[2]))
               for c in cells for p in plots_rlhf.margins(c.results.get("report") or {})]  # fmt: skip
     if points:
         body += "<h3>Accuracy by margin</h3>"
-        body += table(("cell", "margin", "accuracy", "pairs"), points)
+        body += table(("cell", "gold margin (middle)", "accuracy", "pairs"), points)
+    lengths = [(cell_link(c), str(x.get("winner")), _share(x.get("accuracy")), number(x.get("n")))
+            for c in cells for x in (c.results.get("report") or {}).get("accuracy_by_length") or []]  # fmt: skip
+    if lengths:
+        body += "<h3>Accuracy by which completion is longer</h3>"
+        body += table(("cell", "the better one is", "accuracy", "pairs"), lengths)
     return body + draw(plots_rlhf.calibration(cells, "reward-calibration"))
 
 
@@ -160,7 +166,7 @@ def evaluation(study: StudyResults, draw: Draw) -> str:
                 interval(e.get("kl_interval"), 3),
             ),
         ]
-        for key in ("entropy", "distinct_2", "length", "perplexity"):
+        for key in ("proxy", "entropy", "distinct_1", "distinct_2", "length", "perplexity"):
             before, after = e.get(f"{key}_before"), e.get(f"{key}_after")
             if is_number(before) or is_number(after):
                 rows.append(

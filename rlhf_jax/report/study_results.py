@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rlhf_jax.config import ConfigError, content_id
 from rlhf_jax.runs import CellFolder, read_json, write_json
@@ -60,7 +60,7 @@ class CellResult:
             rows = self.folder.metrics()
         except ValueError:
             return []
-        by_step = {
+        by_step: dict[float, dict[str, Any]] = {
             step: row
             for i, row in enumerate(rows)
             if isinstance(row, dict) and is_number(step := row.get("step", row.get("iteration", i)))
@@ -84,7 +84,7 @@ class CellResult:
     def heldout(self) -> dict[str, Any]:
         return self.results.get("heldout") or {}
 
-    def column(self, *names: str) -> list[tuple[float, ...]]:
+    def column(self, *names: str) -> list[tuple[Any, ...]]:
         """The metrics rows in which all of `names` are finite numbers, as tuples."""
         rows = [tuple(row.get(name) for name in names) for row in self.metrics]
         return [row for row in rows if all(is_number(v) for v in row)]
@@ -259,6 +259,6 @@ def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
         return out | {"best_lr": None, "interior": False, "resolved": False, "reason": str(e)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """A finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

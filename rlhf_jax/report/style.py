@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ COLOURS = {
     SERIES[4]: ("--s4", "#7a5c00", "#e8cf4a"),
     SERIES[5]: ("--s5", "#5b4fb3", "#b1a7ff"),
 }
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,

@@ -123,7 +123,7 @@ def fit_isoflop(
             f"{len(good)} of {len(budgets)} budgets show a minimum; an exponent needs at least 2"
         )
         return IsoflopFit(tuple(budgets), None, None, reason)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if len(good) < 4:
         warnings = (f"the exponents rest on {len(good)} budgets; at least 4 are advised",)
     n_law, d_law = (_power_law(good, column) for column in (0, 1))
@@ -157,7 +157,7 @@ def _fit_budget(runs: Points, resamples: int, rng: np.random.Generator) -> Budge
     u, y = x - center, runs.loss
     w = np.ones_like(y) if runs.stderr is None else runs.stderr**-2.0
     c = _parabolas(u, y, w[None])[0]
-    parabola = tuple(float(v) for v in c)
+    parabola = (float(c[0]), float(c[1]), float(c[2]))
     refused = _refusal(runs, u, c)
     if refused:
         return Budget(flops, runs, parabola=parabola, center=center, refused=refused)
@@ -237,7 +237,7 @@ def _log_tokens(runs: Points, log_n: np.ndarray | float) -> np.ndarray | float:
 def _power_law(budgets: list[Budget], column: int) -> PowerLaw:
     """ln of N* (column 0) or D* (1) on ln C by least squares, and again on every bootstrap draw."""
     log_c = np.log([budget.flops for budget in budgets])
-    y = np.log([(b.n_star, b.d_star)[column] for b in budgets])
+    y = np.log(np.array([(b.n_star, b.d_star)[column] for b in budgets], np.float64))
     slope, intercept = np.polyfit(log_c - log_c.mean(), y, 1)
     resamples = min(len(b.draws) for b in budgets)
     draws = np.full((resamples, 2), np.nan)

@@ -104,7 +104,7 @@ class ParametricFit:
         rows = []
         for i, c in enumerate(np.asarray(flops, np.float64)):
             n_star, d_star = self.law.compute_optimal(c)
-            row = {
+            row: dict[str, Any] = {
                 "flops": float(c),
                 "n_star": float(n_star),
                 "d_star": float(d_star),

@@ -72,7 +72,11 @@ class Points:
         index = np.arange(len(self))[index]
         return replace(
             self,
-            **{k: None if (v := getattr(self, k)) is None else v[index] for k in NUMERIC},
+            params=self.params[index],
+            tokens=self.tokens[index],
+            flops=self.flops[index],
+            loss=self.loss[index],
+            stderr=None if self.stderr is None else self.stderr[index],
             budget=None if self.budget is None else tuple(self.budget[i] for i in index),
             labels=tuple(self.labels[i] for i in index),
         )

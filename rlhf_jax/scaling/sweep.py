@@ -26,6 +26,7 @@ MIN_LAYERS = 2
 HEAD_WIDTH = 32
 MIN_STEPS = 60  # fewer optimizer steps say more about warmup than about the model
 RATIO = (2.0, 200.0)  # tokens a parameter: about 3x in N each way of 20
+_NAME = str.maketrans({"+": None, ".": "_"})  # names hold letters, digits, - and _
 MIN_SIZES = 5  # a budget with fewer sizes shows no minimum
 
 
@@ -46,8 +47,8 @@ class GridPoint:
 
     @property
     def name(self) -> str:
-        """e.g. `c1e15-d128-l4`."""
-        return f"c{self.budget:.3g}-d{self.model.width}-l{self.model.layers}".replace("+", "")
+        """e.g. `c1e15-d128-l4`, or `c1_5e15-d128-l4`."""
+        return f"c{self.budget:.3g}-d{self.model.width}-l{self.model.layers}".translate(_NAME)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def isoflop_grid(
     for budget in budgets:
         kept = [point for point in plan.points if point.budget == budget]
         if len(kept) < min_sizes:
-            head = f"c{budget:.3g}-".replace("+", "")
+            head = f"c{budget:.3g}-".translate(_NAME)
             reasons = [text for text in plan.refused if text.startswith(head)]
             raise ConfigError(
                 f"budget {budget:.3g} keeps {len(kept)} of {len(shapes)} shapes; a minimum needs "
