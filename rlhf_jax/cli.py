@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -38,6 +39,8 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 0 well, 1 work left or failed, 2 wrong input."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Fits multiply tiny matrices; BLAS threads make that many times slower on a busy machine.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Intermixed, so that overrides may stand before or after options.
     parser, commands = _parser()
     if argv and argv[0] in commands:

@@ -1,0 +1,219 @@
+"""The command line: what it prints, refuses and returns. Nothing here trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from launch import local
+from rlhf_jax import cli
+from rlhf_jax.runs import write_json
+
+
+@pytest.fixture
+def command(fake, monkeypatch):
+    """The command line over a corpus that needs no preparation, the fake worker, and no report."""
+    corpus = types.SimpleNamespace(content_hash="corpus", tokens=lambda split: 1000)
+    module = types.ModuleType("rlhf_jax.data.corpus")
+    module.find = lambda cfg, root: corpus
+    module.prepare = lambda cfg, root, log: corpus
+    monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
+    report = types.ModuleType("rlhf_jax.report.html")
+    report.build = lambda folder, root: folder / "report.html"
+    monkeypatch.setitem(sys.modules, "rlhf_jax.report.html", report)
+    real = local.run
+    monkeypatch.setattr(
+        local, "run", lambda *a, **k: real(*a, **k, worker_command=fake.worker_command)
+    )
+
+    def call(name: str, *words: str) -> int:
+        return cli.main([name, str(fake.path), "--runs", str(fake.runs.root), *words])
+
+    return call
+
+
+def test_run_runs_everything_and_names_the_report(command, fake, capsys):
+    assert command("run", "--workers", "2") == 0
+    assert set(fake.states().values()) == {"done"}
+    assert "studies/fake/report.html" in capsys.readouterr().out
+    index = json.loads((fake.runs.root / "studies" / "fake" / "study.json").read_text())
+    assert index["command"].startswith("rlhf-jax run ") and len(index["cells"]) == 5
+
+
+def test_run_returns_1_and_still_reports_when_a_cell_fails(command, fake, capsys):
+    fake.tell("b", "fail")
+    assert command("run") == 1
+    out = capsys.readouterr().out
+    assert "b-child: waiting: parent b failed" in out and "Report: " in out
+
+
+def test_overrides_and_globs_may_stand_in_any_order(command, fake):
+    assert command("run", "--only", "b", "a-child.epochs=2", "b.seed=4", "--workers", "1") == 0
+    assert fake.log() == ["start b", "end b"]
+    assert fake.states()["b"] == "waiting"  # another cell: its seed is 4
+
+
+def test_dry_run_shows_the_plan_and_runs_nothing(command, fake, capsys):
+    assert command("run", "--dry-run", "--only", "a-child") == 0
+    out = capsys.readouterr().out
+    assert "Would run: a, a-child" in out and "GiB" in out and "FLOPs" in out
+    assert fake.log() == [] and not fake.runs.root.exists()
+    assert command("run") == 0
+    capsys.readouterr()
+    command("run", "--dry-run")
+    assert "Would run: nothing; all is done" in capsys.readouterr().out
+    command("run", "--dry-run", "--force", "a-child")
+    assert "Would run: a-child, a-grandchild" in capsys.readouterr().out
+
+
+def test_plan_json_has_every_cell_and_totals(command, capsys):
+    assert command("plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["study"] == "fake" and len(plan["cells"]) == 5
+    assert set(plan["cells"][0]) >= {"name", "kind", "params", "tokens", "flops", "memory", "disk",
+                                     "seconds", "state"}  # fmt: skip
+    assert set(plan["totals"]) >= {"flops", "disk", "memory", "seconds", "wall_seconds"}
+
+
+def test_plan_as_a_table(command, capsys):
+    assert command("plan") == 0
+    out = capsys.readouterr().out
+    assert "a-grandchild" in out and "typical rates" in out
+
+
+def test_status_json_tells_states_and_other_commits(command, fake, capsys):
+    fake.tell("b", "fail")
+    command("run")
+    sessions = [{"commit": "0123456789abcdef"}]
+    write_json(fake.folder("a").path / "provenance.json", {"sessions": sessions})
+    capsys.readouterr()
+    assert command("status", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {c["name"]: c for c in found["cells"]}
+    assert found["study"] == "fake" and rows["a"]["state"] == "done"
+    assert rows["a"]["other_commit"] is True and rows["a-child"]["other_commit"] is False
+    assert rows["b"]["state"] == "failed" and rows["b"]["reason"] == "asked to"
+    assert rows["b-child"] | {"state": "waiting", "waiting_for": ["b"]} == rows["b-child"]
+    assert command("status") == 0
+    out = capsys.readouterr().out
+    assert "made by another commit (0123456789)" in out and "asked to" in out
+    assert "5 cells: 3 done, 0 running, 1 failed, 1 waiting" in out
+
+
+def test_a_corpus_that_is_too_small_is_refused_before_anything_runs(command, fake, capsys):
+    assert command("run", "a.tokens=5000") == 2
+    assert "the corpus has 1,000 unique training tokens" in capsys.readouterr().err
+    assert fake.log() == []
+    assert command("plan", "a.tokens=5000") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "none.py"], "no study file none.py"),
+        (["run", "STUDY", "a.sed=1"], "Did you mean 'seed'"),
+        (["run", "STUDY", "--only", "a-chld"], "Did you mean 'a-child'"),
+        (["plan", "STUDY", "a.model.heads=3"], "does not divide"),
+        (["generate", "nothing", "--prompt", "x"], "Nothing has been run there"),
+        (["fit", "none.csv"], "no file none.csv"),
+    ],
+)
+def test_wrong_input_is_one_clear_message(fake, capsys, tmp_path, words, message):
+    words = [str(fake.path) if w == "STUDY" else w for w in words]
+    extra = [] if words[0] == "fit" else ["--runs", str(tmp_path / "none")]
+    assert cli.main([*words, *extra]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["rnu"], ["run"], ["run", "x.py", "--workers", "0"]])
+def test_wrong_usage_exits_2(words, capsys):
+    try:
+        code = cli.main(words)
+    except SystemExit as e:
+        code = e.code
+    assert code == 2
+
+
+def test_the_continuation_does_not_force_again():
+    words = ["run", "s.py", "--force", "a", "b*", "--only", "c", "--force=d", "x.y=1"]
+    assert cli._again(words) == "rlhf-jax run s.py --only c x.y=1"
+    assert cli._again(["run", "s.py", "--force", "a", "x.y=1"]) == "rlhf-jax run s.py x.y=1"
+
+
+def test_fit_reads_any_table(tmp_path, capsys):
+    """Three IsoFLOP groups whose columns have names of their own; tokens are computed."""
+    rows = ["size,cost,final"]
+    for c in (1e17, 1e18, 1e19):
+        for x in (-0.6, -0.3, 0.0, 0.3, 0.6):
+            n = (c / 6) ** 0.5 * 10**x / 5
+            d = c / 6 / n
+            rows.append(f"{n},{c},{1.7 + 400 / n**0.34 + 410 / d**0.28 + 1e-4 * (len(rows) % 3)}")
+    table = tmp_path / "runs.csv"
+    table.write_text("\n".join(rows) + "\n")
+    columns = ["--columns", "params=size", "flops=cost", "loss=final", "--resamples", "20"]
+    assert cli.main(["fit", str(table), *columns, "--approach", "2", "--json"]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert fit["n"] == 15 and fit["approach"] == 2 and 0.35 < fit["a"] < 0.55
+    assert cli.main(["fit", str(table), *columns, "--approach", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "approach 2, 15 runs" in out and ".." in out
+    assert cli.main(["fit", str(table), "--columns", "params=X"]) == 2
+    assert "no column 'X'" in capsys.readouterr().err
+
+
+def test_parametric_fits_have_their_keys_on_top(tmp_path, capsys):
+    rows = ["N,D,L"]
+    for n in (1e6, 5e6, 3e7):
+        for d in (1e8, 3e8, 1e9):
+            rows.append(f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28 + 1e-3 * (len(rows) % 2)}")
+    table = tmp_path / "runs.csv"
+    table.write_text("\n".join(rows) + "\n")
+    words = ["--columns", "params=N", "tokens=D", "loss=L", "--resamples", "2", "--json"]
+    assert cli.main(["fit", str(table), *words]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert set(fit) >= {"E", "A", "B", "alpha", "beta", "objective", "a", "b", "n", "intervals"}
+
+
+def test_a_run_is_found_by_path_study_and_name(fake):
+    folder = fake.folder("a").path
+    write_json(folder / "config.json", {})
+    write_json(
+        fake.runs.root / "studies" / "fake" / "study.json",
+        {"cells": [{"name": "a", "folder": f"cells/{folder.name}"}]},
+    )
+    for text in (str(folder), "fake/a", "a", folder.name):
+        assert cli.find_cell(text, fake.runs) == folder
+    write_json(fake.runs.root / "cells" / "a-0000000000" / "config.json", {})
+    with pytest.raises(cli.ConfigError, match="several cells are named 'a'"):
+        cli.find_cell("a", fake.runs)
+    with pytest.raises(cli.ConfigError, match="no cell 'aa'"):
+        cli.find_cell("aa", fake.runs)
+
+
+def test_generate_prints_the_distribution_and_a_continuation(fake, monkeypatch, capsys):
+    load = types.ModuleType("rlhf_jax.load")
+    load.load_run = lambda path: path
+    load.next_tokens = lambda run, prompt, top: [(" blue", 0.91), (" [red]", 0.05)][:top]
+    load.sample_text = lambda run, prompt, tokens, temperature, seed: " blue and clear."
+    monkeypatch.setitem(sys.modules, "rlhf_jax.load", load)
+    write_json(fake.folder("a").path / "config.json", {})
+    words = ["generate", "a", "--prompt", "The sky is", "--top", "2"]
+    assert cli.main([*words, "--runs", str(fake.runs.root)]) == 0
+    out = capsys.readouterr().out
+    assert "91.0%" in out and "█" * 36 in out and "' [red]'" in out
+    assert "The sky is blue and clear." in out
+
+
+def test_planning_and_launching_never_import_jax(fake):
+    code = (
+        "import sys; from rlhf_jax import cli; import launch.local, rlhf_jax.plan;"
+        f"cli.main(['plan', {str(fake.path)!r}, '--runs', 'none', 'corpus.sources=[\"shakespeare\"]']);"
+        "bad = {'jax', 'tensorflow'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

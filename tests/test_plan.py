@@ -1,0 +1,124 @@
+"""What a study is said to cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rlhf_jax.config import ConfigError, to_json
+from rlhf_jax.plan import GFLOPS, make_plan, remaining_paths, wall_seconds
+from rlhf_jax.runs import Runs, write_json
+from rlhf_jax.scaling.flops import flops_per_token, train_flops
+from rlhf_jax.study import Study
+
+
+def planned(study, tmp_path, **kw):
+    plan = make_plan(study, Runs(tmp_path), **kw)
+    return plan, {c.name: c for c in plan.cells}
+
+
+def test_every_kind_of_cell_has_a_cost(rlhf_study, tmp_path):
+    plan, cells = planned(rlhf_study, tmp_path)
+    assert list(cells) == [c.name for c in rlhf_study.order()]
+    for c in cells.values():
+        assert min(c.params, c.sequences, c.tokens, c.flops, c.memory, c.disk, c.seconds) > 0
+        assert c.state == "waiting"
+    assert json.loads(json.dumps(plan.to_json()))["study"] == "all-kinds"
+
+
+def test_flops_are_those_of_the_work(rlhf_study, tmp_path):
+    _, cells = planned(rlhf_study, tmp_path)
+    model = rlhf_study["base"].model
+    heldout = 4096 * flops_per_token(model, 64) / 3
+    assert cells["base"].flops == pytest.approx(train_flops(model, 64, 65_536) + heldout)
+    # `longer` counts the tokens of the cell that it continues
+    assert cells["longer"].tokens == 65_536
+    s = 40  # prompt and response
+    forward = flops_per_token(model, s) / 3 * s
+    assert cells["sft"].flops == pytest.approx(3 * 128 * forward)
+    assert cells["compare"].flops == pytest.approx((32 + 16) * 6 * forward)
+    assert cells["reward"].flops == pytest.approx((3 * 32 + 16) * 6 * forward)
+    # a rollout, four scores (policy, reference, critic, reward), 4 epochs of policy and critic
+    assert cells["ppo"].flops == pytest.approx(3 * 8 * forward * (1 + 4 + 4 * 2 * 3))
+
+
+def test_totals_add_up(rlhf_study, tmp_path):
+    plan, cells = planned(rlhf_study, tmp_path, workers=2)
+    totals = plan.totals()
+    assert totals["flops"] == pytest.approx(sum(c.flops for c in cells.values()))
+    assert totals["cells"] == totals["remaining_cells"] == len(cells)
+    assert totals["wall_seconds"] <= totals["seconds"]
+    assert max(c.memory for c in cells.values()) < totals["memory"]
+
+
+def test_more_work_needs_more_memory_and_time(rlhf_study, tmp_path):
+    def base(**changes):
+        cell = replace(rlhf_study["base"], **changes)
+        return planned(Study("one", (cell,), rlhf_study.corpus), tmp_path)[1]["base"]
+
+    assert base(batch=64).memory > base(batch=8).memory
+    assert base(tokens=2**20).seconds > base(tokens=2**17).seconds
+    remat = replace(rlhf_study["base"].model, layers=8, remat="full")
+    deep = replace(remat, remat="none")
+    assert base(batch=64, model=remat).memory < base(batch=64, model=deep).memory
+
+
+def test_memory_of_a_model_of_known_size_is_about_right(rlhf_study, tmp_path):
+    """A large model in a batch of one row: 5 copies of its float32 parameters dominate."""
+    model = replace(rlhf_study["base"].model, layers=12, width=768, heads=12)
+    cell = replace(rlhf_study["base"], model=model, batch=1)
+    one = planned(Study("one", (cell,), rlhf_study.corpus), tmp_path)[1]["base"]
+    assert one.memory == pytest.approx(20 * one.params, rel=0.5)
+
+
+def test_finished_cells_correct_the_rates_and_need_no_time(rlhf_study, tmp_path):
+    runs = Runs(tmp_path)
+    _, before = planned(rlhf_study, tmp_path, corpus_hash="c")
+    folder = runs.folders(rlhf_study, "c")["base"]
+    work = before["base"].flops / (GFLOPS[64][0] * 1e9)
+    write_json(folder.path / "done.json", {"seconds": 3 + 20 * work})
+    plan, after = planned(rlhf_study, tmp_path, corpus_hash="c")
+    assert plan.calibrated == 1 and after["base"].state == "done"
+    assert after["longer"].seconds - 3 == pytest.approx(
+        20 * (before["longer"].seconds - 3), rel=0.1
+    )
+    totals = plan.totals()
+    assert totals["remaining_cells"] == 6
+    assert totals["remaining_wall_seconds"] < totals["wall_seconds"]
+
+
+def test_pretraining_cells_of_other_studies_correct_the_rates(rlhf_study, tmp_path):
+    cell = replace(rlhf_study["base"], seed=99)
+    folder = Runs(tmp_path).cell("other", "0123456789")
+    write_json(folder.path / "config.json", {"kind": "pretrain", **to_json(cell)})
+    write_json(folder.path / "done.json", {"seconds": 500.0})
+    write_json(tmp_path / "cells" / "odd-1" / "config.json", {"model": 3})
+    write_json(tmp_path / "cells" / "odd-1" / "done.json", {"seconds": 1.0})
+    plan, cells = planned(rlhf_study, tmp_path)
+    assert plan.calibrated == 1
+    assert cells["base"].seconds == pytest.approx(510, rel=0.1)
+
+
+def test_an_unknown_kind_of_cell_is_refused(rlhf_study, tmp_path):
+    from rlhf_jax.cells import Cell
+    from rlhf_jax.plan import cell_plan
+
+    class Odd(Cell):
+        KIND = "odd"
+        PARENTS = {"base": ("pretrain",)}
+        base = "base"
+
+    with pytest.raises(ConfigError, match="no cost is known"):
+        cell_plan(rlhf_study, Odd("odd"))
+
+
+def test_list_scheduling():
+    parents = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"]}
+    seconds = {"a": 2.0, "b": 3.0, "c": 5.0, "d": 1.0}
+    assert remaining_paths(seconds, parents) == {"a": 7.0, "b": 4.0, "c": 5.0, "d": 1.0}
+    assert wall_seconds(seconds, parents, 1) == 11.0
+    assert wall_seconds(seconds, parents, 2) == 7.0
+    assert wall_seconds({}, parents, 2) == 0.0
+    assert wall_seconds({"d": 1.0}, parents, 2) == 1.0  # its parents are done
