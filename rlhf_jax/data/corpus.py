@@ -290,7 +290,7 @@ def _build(
 
 def _collect(cfg: CorpusConfig, cache: Path, log: Callable[[str], None]) -> list[_Document]:
     """All documents, sorted by content, so that nothing depends on the order of sources."""
-    found = []
+    found: list[_Document] = []
     for source in sorted(set(cfg.sources)):
         before = len(found)
         for id, text in documents(source, cache):

@@ -60,6 +60,8 @@ def _grams(texts: Sequence[str]) -> list[np.ndarray]:
         hashes = np.fromiter((known[w] for w in words), np.uint64, len(words))
         n = min(NGRAM, len(hashes))
         count = len(hashes) - n + 1
-        gram = sum((hashes[k : k + count] * factors[k] for k in range(n)), np.uint64(n))
+        gram = np.full(count, n, np.uint64)
+        for k in range(n):
+            gram += hashes[k : k + count] * factors[k]
         out.append(gram)
     return out

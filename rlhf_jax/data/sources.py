@@ -51,11 +51,11 @@ def documents(source: str, cache: Path) -> Documents:
             text that is not the pinned one.
     """
     if source in PACKAGED:
-        row = PACKAGED[source]
-        found = list(row.read(row.archive, cache))
-        if (got := text_hash(found)) != row.text_sha256:
+        packaged = PACKAGED[source]
+        found = list(packaged.read(packaged.archive, cache))
+        if (got := text_hash(found)) != packaged.text_sha256:
             raise ConfigError(
-                f"source {source!r}: the extracted text has hash {got}, expected {row.text_sha256}; "
+                f"source {source!r}: the extracted text has hash {got}, expected {packaged.text_sha256}; "
                 "the archive or its reader changed. Delete the archive, or pin the new text"
             )
         yield from found
