@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.corpus import find
-from rlhf_jax.runs import CellFolder, Runs
+from rlhf_jax.runs import CellFolder, Runs, read_json
 from rlhf_jax.study import Study, load_study
 
 TIMING = {"tokens_per_second", "mfu", "time", "seconds", "eta_seconds", "finished", "started"}
@@ -51,6 +51,8 @@ class Victim:
             log.stat().st_size if log.exists() else 0,
             time.time(),
         )
+        self.known: list[int] = []
+        self.looked = 0.0
         with open(log, "ab") as out:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -61,15 +63,21 @@ class Victim:
             f.seek(self.offset)
             return text.encode() in f.read()
 
+    def look(self) -> None:
+        """Remembers its processes, so that a kill loses no time in finding them."""
+        if time.time() - self.looked > 0.5:
+            self.known, self.looked = self._members(), time.time()
+
     def kill(self) -> None:
-        """SIGKILL to every process of the session, in one sweep and another for late children."""
-        for _ in range(2):
-            for pid in self._members():
+        """SIGKILL to every process of the session: those known at once, then any other."""
+        members = self.known or self._members()
+        while members:
+            for pid in members:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            self.process.poll()
+            members = self._members()
         self.process.wait()
-        while self._members():
-            time.sleep(0.01)
 
     def _members(self) -> list[int]:
         found = []
@@ -102,68 +110,72 @@ class Killer:
         return sum(f.done() for f in self.folders.values())
 
     def running(self) -> dict[str, dict[str, Any]]:
-        states = {n: f.state() for n, f in self.folders.items() if not f.done()}
-        return {n: s for n, s in states.items() if s["state"] == "running"}
+        """Heartbeats of the cells that are being run, or were until a moment ago."""
+        beats = {}
+        for name, folder in self.folders.items():
+            beat = read_json(folder.path / "heartbeat.json") or {"ended": True}
+            if not (folder.done() or beat.get("ended") or time.time() - beat["time"] > 5):
+                beats[name] = beat
+        return beats
 
-    def unfinished(self) -> list[Path]:
+    def unfinished(self) -> set[str]:
         """Checkpoints that are being written, or whose writer was killed."""
-        found = []
+        found = set()
         for folder in self.folders.values():
-            if folder.done():
-                continue
             with contextlib.suppress(OSError):
-                for step in os.scandir(folder.checkpoints):
-                    whole = os.path.exists(os.path.join(step.path, "_CHECKPOINT_METADATA"))
-                    if step.is_dir() and ("tmp" in step.name or not whole):
-                        found.append(Path(step.path))
+                found |= {e.path for e in os.scandir(folder.checkpoints) if "tmp" in e.name}
         return found
 
     def strike(self, victim: Victim) -> Kill | None:
         """Waits for the next moment and kills there. None: the command ended by itself."""
-        old = set(self.unfinished())
+        old = self.unfinished()
         delay = self.random.uniform(5.0, 30.0)  # of this start's random or PPO moment
+        inside = self.random.uniform(0.0, 0.03)  # of a checkpoint's write, which takes about 0.1 s
         due = None
         while victim.process.poll() is None:
-            now, done = time.time(), self.done()
+            victim.look()
+            done = self.done()
             watching = "checkpoint" in self.pending and done >= self.checkpoint_from
-            if watching and (new := set(self.unfinished()) - old):
-                running = self.running()
+            if watching and (new := self.unfinished() - old):
+                time.sleep(inside)
                 victim.kill()
-                if any(p.exists() and p in self.unfinished() for p in new):
+                if still := new & self.unfinished():
                     self.pending.remove("checkpoint")
-                    name = next(iter(new))
-                    return self._kill(f"writing checkpoint {name.parent.parent.name}/{name.name}",
-                                      victim, running)  # fmt: skip
-                return self._kill("just after a checkpoint", victim, running)
+                    path = Path(min(still))
+                    return self._kill(f"inside the write of {path.parent.parent.name}/{path.name}",
+                                      victim)  # fmt: skip
+                return self._kill("just after the write of a checkpoint", victim)
             if "report" in self.pending and victim.said(REPORTING):
                 time.sleep(self.random.uniform(0.1, 1.5))
-                if victim.process.poll() is None:
-                    self.pending.remove("report")
-                    return self._kill("building the report", victim, {})
-                continue
+                if victim.process.poll() is not None:
+                    break
+                self.pending.remove("report")
+                return self._kill("building the report", victim)
             if due is None:
-                ppo = [n for n in self.running() if self.study[n].KIND == "ppo"]
+                ppo = self._ppo_runs()
                 if "ppo" in self.pending and ppo:
-                    due = ("ppo", now + delay)
+                    due = ("ppo", time.time() + delay)
                 elif self.thresholds and done >= self.thresholds[0]:
-                    due = ("random", now + delay)
-            elif now >= due[1]:
-                running = self.running()
-                if due[0] == "ppo" and not any(self.study[n].KIND == "ppo" for n in running):
-                    due = None  # over already
-                    delay /= 2
+                    due = ("random", time.time() + delay)
+            elif time.time() >= due[1]:
+                if due[0] == "ppo" and not self._ppo_runs():
+                    due, delay = None, delay / 2  # over already
                     continue
-                self.pending = [p for p in self.pending if p != due[0]]
-                if due[0] == "random":
+                if due[0] == "ppo":
+                    self.pending.remove("ppo")
+                else:
                     self.thresholds.pop(0)
-                return self._kill(due[0], victim, running)
+                return self._kill(due[0], victim)
             time.sleep(0.002 if watching else 0.2)
         return None
 
-    def _kill(self, moment: str, victim: Victim, running: dict[str, dict[str, Any]]) -> Kill:
+    def _ppo_runs(self) -> bool:
+        return any(self.study[n].KIND == "ppo" for n in self.running())
+
+    def _kill(self, moment: str, victim: Victim) -> Kill:
         after = time.time() - victim.began
         victim.kill()
-        where = [f"{n} {s.get('step', '')}/{s.get('steps', '')}" for n, s in running.items()]
+        where = [f"{n} {b.get('step', '')}/{b.get('steps', '')}" for n, b in self.running().items()]
         return Kill(moment, after, self.done(), where)
 
 
@@ -262,7 +274,7 @@ def main() -> int:
                 if finished.setdefault(name, stamp) != stamp:
                     again.add(name)
 
-    code, empty = None, 0
+    code, empty = 0, 0
     while killer.left() and empty < 3:
         victim = Victim(command(args.runs), log)
         try:
