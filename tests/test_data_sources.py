@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -158,3 +160,31 @@ def test_packaged_sources_are_pinned_and_licensed():
         assert re.fullmatch(r"[0-9a-f]{64}", source.text_sha256)
         assert re.fullmatch(r"[0-9a-f]{64}", source.archive.sha256)
         assert source.licence and source.why
+
+
+def test_a_prepared_tfds_dataset_is_a_source_without_tensorflow(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data import store
+from rlhf_jax.data.sources import documents
+records = [{"id": str(i), "source": "s", "text": f"text é {i}"} for i in range(3)]
+store.write_documents(Path(sys.argv[1]), {"train": records, "test": records[:1]})
+found = list(documents("tfds:documents", Path("unused")))
+assert found[0] == ("test:0", "text é 0") and len(found) == 4, found
+for source in ("tfds:documents#body", "tfds:no_such_dataset"):
+    try:
+        list(documents(source, Path("unused")))
+        raise SystemExit(f"{source} was accepted")
+    except ConfigError as e:
+        assert source.partition("#")[0] in str(e), e
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
