@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 VERSION = "1.0.0"
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A dataset of the records given to it, in their order."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -42,13 +42,13 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError("the split generators are complete")
 
 
-class Documents(_Builder, skip_registration=True):
+class Documents(_Builder, skip_registration=True):  # type: ignore[call-arg]
     """Text documents: `id`, `source` and `text`."""
 
     name = "documents"
 
 
-class Rows(_Builder, skip_registration=True):
+class Rows(_Builder, skip_registration=True):  # type: ignore[call-arg]
     """Packed rows of token ids: `tokens` (T+1,)."""
 
     name = "rows"
