@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.scaling.isoflop import describe, fit_isoflop
-from rlhf_jax.scaling.parametric import NAMES, Law, fit_parametric
+from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
 from rlhf_jax.scaling.points import FitError, Points, read_table
 
 # Published compute-optimal exponents, drawn beside ours and never fitted to.
@@ -119,10 +119,9 @@ def extrapolation(points: Points, share: float = 0.75) -> dict[str, Any]:
     cut = int(len(order) * share)
     low, high = points.take(order[:cut]), points.take(order[cut:])
     try:
-        fit = fit_parametric(low, resamples=0)
+        law = fit_law(low)
     except FitError as e:
         return {"refused": str(e)}
-    law: Law = fit.law
     error = np.log(law.loss(high.params, high.tokens)) - np.log(high.loss)
     return {
         "below": float(low.flops.max()),

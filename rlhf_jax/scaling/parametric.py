@@ -33,7 +33,10 @@ class Law:
     beta: float
 
     def loss(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray | float:
-        return self.E + self.A * params ** (-self.alpha) + self.B * tokens ** (-self.beta)
+        """L in nats a token; inf or NaN where a wild law overflows."""
+        n, d = np.asarray(params, np.float64), np.asarray(tokens, np.float64)
+        with np.errstate(all="ignore"):
+            return self.E + self.A * n ** (-self.alpha) + self.B * d ** (-self.beta)
 
     @property
     def a(self) -> float:
@@ -57,7 +60,8 @@ class Law:
     def compute_optimal(self, flops: np.ndarray | float) -> tuple[Any, Any]:
         """(N*, D*) of least loss at C = 6 N D: N* = G (C/6)^a, D* = (C/6)^b / G (eq. 4)."""
         nd = np.asarray(flops, np.float64) / 6.0
-        return self.G * nd**self.a, nd**self.b / self.G
+        with np.errstate(all="ignore"):
+            return self.G * nd**self.a, nd**self.b / self.G
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class ParametricFit:
         rows = []
         for i, c in enumerate(np.asarray(flops, np.float64)):
             n_star, d_star = self.law.compute_optimal(c)
+            if not (0 < n_star < np.inf and 0 < d_star < np.inf):
+                continue  # beyond floating point: a law from data that hold none
             row: dict[str, Any] = {
                 "flops": float(c),
                 "n_star": float(n_star),
@@ -170,8 +176,9 @@ class _Surface:
 
     def law(self, theta: np.ndarray) -> Law:
         a, b, e, alpha, beta = (float(v) for v in theta)
-        return Law(float(np.exp(e)), float(np.exp(a + alpha * self.mx)),
-                   float(np.exp(b + beta * self.my)), alpha, beta)  # fmt: skip
+        with np.errstate(over="ignore"):
+            E, A, B = np.exp([e, a + alpha * self.mx, b + beta * self.my]).tolist()
+        return Law(E, A, B, alpha, beta)
 
     def starts(self) -> np.ndarray:
         """3^5 starts: the share of the loss that each term has at the centre, and the exponents."""
@@ -208,10 +215,7 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
     """
     _check(points)
     surface = _Surface(points)
-    found = [surface.minimise(start) for start in surface.starts()]
-    theta, _ = min(found, key=lambda f: f[1])
-    theta, best = surface.minimise(theta, rounds=50)
-    theta, best = _newton(surface, theta, best)
+    theta, best, found = _solve(surface, surface.starts())
     objectives = np.array([f for _, f in found])
     hits = float(np.mean(objectives <= best * (1 + HIT) + 1e-9))
     residuals, _ = surface.residual(theta)
@@ -233,6 +237,20 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
         refused=refused,
         warnings=warnings,
     )
+
+
+def fit_law(points: Points) -> Law:
+    """The law alone, from every ninth start and without a bootstrap; raises as `fit_parametric`."""
+    _check(points)
+    surface = _Surface(points)
+    return surface.law(_solve(surface, surface.starts()[4::9])[0])
+
+
+def _solve(surface: _Surface, starts: np.ndarray) -> tuple[np.ndarray, float, list]:
+    """(theta, objective) of the best end point, polished, and the end points of all starts."""
+    found = [surface.minimise(start) for start in starts]
+    theta, _ = min(found, key=lambda f: f[1])
+    return *_newton(surface, *surface.minimise(theta, rounds=50)), found
 
 
 def _check(points: Points) -> None:
@@ -282,6 +300,8 @@ def _judge(surface: _Surface, theta: np.ndarray, condition: float):
                 f"the loss does not fall with {name} in this table (exponent {exponent:.3g}, at most "
                 f"{share.max():.1e} of the loss): there is no compute-optimal split"
             )
+    if not refused and not 0 < law.G < np.inf:
+        refused = "the coefficients leave floating point: the table does not determine a law"
     warnings = []
     if shares[2].max() < 1e-3:
         warnings.append("E ran to 0: the table does not bend enough to show an irreducible loss")
