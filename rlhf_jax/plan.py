@@ -1,14 +1,15 @@
 """What a study will cost, before anything runs: FLOPs, memory, disk and time of every cell.
 
 FLOPs are counted (`rlhf_jax.scaling.flops`, convention `exact`). Time is those FLOPs over the rate
-in `GFLOPS`, corrected by what finished cells in RUNS took; memory and disk are estimates.
+in `GFLOPS` plus an overhead, both corrected by what finished cells in RUNS took; memory and disk are
+estimates.
 """
 
 from __future__ import annotations
 
 import heapq
-import statistics
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,20 +19,23 @@ from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
 
-# Training speed by model width: model GFLOP/s of one CPU core, and of one GPU (small models there
-# wait for kernel launches). Widths between two rows take the lower row's rate.
+# Training speed by model width: model GFLOP/s of one CPU core (measured, float32, a 2020s server
+# core), and of one GPU (a guess; small models there wait for kernel launches). Between two rows the
+# rate is interpolated.
 GFLOPS: dict[int, tuple[float, float]] = {
-    32: (4.0, 60.0),
-    64: (8.0, 200.0),
-    128: (14.0, 800.0),
-    256: (22.0, 3_000.0),
-    512: (30.0, 10_000.0),
-    1024: (34.0, 40_000.0),
-    2048: (36.0, 120_000.0),
+    16: (3.5, 30.0),
+    32: (6.5, 100.0),
+    64: (12.0, 300.0),
+    128: (18.0, 1_000.0),
+    256: (26.0, 4_000.0),
+    512: (33.0, 12_000.0),
+    1024: (36.0, 50_000.0),
+    2048: (38.0, 150_000.0),
 }
 DECODE = 0.25  # share of that rate while sampling: one token a step reads every weight
-COMPILE_SECONDS = 10.0  # a shape's first cell
-WARM_SECONDS = 3.0  # the following ones: restore, first steps, checkpoint
+COMPILE_SECONDS = 10.0  # a shape's first cell: tracing, compiling, provenance
+WARM = 0.4  # the following ones, in proportion: restore, first steps, checkpoint
+PRIOR = 0.3  # weight of the table's values beside one finished cell's
 BASELINE_BYTES = 0.6 * 2**30  # interpreter, runtime and compiled programs of one worker
 CHECKPOINTS_KEPT = 2
 
@@ -107,8 +111,8 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
     params = param_counts(model)["total"]
     s = row_length(study, cell)
     forward = flops_per_token(model, s) / 3.0 * s  # one sequence
-    heldout = study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
-    flops = decode = 0.0
+    heldout = heldout_flops(study, model)
+    flops = decode = disk = memory = 0.0
     if isinstance(cell, Pretrain):
         seen = getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
         tokens = cell.tokens - seen
@@ -153,6 +157,11 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
                     BASELINE_BYTES + memory, disk)  # fmt: skip
 
 
+def heldout_flops(study: Study, model: ModelConfig) -> float:
+    """Scoring the fixed set of held-out tokens once."""
+    return study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
+
+
 def row_length(study: Study, cell: Cell) -> int:
     """Tokens in one sequence of a cell."""
     task = getattr(cell, "task", None)
@@ -189,12 +198,16 @@ def _sampling_bytes(model: ModelConfig, batch: int, s: int, models: int) -> floa
 
 def rate(width: int, threads: int, accelerator: bool) -> float:
     """Model FLOP/s expected of one worker that trains a model of this width."""
-    rows = [w for w in GFLOPS if w <= width] or [min(GFLOPS)]
-    core, gpu = GFLOPS[max(rows)]
-    return 1e9 * (gpu if accelerator else core * threads)
+    inside = min(max(width, min(GFLOPS)), max(GFLOPS))
+    low = max(w for w in GFLOPS if w <= inside)
+    high = min(w for w in GFLOPS if w >= inside)
+    share = (inside - low) / (high - low) if high > low else 0.0
+    column = 1 if accelerator else 0
+    gflops = (1 - share) * GFLOPS[low][column] + share * GFLOPS[high][column]
+    return 1e9 * gflops * (1 if accelerator else threads)
 
 
-def raw_seconds(plan: CellPlan, model: ModelConfig, threads: int, accelerator: bool) -> float:
+def work_seconds(plan: CellPlan, model: ModelConfig, threads: int, accelerator: bool) -> float:
     """Seconds of the work alone, by the table."""
     work = plan.flops - plan.decode_flops + plan.decode_flops / DECODE
     return work / rate(model.width, threads, accelerator)
@@ -217,47 +230,73 @@ def make_plan(
     """
     cells = [cell_plan(study, c) for c in study.order()]
     models = {c.name: study.model_of(c) for c in study.cells}
-    raw = {c.name: raw_seconds(c, models[c.name], threads, accelerator) for c in cells}
+    work = {c.name: work_seconds(c, models[c.name], threads, accelerator) for c in cells}
     if corpus_hash is not None:
         folders = runs.folders(study, corpus_hash)
         cells = [replace(c, state=folders[c.name].state()["state"]) for c in cells]
-    factors, used = _calibrate(study, runs, corpus_hash, raw, threads, accelerator)
+    measured = _measured(study, runs, corpus_hash, work, threads, accelerator)
+    everything = [m for of_kind in measured.values() for m in of_kind]
     shapes = set()
     planned = []
     for c in cells:
         cell = study[c.name]
         shape = (c.kind, models[c.name], getattr(cell, "batch", None), row_length(study, cell))
-        overhead = WARM_SECONDS if shape in shapes else COMPILE_SECONDS
+        overhead, factor = calibrate(measured.get(c.kind, everything))
+        if shape in shapes:
+            overhead *= WARM
         shapes.add(shape)
-        factor = factors.get(c.kind, factors.get("", 1.0))
-        planned.append(replace(c, seconds=overhead + factor * raw[c.name]))
-    return StudyPlan(study.name, tuple(planned), workers, threads, used)
+        planned.append(replace(c, seconds=overhead + factor * work[c.name]))
+    return StudyPlan(study.name, tuple(planned), workers, threads, len(everything))
 
 
-def _calibrate(
+def calibrate(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The overhead of a cell in seconds, and how much longer its work takes than the table says.
+
+    Args:
+      measured: (work by the table, seconds taken) of finished cells.
+
+    Least squares of ln(overhead + factor x work) - ln(taken), in the logarithms of both, held to the
+    table's values by `PRIOR`, so that few cells or equal ones decide nothing absurd.
+    """
+    u, v = math.log(COMPILE_SECONDS), 0.0
+    for _ in range(50):  # Gauss-Newton with bounded steps
+        held = PRIOR**2
+        uu, uv, vv = held, 0.0, held
+        gu, gv = held * (u - math.log(COMPILE_SECONDS)), held * v
+        for work, taken in measured:
+            total = math.exp(u) + math.exp(v) * work
+            a, b = math.exp(u) / total, math.exp(v) * work / total
+            r = math.log(total / taken)
+            uu, uv, vv, gu, gv = uu + a * a, uv + a * b, vv + b * b, gu + a * r, gv + b * r
+        det = uu * vv - uv * uv
+        du, dv = (vv * gu - uv * gv) / det, (uu * gv - uv * gu) / det
+        u, v = u - max(-1.0, min(1.0, du)), v - max(-1.0, min(1.0, dv))
+    return math.exp(u), math.exp(v)
+
+
+def _measured(
     study: Study,
     runs: Runs,
     corpus_hash: str | None,
-    raw: Mapping[str, float],
+    work: Mapping[str, float],
     threads: int,
     accelerator: bool,
-) -> tuple[dict[str, float], int]:
-    """Measured over tabulated seconds: the median by kind (and of all kinds under ""), and how many
-    finished cells it comes from: those of this study, and every pretraining cell in RUNS."""
-    ratios: dict[str, list[float]] = {}
+) -> dict[str, list[tuple[float, float]]]:
+    """By kind, (work by the table, seconds taken) of finished cells: those of this study, and every
+    pretraining cell in RUNS."""
+    found: dict[str, list[tuple[float, float]]] = {}
 
     def add(kind: str, done: Any, expected: float) -> None:
         seconds = done.get("seconds") if isinstance(done, dict) else None
-        if seconds and expected > 0:
-            worked = max(seconds - WARM_SECONDS, 0.3 * seconds)
-            ratios.setdefault(kind, []).append(worked / expected)
+        if seconds:
+            found.setdefault(kind, []).append((expected, seconds))
 
     mine = set()
     if corpus_hash is not None:
         for name, folder in runs.folders(study, corpus_hash).items():
             mine.add(folder.path.name)
             if folder.done():
-                add(study[name].KIND, read_json(folder.path / "done.json"), raw[name])
+                add(study[name].KIND, read_json(folder.path / "done.json"), work[name])
     for path in sorted((runs.root / "cells").glob("*/done.json")):
         config = read_json(path.parent / "config.json")
         if path.parent.name in mine or not isinstance(config, dict) or config.get("continues"):
@@ -265,14 +304,11 @@ def _calibrate(
         try:
             model = from_json(ModelConfig, config["model"])
             flops = train_flops(model, study.corpus.seq_len, config["tokens"])
+            flops += heldout_flops(study, model)
         except (KeyError, TypeError, ConfigError):
             continue  # not a pretraining cell, or written by another version
         add("pretrain", read_json(path), flops / rate(model.width, threads, accelerator))
-    used = [r for of_kind in ratios.values() for r in of_kind]
-    factors = {kind: statistics.median(values) for kind, values in ratios.items()}
-    if used:
-        factors[""] = statistics.median(used)
-    return factors, len(used)
+    return found
 
 
 # --- order -----------------------------------------------------------------------------------

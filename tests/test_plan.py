@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf_jax.config import ConfigError, to_json
-from rlhf_jax.plan import GFLOPS, make_plan, remaining_paths, wall_seconds
+from rlhf_jax.plan import calibrate, make_plan, remaining_paths, wall_seconds
 from rlhf_jax.runs import Runs, write_json
 from rlhf_jax.scaling.flops import flops_per_token, train_flops
 from rlhf_jax.study import Study
@@ -49,7 +49,7 @@ def test_totals_add_up(rlhf_study, tmp_path):
     totals = plan.totals()
     assert totals["flops"] == pytest.approx(sum(c.flops for c in cells.values()))
     assert totals["cells"] == totals["remaining_cells"] == len(cells)
-    assert totals["wall_seconds"] <= totals["seconds"]
+    assert totals["wall_seconds"] <= totals["seconds"] * (1 + 1e-9)
     assert max(c.memory for c in cells.values()) < totals["memory"]
 
 
@@ -77,16 +77,24 @@ def test_finished_cells_correct_the_rates_and_need_no_time(rlhf_study, tmp_path)
     runs = Runs(tmp_path)
     _, before = planned(rlhf_study, tmp_path, corpus_hash="c")
     folder = runs.folders(rlhf_study, "c")["base"]
-    work = before["base"].flops / (GFLOPS[64][0] * 1e9)
-    write_json(folder.path / "done.json", {"seconds": 3 + 20 * work})
+    write_json(folder.path / "done.json", {"seconds": 100 * before["base"].seconds})
     plan, after = planned(rlhf_study, tmp_path, corpus_hash="c")
     assert plan.calibrated == 1 and after["base"].state == "done"
-    assert after["longer"].seconds - 3 == pytest.approx(
-        20 * (before["longer"].seconds - 3), rel=0.1
-    )
+    assert after["longer"].seconds > 2 * before["longer"].seconds
     totals = plan.totals()
     assert totals["remaining_cells"] == 6
     assert totals["remaining_wall_seconds"] < totals["wall_seconds"]
+
+
+def test_calibration_finds_overhead_and_rate_and_keeps_to_the_table_without_data():
+    assert calibrate([]) == pytest.approx((10.0, 1.0))
+    cells = [(w, 25.0 + 3.0 * w) for w in (0.1, 1.0, 10.0, 100.0, 300.0)] * 4
+    overhead, factor = calibrate(cells)
+    assert overhead == pytest.approx(25, rel=0.1) and factor == pytest.approx(3, rel=0.1)
+    # small cells alone say nothing of the rate
+    overhead, factor = calibrate([(0.01, 40.0)] * 20)
+    assert overhead == pytest.approx(40, rel=0.1) and factor == pytest.approx(1, rel=0.1)
+    assert min(calibrate([(100.0, 1.0), (1.0, 60.0)])) >= 0
 
 
 def test_pretraining_cells_of_other_studies_correct_the_rates(rlhf_study, tmp_path):
@@ -98,7 +106,7 @@ def test_pretraining_cells_of_other_studies_correct_the_rates(rlhf_study, tmp_pa
     write_json(tmp_path / "cells" / "odd-1" / "done.json", {"seconds": 1.0})
     plan, cells = planned(rlhf_study, tmp_path)
     assert plan.calibrated == 1
-    assert cells["base"].seconds == pytest.approx(510, rel=0.1)
+    assert cells["base"].seconds > 15
 
 
 def test_an_unknown_kind_of_cell_is_refused(rlhf_study, tmp_path):
