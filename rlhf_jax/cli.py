@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -13,13 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from launch import machine
-from launch.display import STYLES, duration, number
 from launch.graph import forgotten, needed
+from rlhf_jax import tables
 from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
@@ -243,7 +238,7 @@ def _make_plan(study: Study, runs: Runs, workers: int | None) -> tuple[StudyPlan
 
 def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
     plan, corpus_hash = _make_plan(study, runs, args.workers)
-    _print_plan(plan, corpus_hash)
+    tables.print_plan(plan, corpus_hash is not None)
     done = {c.name for c in plan.cells if c.state == "done"} - forgotten(study, args.force)
     chosen = needed(study, done, args.only)
     names = [c.name for c in study.order() if c.name in chosen]
@@ -257,43 +252,8 @@ def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(plan.to_json(), indent=1))
     else:
-        _print_plan(plan, corpus_hash)
+        tables.print_plan(plan, corpus_hash is not None)
     return 0
-
-
-def _print_plan(plan: StudyPlan, corpus_hash: str | None) -> None:
-    table = Table(title=plan.study, title_justify="left", box=None, pad_edge=False)
-    for name in ("cell", "kind", "state"):
-        table.add_column(name)
-    for name in ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"):
-        table.add_column(name, justify="right")
-    for c in plan.cells:
-        table.add_row(c.name, c.kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
-                      f"{c.sequences:,}", f"{c.tokens:,}", f"{c.flops:.2e}", _bytes(c.memory),
-                      _bytes(c.disk), duration(c.seconds))  # fmt: skip
-    t = plan.totals()
-    table.add_section()
-    table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
-                  _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
-    _console().print(table)
-    print(
-        f"\nWith {plan.workers} workers x {plan.threads} threads: about "
-        f"{duration(t['wall_seconds'])} in all, {duration(t['remaining_wall_seconds'])} for the "
-        f"{t['remaining_cells']} cells left. Memory: the {plan.workers} hungriest cells at once."
-    )
-    if plan.calibrated:
-        print(f"Times are corrected by {plan.calibrated} finished cells in the runs folder.")
-    else:
-        print("Times are by a table of typical rates; no finished cell has corrected them yet.")
-    if corpus_hash is None:
-        print("The corpus is not prepared yet: `run` does that first, and checks its size then.")
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1024:.0f} KiB"
 
 
 def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -308,39 +268,8 @@ def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
-    table = Table(title=found["study"], title_justify="left", box=None, pad_edge=False)
-    for name in ("cell", "kind", "state"):
-        table.add_column(name)
-    for name in ("step", "loss", "tokens/s"):
-        table.add_column(name, justify="right")
-    table.add_column("", overflow="fold")
-    for row in found["cells"]:
-        step, steps = row.get("step"), row.get("steps")
-        table.add_row(row["name"], row["kind"], Text(row["state"], style=STYLES[row["state"]]),
-                      f"{step}/{steps}" if steps else number(step, "d"),
-                      number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
-                      Text(_remark(row), style="dim"))  # fmt: skip
-    _console().print(table)
-    states = [row["state"] for row in found["cells"]]
-    counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
-    print(f"{len(states)} cells: {', '.join(counts)}")
+    tables.print_status(found)
     return 0
-
-
-def _remark(row: dict[str, Any]) -> str:
-    match row["state"]:
-        case "failed":
-            return str(row.get("reason", ""))
-        case "running":
-            left = row.get("eta_seconds")
-            return f"{duration(left)} left" if left is not None else str(row.get("phase") or "")
-        case "waiting" if row.get("waiting_for"):
-            return f"for {', '.join(row['waiting_for'])}"
-        case "waiting" if row.get("stopped_at") is not None:
-            return f"stopped at step {row['stopped_at']}"
-        case "done" if row.get("other_commit"):
-            return f"made by another commit ({', '.join(c[:10] for c in row['commits'])})"
-    return ""
 
 
 def _head() -> str | None:
@@ -348,11 +277,6 @@ def _head() -> str | None:
     run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
                          capture_output=True, text=True, check=False)  # fmt: skip
     return run.stdout.strip() if run.returncode == 0 else None
-
-
-def _console() -> Console:
-    """Wide where the output is not a terminal, so that tables are not cut."""
-    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 # --- fits and samples ------------------------------------------------------------------------
@@ -372,23 +296,7 @@ def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(fit, indent=1))
         return 0
-    table = Table(title=f"{args.file}: approach {args.approach}, {fit['n']} runs",
-                  title_justify="left", box=None, pad_edge=False)  # fmt: skip
-    table.add_column("")
-    table.add_column("fit", justify="right")
-    table.add_column("95% interval", justify="right")
-    intervals = fit.get("intervals") or {}
-    for key, value in fit.items():
-        if isinstance(value, float):
-            low, high = intervals.get(key) or (math.nan, math.nan)
-            table.add_row(
-                key, f"{value:.6g}", "" if math.isnan(low) else f"{low:.4g} .. {high:.4g}"
-            )
-    _console().print(table)
-    if fit.get("refused"):
-        print(f"Refused: {fit['refused']}")
-    for note in fit.get("notes") or []:
-        print(f"Note: {note}")
+    tables.print_fit(f"{args.file}: approach {args.approach}, {fit['n']} runs", fit)
     return 0
 
 
@@ -424,18 +332,10 @@ def _generate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.load import load_run, next_tokens, sample_text
 
     run = load_run(path)
-    console = _console()
     if args.top:
-        table = Table(title=f"next token after {args.prompt!r}", title_justify="left", box=None)
-        table.add_column("token")
-        table.add_column("probability", justify="right")
-        table.add_column("")
-        for token, probability in next_tokens(run, args.prompt, args.top):
-            bar = "█" * round(40 * probability)
-            table.add_row(Text(repr(token)), f"{100 * probability:.1f}%", Text(bar, style="cyan"))
-        console.print(table)
+        tables.print_next_tokens(args.prompt, next_tokens(run, args.prompt, args.top))
     text = sample_text(run, args.prompt, args.tokens, args.temperature, args.seed)
-    console.print(Text(args.prompt, style="dim") + Text(text, style="bold"), soft_wrap=True)
+    tables.print_continuation(args.prompt, text)
     return 0
 
 

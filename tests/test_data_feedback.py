@@ -11,7 +11,7 @@ from rlhf_jax.data import BOS, prepare
 from rlhf_jax.data.feedback import (
     Comparison,
     Demonstration,
-    demonstrations,
+    approved,
     gold_score,
     prompts_from,
     rank_by_annotators,
@@ -133,9 +133,10 @@ def test_too_many_prompts_are_refused_with_what_there_is(corpus):
 
 def test_demonstrations_are_what_the_labeller_approves_of(corpus):
     prompts = prompts_from(corpus, "train", 40, 9, 0)
-    kept = demonstrations(prompts, threshold=0.3)
+    kept = approved(prompts, threshold=0.3)
     assert 0 < len(kept) < 40
-    assert (gold_score(d.response for d in kept) > 0.3).all()
+    assert (gold_score(p.response for p in kept) >= 0.3).all()
+    assert (gold_score(p.response for p in prompts if p not in kept) < 0.3).all()
     good, bad = gold_score(["a happy, lovely day", "a horrible, sad day"])
     assert good > 0.3 > -0.3 > bad
 

@@ -250,16 +250,13 @@ def gold_score(texts: Iterable[str]) -> np.ndarray:
     return np.array([_analyzer().polarity_scores(text)["compound"] for text in texts], np.float64)
 
 
-def demonstrations(prompts: Iterable[Prompt], threshold: float = 0.0) -> list[Demonstration]:
-    """The true continuations whose `gold_score` is above `threshold`: what the labeller approves
-    of. Trained on with EOS, they teach the model to finish the sentence and to stop."""
+def approved(prompts: Iterable[Prompt], threshold: float = 0.0) -> list[Prompt]:
+    """The prompts whose true continuation has a `gold_score` of at least `threshold`: what the
+    labeller would demonstrate. Trained on with EOS, they teach the model to finish the sentence and
+    to stop."""
     prompts = list(prompts)
     scores = gold_score(p.response for p in prompts)
-    return [
-        Demonstration(p.prompt, p.response)
-        for p, score in zip(prompts, scores, strict=True)
-        if score > threshold
-    ]
+    return [p for p, score in zip(prompts, scores, strict=True) if score >= threshold]
 
 
 def rank_by_annotators(

@@ -62,3 +62,14 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, axes: Axes = AXES) -> dict
         k: jax.device_put(v, NamedSharding(mesh, axes.spec("batch", *[None] * (v.ndim - 1))))
         for k, v in batch.items()
     }
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`fsdp=4,tensor=2` as a mesh shape; the empty text is every device on `data`."""
+    shape = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if not size.isdigit():
+            raise ConfigError(f"mesh {text!r}: expected for instance fsdp=4,tensor=2")
+        shape[name] = int(size)
+    return shape

@@ -18,9 +18,8 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 ITEMS = ("params", "rest", "meta")
 
 
-@jax.jit
-def fingerprint(tree: Any) -> list[jax.Array]:
-    """One uint32 an array: its 32-bit words weighted by odd position numbers, summed modulo 2^32.
+def fingerprint(tree: Any) -> Any:
+    """A tree of uint32, one an array: its 32-bit words weighted by odd position numbers, summed modulo 2^32.
     Integer sums do not depend on their order, so every sharding gives the same number, and a single
     changed word always changes it."""
 
@@ -33,11 +32,19 @@ def fingerprint(tree: Any) -> list[jax.Array]:
             stride *= x.shape[axis]
         return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
-    return [one(x) for x in jax.tree.leaves(tree)]
+    return jax.tree.map(one, tree)
 
 
-def _marks(tree: Any) -> list[int]:
-    return [int(m) for m in jax.device_get(fingerprint(tree))]
+@jax.jit
+def _copied(tree: Any) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.copy, tree), fingerprint(tree)
+
+
+_fingerprint = jax.jit(fingerprint)
+
+
+def _marks(fingerprints: Any) -> list[int]:
+    return [int(m) for m in jax.tree.leaves(jax.device_get(fingerprints))]
 
 
 class Checkpoints:
@@ -54,8 +61,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Write `state` and JSON `meta` under `step`. The arrays are copied first: on the CPU an
         asynchronous write would otherwise read buffers that the next step is donated."""
-        parts = jax.tree.map(jnp.copy, _split(state))
-        marks = {name: _marks(tree) for name, tree in parts.items()}
+        parts, prints = _copied(_split(state))
+        marks = {name: _marks(tree) for name, tree in prints.items()}
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -99,7 +106,7 @@ class Checkpoints:
         meta = dict(read.meta)
         marks = meta.pop("fingerprint")
         for name in like:
-            if _marks(read[name]) != marks[name]:
+            if _marks(_fingerprint(read[name])) != marks[name]:
                 raise ValueError(
                     f"the fingerprint of its {name} differs from the one it was saved with"
                 )

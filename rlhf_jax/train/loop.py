@@ -5,7 +5,6 @@ Batch t is a function of t, so a resumed cell goes on bit for bit where its chec
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -55,13 +54,13 @@ def train(
     batch_at: Callable[[int], dict[str, jax.Array]],
     steps: int,
     runtime: Runtime,
-    row: Callable[[dict[str, float], dict[str, float]], dict[str, float]],
+    row: Callable[[dict[str, Any], dict[str, float]], dict[str, float]],
     beat: Heartbeat,
-    check: Callable[[int, dict[str, float]], None] | None = None,
+    check: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> TrainState:
     """Run `step` until `steps` are taken in all, from the newest whole checkpoint if there is one,
-    else from `state`. `row(metrics, totals)` makes a line of metrics.jsonl of a step's host metrics;
-    it may add up `totals`, which are saved with the checkpoints. `check(step, metrics)` may raise.
+    else from `state`. `row(metrics, totals)` makes a line of metrics.jsonl of a step's host metrics
+    (floats, and whatever arrays the step returned); it may add up `totals`, which are saved with the checkpoints. `check(step, metrics)` may raise.
 
     Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped, Diverged.
     """
@@ -84,9 +83,10 @@ def train(
             nonlocal pending
             if pending is None:
                 return
-            k, metrics = pending[0], {n: float(v) for n, v in jax.device_get(pending[1]).items()}
+            k, metrics = pending[0], jax.device_get(pending[1])
             pending = None
-            bad = [n for n, v in metrics.items() if not math.isfinite(v)]
+            metrics = {n: float(v) if v.ndim == 0 else v for n, v in metrics.items()}
+            bad = [n for n, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
             if bad:
                 raise Diverged(
                     f"{', '.join(bad)} not finite at step {k} (batch {k - 1}); the last good checkpoint "
@@ -108,7 +108,6 @@ def train(
         def save(k: int) -> None:
             nonlocal saved, saved_at
             flush()
-            sink.sync()
             checkpoints.save(k, state, {"totals": totals})
             saved, saved_at = k, time.time()
 
@@ -139,15 +138,10 @@ def _truncate_metrics(folder: CellFolder, step: int) -> None:
     os.replace(tmp, path)
 
 
-def final_checkpoint(folder: CellFolder, like: Any, pick: str | None = None) -> Any:
-    """Parameters of a finished cell, laid out like `like`; of a cell that trains several models
-    (PPO), those named `pick`."""
+def final_checkpoint(folder: CellFolder, like: Any) -> Any:
+    """Parameters of a finished cell, laid out like `like`."""
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        return checkpoints.restore_params({pick: like} if pick else like)
+        return checkpoints.restore_params(like)
     finally:
         checkpoints.close()
-
-
-def replace_runtime(runtime: Runtime, **changes: Any) -> Runtime:
-    return dataclasses.replace(runtime, **changes)

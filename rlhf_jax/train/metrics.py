@@ -67,18 +67,16 @@ class Sink:
         self.folder, self.mode, self.run = folder, wandb_mode, None
 
     def __enter__(self) -> Sink:
-        self.file = open(self.folder.path / "metrics.jsonl", "a")  # noqa: SIM115
+        self.file = open(self.folder.path / "metrics.jsonl", "a")
         if self.mode != "disabled":
             self.run = _start_wandb(self.folder, self.mode)
         return self
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
         if self.run is not None:
             self.run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
-
-    def sync(self) -> None:
-        self.file.flush()
 
     def __exit__(self, *exc: Any) -> None:
         self.file.close()

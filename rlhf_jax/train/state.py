@@ -20,7 +20,7 @@ class TrainState:
     step: jax.Array  # optimizer steps (of PPO: iterations) taken
     params: Any
     opt: Any
-    hyper: dict[str, jax.Array]  # lr (peak), weight_decay
+    hyper: dict[str, jax.Array]  # lr (peak), weight_decay, and the schedule's first and last step
     extra: dict[str, jax.Array]  # what an algorithm adds, e.g. PPO's KL coefficient
 
 
@@ -31,31 +31,42 @@ def _adam(optim: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Any, optim: OptimConfig, **extra: Any) -> TrainState:
-    """A fresh state over placed parameters; the moments lie where the parameters lie."""
+def hyper_parameters(optim: OptimConfig, start: int, end: int) -> dict[str, jax.Array]:
+    """The numbers of a cell that runs the optimizer steps [start, end), as arrays: cells that differ
+    in them alone share one compiled step."""
+    return {
+        "lr": jnp.float32(optim.lr),
+        "weight_decay": jnp.float32(optim.weight_decay),
+        "start": jnp.int32(start),
+        "end": jnp.int32(end),
+    }
+
+
+def init_state(params: Any, optim: OptimConfig, steps: int, **extra: Any) -> TrainState:
+    """A fresh state over placed parameters, for a run of `steps`; the moments lie where the
+    parameters lie."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt=jax.jit(_adam(optim).init)(params),
-        hyper={"lr": jnp.float32(optim.lr), "weight_decay": jnp.float32(optim.weight_decay)},
+        hyper=hyper_parameters(optim, 0, steps),
         extra={k: jnp.asarray(v) for k, v in extra.items()},
     )
 
 
-def schedule(optim: OptimConfig, step: jax.Array, start: int, end: int) -> jax.Array:
-    """The learning rate at 0-based `step`, as a share of the peak, for a cell that runs the steps
-    [start, end). Linear warmup, then constant, linear, cosine (Loshchilov & Hutter 2016), or
-    warmup-stable-decay (Hu et al. 2024) to `optim.final`."""
-    n = max(end - start, 1)
-    t = (step - start).astype(jnp.float32)
-    warmup = max(round(optim.warmup * n), 0)
-    ramp = jnp.minimum((t + 1) / max(warmup, 1), 1.0)
+def learning_rate(optim: OptimConfig, state: TrainState) -> jax.Array:
+    """The learning rate of the state's next step: linear warmup, then constant, linear, cosine
+    (Loshchilov & Hutter 2016), or warmup-stable-decay (Hu et al. 2024) to `optim.final`."""
+    n = jnp.maximum(state.hyper["end"] - state.hyper["start"], 1).astype(jnp.float32)
+    t = (state.step - state.hyper["start"]).astype(jnp.float32)  # steps taken so far
+    warmup = jnp.round(optim.warmup * n)
+    peak = state.hyper["lr"] * jnp.minimum((t + 1) / jnp.maximum(warmup, 1), 1.0)
     if optim.schedule == "constant":
-        return ramp
-    first = round((1 - optim.decay) * n) if optim.schedule == "wsd" else warmup
-    done = jnp.clip((t + 1 - first) / max(n - first, 1), 0.0, 1.0)
+        return peak
+    first = jnp.round((1 - optim.decay) * n) if optim.schedule == "wsd" else warmup
+    done = jnp.clip((t - first) / jnp.maximum(n - first, 1), 0.0, 1.0)
     fall = 0.5 * (1 - jnp.cos(jnp.pi * done)) if optim.schedule == "cosine" else done
-    return ramp * (1 - (1 - optim.final) * fall)
+    return peak * (1 - (1 - optim.final) * fall)
 
 
 def apply_gradients(

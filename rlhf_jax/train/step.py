@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import ConfigError, OptimConfig
 from rlhf_jax.model import Axes
-from rlhf_jax.train.state import TrainState, apply_gradients, schedule
+from rlhf_jax.train.state import TrainState, apply_gradients, learning_rate
 
 Batch = dict[str, jax.Array]
 Objective = Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -60,19 +60,13 @@ def gradients(
 
 
 def make_train_step(
-    objective: Objective,
-    optim: OptimConfig,
-    axes: Axes,
-    start: int,
-    end: int,
-    accumulate: int = 1,
+    objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1
 ) -> Step:
-    """The compiled step of a cell that runs the optimizer steps [start, end). The state's buffers are
-    donated."""
+    """The compiled step. The state's buffers are donated."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
-        rate = state.hyper["lr"] * schedule(optim, state.step, start, end)
+        rate = learning_rate(optim, state)
         state, moved = apply_gradients(state, grads, optim, rate)
         return state.replace(step=state.step + 1), {**metrics, **moved}
 

@@ -1,0 +1,1 @@
+"""Measuring what was trained: held-out loss, diversity, policies side by side."""

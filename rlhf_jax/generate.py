@@ -1,0 +1,140 @@
+"""The one sampler: prefill the prompts, then a fused decode loop over a KV cache that ends early when
+every row has stopped. Training rollouts, comparisons, evaluation and the command line all use it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.model import Axes, forward, init_cache, logits
+from rlhf_jax.objectives import token_log_probs
+
+PAD, BOS, EOS = 0, 1, 2  # ids fixed by rlhf_jax.data.tokenizer; PAD is never EOS
+
+
+class Samples(NamedTuple):
+    """Responses of R tokens: PAD after the first EOS."""
+
+    tokens_BR: jax.Array
+    log_probs_BR: jax.Array  # of the sampled tokens at the sampling temperature; 0 on PAD
+    mask_BR: jax.Array  # 1 up to and including EOS
+    logits_BV: jax.Array  # of the first response token
+
+
+def positions_of(segments_BT: jax.Array) -> jax.Array:
+    """Position ids of (left-)padded rows: cumsum(mask) - mask."""
+    return jnp.cumsum(segments_BT, axis=-1) - segments_BT
+
+
+def generate(
+    params: Any,
+    cfg: ModelConfig,
+    prompts_BP: jax.Array,
+    key: jax.Array,
+    *,
+    length: int,
+    temperature: jax.Array | float,
+    axes: Axes,
+    samples: int = 1,
+) -> Samples:
+    """Sample `samples` responses of at most `length` tokens to each prompt (left-padded with PAD).
+
+    Rows come out prompt by prompt; the prefill is shared by the samples of a prompt. Row b draws its
+    t-th token with a key of (key, b, t) alone. Temperature 0 is greedy, and its log-probs are then
+    those at temperature 1. Jit-compatible; no top-k or top-p, so log-probs are the policy's own.
+    """
+    B0, P = prompts_BP.shape
+    segments_BP = (prompts_BP != PAD).astype(jnp.int32)
+    cache = init_cache(cfg, B0, P + length, axes)
+    x_BPD, cache = forward(
+        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, cache
+    )
+    assert cache is not None
+    first_BV = logits(params, cfg, x_BPD[:, -1:], axes)[:, 0]
+
+    rows_B = jnp.arange(B0 * samples) // samples
+
+    def tile(x: jax.Array, axis: int, *names: str | None) -> jax.Array:
+        at = (slice(None),) * axis + (rows_B,)
+        return x.at[at].get(out_sharding=axes.spec(*names))
+
+    first_BV = tile(first_BV, 0, "batch", "vocab")
+    next_B = tile(jnp.sum(segments_BP, axis=-1), 0, "batch")
+    cache = cache._replace(
+        k_LBSKC=tile(cache.k_LBSKC, 1, None, "batch", None, "heads", None),
+        v_LBSKC=tile(cache.v_LBSKC, 1, None, "batch", None, "heads", None),
+        segments_BS=tile(cache.segments_BS, 0, "batch", None),
+        positions_BS=tile(cache.positions_BS, 0, "batch", None),
+    )
+    B = B0 * samples
+    keys_B = axes.constrain(jax.random.split(key, B), "batch")
+    safe = jnp.where(temperature > 0, temperature, 1.0)
+
+    def draw(t: jax.Array, logits_BV: jax.Array, done_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noise_BV = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), (cfg.vocab,)))(
+            keys_B
+        )
+        scaled_BV = logits_BV / safe
+        noise_BV = axes.constrain(noise_BV, "batch", "vocab")
+        token_B = jnp.argmax(jnp.where(temperature > 0, scaled_BV + noise_BV, scaled_BV), axis=-1)
+        token_B = jnp.where(done_B, PAD, token_B)
+        log_prob_B = token_log_probs(scaled_BV[:, None], token_B[:, None])[:, 0]
+        return token_B, jnp.where(done_B, 0.0, log_prob_B)
+
+    def going(carry: Any) -> jax.Array:
+        return (carry[0] < length) & ~jnp.all(carry[1])
+
+    def step(carry: Any) -> Any:
+        t, done_B, logits_BV, cache, tokens_BR, log_probs_BR, mask_BR = carry
+        token_B, log_prob_B = draw(t, logits_BV, done_B)
+        put = lambda out, x: jax.lax.dynamic_update_slice(out, x[:, None].astype(out.dtype), (0, t))  # noqa: E731
+        tokens_BR, log_probs_BR = put(tokens_BR, token_B), put(log_probs_BR, log_prob_B)
+        mask_BR = put(mask_BR, ~done_B)
+        alive_B1 = (~done_B)[:, None].astype(jnp.int32)
+        position_B1 = jnp.where(alive_B1 > 0, (next_B + t)[:, None], 0)
+        x_B1D, cache = forward(params, cfg, token_B[:, None], alive_B1, position_B1, axes, cache)
+        done_B |= token_B == EOS
+        logits_BV = logits(params, cfg, x_B1D, axes)[:, 0]
+        return t + 1, done_B, logits_BV, cache, tokens_BR, log_probs_BR, mask_BR
+
+    done_B = next_B < 0
+    blank_BR = axes.constrain(jnp.zeros((B, length)), "batch", None)
+    carry = (jnp.int32(0), done_B, first_BV, cache, blank_BR.astype(jnp.int32), blank_BR, blank_BR)
+    carry = jax.lax.while_loop(going, step, carry)
+    return Samples(carry[4], carry[5], carry[6], first_BV)
+
+
+class Sequences(NamedTuple):
+    """Prompts and their responses side by side, as every model scores them."""
+
+    tokens_BT: jax.Array
+    segments_BT: jax.Array
+    positions_BT: jax.Array
+
+
+def join(prompts_BP: jax.Array, tokens_BR: jax.Array, mask_BR: jax.Array) -> Sequences:
+    """Rows of P + R tokens with the positions that the sampler used."""
+    segments_BT = jnp.concatenate([prompts_BP != PAD, mask_BR > 0], axis=1).astype(jnp.int32)
+    tokens_BT = jnp.concatenate([prompts_BP, tokens_BR], axis=1)
+    return Sequences(tokens_BT, segments_BT, positions_of(segments_BT))
+
+
+def response_log_probs(
+    params: Any,
+    cfg: ModelConfig,
+    rows: Sequences,
+    length: int,
+    temperature: jax.Array | float,
+    axes: Axes,
+) -> tuple[jax.Array, jax.Array]:
+    """(log-probs_BR, entropy_BR) in nats of the last `length` tokens of each row, teacher-forced, of
+    logits / temperature: the same distribution that `generate` samples from."""
+    x_BTD, _ = forward(params, cfg, *rows, axes)
+    logits_BRV = logits(params, cfg, x_BTD[:, -length - 1 : -1], axes) / temperature
+    log_probs_BR = token_log_probs(logits_BRV, rows.tokens_BT[:, -length:])
+    p_BRV = jax.nn.softmax(logits_BRV, axis=-1)
+    entropy_BR = jax.nn.logsumexp(logits_BRV, axis=-1) - jnp.sum(p_BRV * logits_BRV, axis=-1)
+    return log_probs_BR, entropy_BR

@@ -1,0 +1,1 @@
+"""Learning from human feedback: comparisons, reward models, PPO."""

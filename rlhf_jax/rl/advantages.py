@@ -1,0 +1,58 @@
+"""Rewards per token, generalised advantages, and KL estimators, over masked BT arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def kl_estimates(log_probs: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
+    """Per-token estimators of KL(pi || reference) from samples of pi (Schulman 2020): k1 is unbiased,
+    k2 and k3 have less variance and are never negative."""
+    delta = log_probs - reference
+    return {"k1": delta, "k2": jnp.square(delta) / 2, "k3": jnp.exp(-delta) - 1 + delta}
+
+
+def token_rewards(
+    score_B: jax.Array, kl_BT: jax.Array, mask_BT: jax.Array, kl_coef: jax.Array
+) -> jax.Array:
+    """-beta kl_t, plus the score at the last valid token."""
+    last_B1 = (jnp.sum(mask_BT, axis=-1, keepdims=True) - 1).astype(jnp.int32)
+    at_last_BT = jnp.arange(mask_BT.shape[1])[None] == last_B1
+    return (-kl_coef * kl_BT + jnp.where(at_last_BT, score_B[:, None], 0.0)) * mask_BT
+
+
+def gae(
+    rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation (Schulman et al. 2016): (advantages_BT, returns_BT), 0 where
+    masked. The value after the last valid token is 0."""
+
+    def back(carry: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]) -> tuple:
+        advantage_B, next_value_B = carry
+        reward_B, value_B, mask_B = x
+        delta_B = reward_B + gamma * next_value_B - value_B
+        advantage_B = (delta_B + gamma * lam * advantage_B) * mask_B
+        return (advantage_B, value_B * mask_B), advantage_B
+
+    zero_B = jnp.zeros_like(rewards_BT[:, 0])
+    time_first = (rewards_BT.T, values_BT.T, mask_BT.T)
+    _, advantages_TB = jax.lax.scan(back, (zero_B, zero_B), time_first, reverse=True)
+    advantages_BT = advantages_TB.T
+    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def whiten(
+    x: jax.Array, mask: jax.Array, shift_mean: bool = True, bessel: bool = False
+) -> jax.Array:
+    """Unit variance over the valid entries (biased, as OpenAI 2019 and N+ do; `bessel` as TRL does),
+    mean 0 unless `shift_mean` is off; 0 where masked."""
+    mean = masked_mean(x, mask)
+    n = jnp.sum(mask)
+    variance = jnp.sum(jnp.square(x - mean) * mask) / jnp.maximum(n - (1 if bessel else 0), 1.0)
+    white = (x - mean) * jax.lax.rsqrt(variance + 1e-8)
+    return (white if shift_mean else white + mean) * mask

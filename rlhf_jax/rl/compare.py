@@ -1,0 +1,127 @@
+"""Comparison cells: a policy completes each prompt K times, simulated annotators rank the completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.cells import Compare
+from rlhf_jax.context import Context
+from rlhf_jax.data.feedback import Comparison, gold_score, prompts_from, rank_by_annotators, write
+from rlhf_jax.generate import generate
+from rlhf_jax.parallel import place_batch
+from rlhf_jax.runs import CellFolder
+
+CHUNK = 64  # prompts sampled at a time; a chunk that is on disk is not sampled again
+
+
+def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
+    """Sample, score with the gold labeller, rank. `results/comparisons.jsonl` is for people and other
+    tools; `results/{train,validation}.npz` hold the very tokens that were sampled, which the reward
+    model learns from. Training and held-out prompts come from different documents."""
+    params = ctx.language_model(cell.policy)
+    counts = {"train": cell.prompts, "validation": cell.heldout_prompts}
+    total, done, records, gold = sum(counts.values()), 0, [], []
+    for split, n in counts.items():
+        prompts = prompts_from(
+            ctx.corpus, split, n, cell.task.prompt_len, cell.seed, cell.task.response_len
+        )
+        chunks = []
+        for i in range(0, n, CHUNK):
+            ctx.beat.progress(step=done, steps=total, phase=f"sampling {split} completions")
+            chunks.append(_chunk(ctx, cell, params, prompts[i : i + CHUNK], split, i))
+            done += len(chunks[-1]["ranks"])
+            if ctx.runtime.stop.is_set():
+                from rlhf_jax.train import Stopped
+
+                raise Stopped(f"stopped after {done} of {total} prompts; finished chunks are kept")
+        data = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+        save_arrays(ctx.folder, split, data)
+        records += _records(ctx, data)
+        gold.append(data["gold"])
+    write(ctx.folder.results / "comparisons.jsonl", records)
+    scores = np.concatenate(gold)
+    return {
+        "compare": {
+            "prompts": total,
+            "k": cell.k,
+            "gold_mean": float(scores.mean()),
+            "gold_spread_within_prompt": float(scores.std(axis=1).mean()),
+        }
+    }
+
+
+def _chunk(
+    ctx: Context, cell: Compare, params: Any, prompts: list[Any], split: str, first: int
+) -> dict[str, np.ndarray]:
+    """Arrays of n prompts: prompts (n, P), responses and mask (n, K, R), gold and ranks (n, K)."""
+    path = ctx.folder.results / f"chunk-{split}-{first}.npz"
+    if path.exists():
+        return dict(np.load(path))
+    cfg, run = ctx.model, ctx.runtime
+    ids = np.array([p.prompt_ids for p in prompts], np.int32)
+    fill = CHUNK - len(ids)  # one compiled shape
+    batch = place_batch({"prompts": np.pad(ids, ((0, fill), (0, 0)), mode="edge")}, run.mesh)
+    key = jax.random.fold_in(jax.random.key(cell.seed), first + (10**6 if split != "train" else 0))
+    sampled = jax.device_get(_sampler(ctx, cell, cfg)(params, batch["prompts"], key))
+    n, K, R = len(ids), cell.k, cell.task.response_len
+    responses = sampled.tokens_BR.reshape(-1, K, R)[:n]
+    mask = sampled.mask_BR.reshape(-1, K, R)[:n]
+    texts = [ctx.corpus.tokenizer.decode(r.tolist()) for r in responses.reshape(-1, R)]
+    gold = gold_score(texts).reshape(n, K)
+    ranks = np.stack(
+        [
+            rank_by_annotators(
+                g, cell.noise, cell.annotators, seed=(cell.seed, int(split != "train"), first + i)
+            )
+            for i, g in enumerate(gold)
+        ]
+    )
+    data = {"prompts": ids, "responses": responses, "mask": mask, "gold": gold, "ranks": ranks}
+    save_arrays(ctx.folder, path.stem, data)
+    return data
+
+
+_SAMPLERS: dict[Any, Any] = {}
+
+
+def _sampler(ctx: Context, cell: Compare, cfg: Any) -> Any:
+    at = (cfg, cell.task, cell.temperature, cell.k)
+    if at not in _SAMPLERS:
+        _SAMPLERS[at] = jax.jit(
+            lambda params, prompts, key: generate(
+                params,
+                cfg,
+                prompts,
+                key,
+                length=cell.task.response_len,
+                temperature=cell.temperature,
+                axes=ctx.runtime.axes,
+                samples=cell.k,
+            )
+        )
+    return _SAMPLERS[at]
+
+
+def _records(ctx: Context, data: dict[str, np.ndarray]) -> list[Comparison]:
+    decode = ctx.corpus.tokenizer.decode
+    return [
+        Comparison(
+            prompt=decode(prompt.tolist()),
+            responses=tuple(decode(r.tolist()) for r in responses),
+            ranking=tuple(int(r) for r in ranks),
+        )
+        for prompt, responses, ranks in zip(
+            data["prompts"], data["responses"], data["ranks"], strict=True
+        )
+    ]
+
+
+def save_arrays(folder: CellFolder, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """`results/NAME.npz`, atomically."""
+    folder.results.mkdir(parents=True, exist_ok=True)
+    tmp = folder.results / f".{name}.tmp.npz"
+    np.savez(tmp, **arrays)
+    tmp.replace(folder.results / f"{name}.npz")

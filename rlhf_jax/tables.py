@@ -1,0 +1,135 @@
+"""What the command line prints: plans, states, fits and next-token distributions as tables."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch.display import STYLES, duration, number
+from rlhf_jax.plan import StudyPlan
+
+
+def _console() -> Console:
+    """Wide where the output is not a terminal, so that tables are not cut."""
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"
+
+
+def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
+    """Every cell's cost, totals, and how far to trust them."""
+    table = _table(
+        plan.study,
+        ("cell", "kind", "state"),
+        ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"),
+    )
+    for c in plan.cells:
+        table.add_row(c.name, c.kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
+                      f"{c.sequences:,}", f"{c.tokens:,}", f"{c.flops:.2e}", _bytes(c.memory),
+                      _bytes(c.disk), duration(c.seconds))  # fmt: skip
+    t = plan.totals()
+    table.add_section()
+    table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
+                  _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
+    _console().print(table)
+    print(
+        f"\nWith {plan.workers} workers x {plan.threads} threads: about "
+        f"{duration(t['wall_seconds'])} in all, {duration(t['remaining_wall_seconds'])} for the "
+        f"{t['remaining_cells']} cells left. Memory: the {plan.workers} hungriest cells at once."
+    )
+    if plan.calibrated:
+        print(f"Times are corrected by {plan.calibrated} finished cells in the runs folder.")
+    else:
+        print("Times are by a table of typical rates; no finished cell has corrected them yet.")
+    if not corpus_known:
+        print("The corpus is not prepared yet: `run` does that first, and checks its size then.")
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"
+
+
+def print_status(found: dict[str, Any]) -> None:
+    """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
+    table = _table(found["study"], ("cell", "kind", "state"), ("step", "loss", "tokens/s"))
+    table.add_column("", overflow="fold")
+    for row in found["cells"]:
+        step, steps = row.get("step"), row.get("steps")
+        table.add_row(row["name"], row["kind"], Text(row["state"], style=STYLES[row["state"]]),
+                      f"{step}/{steps}" if steps else number(step, "d"),
+                      number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
+                      Text(_remark(row), style="dim"))  # fmt: skip
+    _console().print(table)
+    states = [row["state"] for row in found["cells"]]
+    counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
+    print(f"{len(states)} cells: {', '.join(counts)}")
+
+
+def _remark(row: dict[str, Any]) -> str:
+    match row["state"]:
+        case "failed":
+            return str(row.get("reason", ""))
+        case "running":
+            left = row.get("eta_seconds")
+            return f"{duration(left)} left" if left is not None else str(row.get("phase") or "")
+        case "waiting" if row.get("waiting_for"):
+            return f"for {', '.join(row['waiting_for'])}"
+        case "waiting" if row.get("stopped_at") is not None:
+            return f"stopped at step {row['stopped_at']}"
+        case "done" if row.get("other_commit"):
+            return f"made by another commit ({', '.join(c[:10] for c in row['commits'])})"
+    return ""
+
+
+def print_fit(title: str, fit: dict[str, Any]) -> None:
+    """The numbers of a fitted law with their intervals, refusals and notes."""
+    table = _table(title, ("",), ("fit", "95% interval"))
+    intervals = fit.get("intervals") or {}
+    for key, value in fit.items():
+        if isinstance(value, float):
+            low, high = intervals.get(key) or (math.nan, math.nan)
+            table.add_row(
+                key, f"{value:.6g}", "" if math.isnan(low) else f"{low:.4g} .. {high:.4g}"
+            )
+    _console().print(table)
+    if fit.get("refused"):
+        print(f"Refused: {fit['refused']}")
+    for note in fit.get("notes") or []:
+        print(f"Note: {note}")
+
+
+def print_next_tokens(prompt: str, likeliest: Sequence[tuple[str, float]]) -> None:
+    """A next-token distribution with bars."""
+    table = _table(f"next token after {prompt!r}", ("token",), ("probability",))
+    table.add_column("")
+    for token, probability in likeliest:
+        bar = Text("█" * round(40 * probability), style="cyan")
+        table.add_row(Text(repr(token)), f"{100 * probability:.1f}%", bar)
+    _console().print(table)
+
+
+def print_continuation(prompt: str, text: str) -> None:
+    _console().print(Text(prompt, style="dim") + Text(text, style="bold"), soft_wrap=True)
