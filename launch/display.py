@@ -5,6 +5,9 @@ Both show what the run folders say (heartbeat.json, done.json, failed.json), not
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.graph import Graph, Job
-from rlhf_jax.runs import read_json
+from rlhf_jax.runs import CellFolder, read_json
 
 LINE_SECONDS = 30.0  # between two lines of a running cell
 REFRESH_SECONDS = 1.0
@@ -46,10 +49,22 @@ def heartbeat(job: Job) -> dict[str, Any]:
     return beat if job.state == "elsewhere" or beat.get("time", 0) >= job.began else {}
 
 
+def last_metrics(folder: CellFolder) -> dict[str, Any]:
+    """The last whole row of metrics.jsonl, without reading the others."""
+    with (
+        contextlib.suppress(OSError, json.JSONDecodeError),
+        open(folder.path / "metrics.jsonl", "rb") as f,
+    ):
+        f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
+        lines = f.read().split(b"\n")
+        return json.loads(lines[-2]) if len(lines) > 1 else {}
+    return {}
+
+
 def row(job: Job, graph: Graph) -> Row:
     """What is known of a cell."""
     if job.state == "done":
-        done = read_json(job.folder.path / "done.json") or {}
+        done = last_metrics(job.folder) | (read_json(job.folder.path / "done.json") or {})
         return Row(job.name, job.kind, "done", done.get("step"), done.get("steps"),
                    done.get("loss"), done.get("tokens_per_second"), done.get("seconds"))  # fmt: skip
     if job.state in ("running", "elsewhere"):

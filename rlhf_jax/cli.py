@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import machine
+from launch.display import last_metrics
 from launch.graph import forgotten, needed
 from rlhf_jax import tables
 from rlhf_jax.config import ConfigError, suggest
@@ -261,6 +262,12 @@ def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
     found = status(study, runs, _corpus_hash(study, runs))
     head = _head()
     for row in found["cells"]:
+        if row["run_id"] is None:
+            continue
+        last = last_metrics(CellFolder(Path(row["folder"])))
+        for key in ("step", "loss", "tokens_per_second"):
+            if key in last and (key != "tokens_per_second" or row["state"] == "running"):
+                row.setdefault(key, last[key])
         if row["state"] == "done":
             made = read_json(Path(row["folder"]) / "provenance.json") or {}
             row["commits"] = sorted({s["commit"] for s in made.get("sessions", []) if s["commit"]})

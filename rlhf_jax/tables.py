@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -65,13 +64,6 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
         print("The corpus is not prepared yet: `run` does that first, and checks its size then.")
 
 
-def _bytes(count: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1024:.0f} KiB"
-
-
 def print_status(found: dict[str, Any]) -> None:
     """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
     table = _table(found["study"], ("cell", "kind", "state"), ("step", "loss", "tokens/s"))
@@ -110,10 +102,8 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
     intervals = fit.get("intervals") or {}
     for key, value in fit.items():
         if isinstance(value, float):
-            low, high = intervals.get(key) or (math.nan, math.nan)
-            table.add_row(
-                key, f"{value:.6g}", "" if math.isnan(low) else f"{low:.4g} .. {high:.4g}"
-            )
+            interval = " .. ".join(f"{edge:.4g}" for edge in intervals.get(key) or ())
+            table.add_row(key, f"{value:.6g}", interval)
     _console().print(table)
     if fit.get("refused"):
         print(f"Refused: {fit['refused']}")

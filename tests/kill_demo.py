@@ -154,7 +154,7 @@ class Killer:
             if due is None:
                 ppo = self._ppo_runs()
                 if "ppo" in self.pending and ppo:
-                    due = ("ppo", time.time() + delay)
+                    due = ("ppo", time.time() + delay / 6)
                 elif self.thresholds and done >= self.thresholds[0]:
                     due = ("random", time.time() + delay)
             elif time.time() >= due[1]:
@@ -170,12 +170,18 @@ class Killer:
         return None
 
     def _ppo_runs(self) -> bool:
-        return any(self.study[n].KIND == "ppo" for n in self.running())
+        """Whether a PPO cell is at its iterations: one at least has been recorded."""
+        running = [n for n in self.running() if self.study[n].KIND == "ppo"]
+        return any(self.folders[n].metrics() for n in running)
 
     def _kill(self, moment: str, victim: Victim) -> Kill:
         after = time.time() - victim.began
         victim.kill()
-        where = [f"{n} {b.get('step', '')}/{b.get('steps', '')}" for n, b in self.running().items()]
+        where = []
+        for name, beat in self.running().items():
+            rows = self.folders[name].metrics()
+            step = beat.get("step", rows[-1].get("step", "-") if rows else "-")
+            where.append(f"{name} at step {step}")
         return Kill(moment, after, self.done(), where)
 
 
