@@ -21,6 +21,7 @@ from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
 from rlhf_jax.study import Study, load_study
 
+DESCRIPTION = "Scaling experiments on language models and RLHF: one study file, one command."
 EXAMPLES = """examples:
   rlhf-jax plan experiments/demo.py                    what it would cost
   rlhf-jax run experiments/demo.py                     run it, or go on where it was interrupted
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "rlhf-jax", description=__doc__, epilog=EXAMPLES, formatter_class=raw
+        "rlhf-jax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw
     )
     sub = parser.add_subparsers(metavar="COMMAND")
     commands: dict[str, argparse.ArgumentParser] = {}

@@ -19,13 +19,19 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
         table.add_column(name, justify="right")
     return table
+
+
+def _show(title: str, table: Table) -> None:
+    console = _console()
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(table)
 
 
 def _bytes(count: float) -> str:
@@ -38,7 +44,6 @@ def _bytes(count: float) -> str:
 def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
     """Every cell's cost, totals, and how far to trust them."""
     table = _table(
-        plan.study,
         ("cell", "kind", "state"),
         ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"),
     )
@@ -50,7 +55,7 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
     table.add_section()
     table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
                   _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
-    _console().print(table)
+    _show(plan.study, table)
     print(
         f"\nWith {plan.workers} workers x {plan.threads} threads: about "
         f"{duration(t['wall_seconds'])} in all, {duration(t['remaining_wall_seconds'])} for the "
@@ -66,7 +71,7 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
 
 def print_status(found: dict[str, Any]) -> None:
     """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
-    table = _table(found["study"], ("cell", "kind", "state"), ("step", "loss", "tokens/s"))
+    table = _table(("cell", "kind", "state"), ("step", "loss", "tokens/s"))
     table.add_column("", overflow="fold")
     for row in found["cells"]:
         step, steps = row.get("step"), row.get("steps")
@@ -74,7 +79,7 @@ def print_status(found: dict[str, Any]) -> None:
                       f"{step}/{steps}" if steps else number(step, "d"),
                       number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
                       Text(_remark(row), style="dim"))  # fmt: skip
-    _console().print(table)
+    _show(found["study"], table)
     states = [row["state"] for row in found["cells"]]
     counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
     print(f"{len(states)} cells: {', '.join(counts)}")
@@ -98,13 +103,13 @@ def _remark(row: dict[str, Any]) -> str:
 
 def print_fit(title: str, fit: dict[str, Any]) -> None:
     """The numbers of a fitted law with their intervals, refusals and notes."""
-    table = _table(title, ("",), ("fit", "95% interval"))
+    table = _table(("",), ("fit", "95% interval"))
     intervals = fit.get("intervals") or {}
     for key, value in fit.items():
         if isinstance(value, float):
             interval = " .. ".join(f"{edge:.4g}" for edge in intervals.get(key) or ())
             table.add_row(key, f"{value:.6g}", interval)
-    _console().print(table)
+    _show(title, table)
     if fit.get("refused"):
         print(f"Refused: {fit['refused']}")
     for note in fit.get("notes") or []:
@@ -113,12 +118,12 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
 
 def print_next_tokens(prompt: str, likeliest: Sequence[tuple[str, float]]) -> None:
     """A next-token distribution with bars."""
-    table = _table(f"next token after {prompt!r}", ("token",), ("probability",))
+    table = _table(("token",), ("probability",))
     table.add_column("")
     for token, probability in likeliest:
         bar = Text("█" * round(40 * probability), style="cyan")
         table.add_row(Text(repr(token)), f"{100 * probability:.1f}%", bar)
-    _console().print(table)
+    _show(f"next token after {prompt!r}", table)
 
 
 def print_continuation(prompt: str, text: str) -> None:
