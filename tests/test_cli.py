@@ -166,19 +166,6 @@ def test_fit_reads_any_table(tmp_path, capsys):
     assert "no column 'X'" in capsys.readouterr().err
 
 
-def test_parametric_fits_have_their_keys_on_top(tmp_path, capsys):
-    rows = ["N,D,L"]
-    for n in (1e6, 5e6, 3e7):
-        for d in (1e8, 3e8, 1e9):
-            rows.append(f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28 + 1e-3 * (len(rows) % 2)}")
-    table = tmp_path / "runs.csv"
-    table.write_text("\n".join(rows) + "\n")
-    words = ["--columns", "params=N", "tokens=D", "loss=L", "--resamples", "2", "--json"]
-    assert cli.main(["fit", str(table), *words]) == 0
-    fit = json.loads(capsys.readouterr().out)
-    assert set(fit) >= {"E", "A", "B", "alpha", "beta", "objective", "a", "b", "n", "intervals"}
-
-
 def test_a_run_is_found_by_path_study_and_name(fake):
     folder = fake.folder("a").path
     write_json(folder / "config.json", {})
