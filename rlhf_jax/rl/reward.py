@@ -108,7 +108,7 @@ def ranking_report(scores_NK: np.ndarray, rows: Arrays) -> dict[str, Any]:
 
     margin, gold_margin, longer = margins(scores_NK), margins(gold), margins(length)
     n = len(pairs)
-    right = float(np.sum(margin > 0))
+    right = float(np.sum((margin > 0) + 0.5 * (margin == 0)))
     cuts = [(0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 2.01)]
     by_margin = [
         {"from": a, "to": b, "n": int(hit.sum()), "accuracy": accuracy(margin[hit])}
