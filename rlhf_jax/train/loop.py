@@ -108,7 +108,7 @@ def train(
         def save(k: int) -> None:
             nonlocal saved, saved_at
             flush()
-            checkpoints.save(k, state, {"totals": totals})
+            checkpoints.save(k, state, {"totals": dict(totals)})  # written later
             saved, saved_at = k, time.time()
 
         try:
