@@ -1,13 +1,18 @@
 """The whole way through, small: an IsoFLOP sweep and its laws, then pretraining, demonstrations,
 rankings, a reward model and PPO, evaluated before and after. On real English text.
 
-    rlhf-jax run experiments/demo.py            about 15 minutes on 2 CPU cores
-    rlhf-jax run experiments/demo.py --tiny     the same code in about a minute
+    rlhf-jax run experiments/demo.py            about a quarter of an hour on 2 CPU cores
+    rlhf-jax run experiments/demo.py --tiny     the same code in about two minutes
+
+Cost: see `rlhf-jax plan experiments/demo.py`. Expected: a compute-optimal exponent near 0.5 with a wide
+interval (three budgets within a factor of four), and a gold reward that PPO raises on both seeds.
 """
 
-from rlhf_jax.cells import PPO, SFT, Compare, Evaluate, Pretrain, Reward, TaskConfig
+from __future__ import annotations
+
+from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward, TaskConfig
 from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.scaling.sweep import isoflop_grid, ladder
+from rlhf_jax.scaling.sweep import GridPoint, isoflop_grid, ladder, learning_rate
 from rlhf_jax.study import Analysis, Study
 
 
@@ -19,46 +24,85 @@ def study(tiny: bool = False) -> Study:
         corpus=corpus,
         cells=(*sweep(corpus, tiny), *rlhf(corpus, tiny)),
         analyses=(
-            Analysis("isoflop", ("c*",), "compute-optimal sizes"),
+            Analysis("isoflop", ("c*-d*",), "compute-optimal size"),
             Analysis("lr_check", ("lr-small-*",), "smallest size"),
             Analysis("lr_check", ("lr-large-*",), "largest size"),
         ),
     )
 
 
-def sweep(corpus: CorpusConfig, tiny: bool) -> list[Pretrain]:
-    """Budgets x one ladder of sizes, and the check of the learning-rate law at both ends of it."""
-    budgets = (2e9, 4e9) if tiny else (1e11, 2e11, 4e11)
+def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
+    """Budgets x one ladder of sizes, and a check of the learning-rate law at both ends of it: the
+    law's own rate, a third of it and three times it, at the smallest budget that trains the size."""
     shapes = ladder((16, 24, 32, 48, 64, 80), corpus.vocab, head_width=8)
     points = isoflop_grid(
-        budgets, shapes, corpus.seq_len, batch=16, ratio=(0.0001, 1e9), min_steps=1
+        budgets=(1e10, 2e10) if tiny else (1.5e11, 3e11, 6e11),
+        shapes=shapes,
+        seq_len=corpus.seq_len,
+        batch=16,
+        ratio=(0.01, 200) if tiny else (0.8, 100),
+        min_steps=16 if tiny else 250,
     )
-    cells = [
-        Pretrain(
-            p.name, model=p.model, tokens=p.tokens, batch=p.batch, optim=OptimConfig(lr=p.lr)
-        )
-        for p in points
-    ]
-    smallest = [p for p in points if p.budget == budgets[0]]
-    for end, p in (("small", smallest[0]), ("large", smallest[-1])):
-        for factor in (0.25, 1.0, 4.0):
-            optim = OptimConfig(lr=p.lr * factor)
-            cells.append(
-                Pretrain(f"lr-{end}-x{factor:g}".replace(".", "_"), model=p.model, tokens=p.tokens, batch=p.batch, optim=optim)
-            )
+    cells: list[Cell] = [pretrain(p.name, p) for p in points]
+    for end, shape in (("small", shapes[0]), ("large", shapes[-1])):
+        point = next(p for p in points if p.model == shape)
+        for name, factor in (("third", 1 / 3), ("law", 1.0), ("triple", 3.0)):
+            cells.append(pretrain(f"lr-{end}-{name}", point, factor))
     return cells
 
 
-def rlhf(corpus: CorpusConfig, tiny: bool) -> list:
+def pretrain(name: str, p: GridPoint, factor: float = 1.0) -> Pretrain:
+    optim = OptimConfig(lr=p.lr * factor)
+    return Pretrain(name, model=p.model, tokens=p.tokens, batch=p.batch, optim=optim)
+
+
+def rlhf(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
     """Pretrain -> demonstrations -> rankings -> reward model -> PPO on two seeds -> evaluation."""
     model = ModelConfig(layers=2 if tiny else 3, width=32 if tiny else 96, heads=4, vocab=corpus.vocab)
+    base = Pretrain(
+        "base",
+        model=model,
+        tokens=65_536 if tiny else 2_000_000,
+        batch=16,
+        optim=OptimConfig(lr=learning_rate(430_000)),
+    )
     task = TaskConfig(prompt_len=16, response_len=24)
-    seeds = (0, 1)
-    return [
-        Pretrain("base", model=model, tokens=65_536 if tiny else 2_000_000, batch=16, optim=OptimConfig(lr=3e-3)),
-        SFT("sft", base="base", task=task, examples=256 if tiny else 8192),
-        Compare("compare", policy="sft", task=task, prompts=64 if tiny else 1024, heldout_prompts=64 if tiny else 256),
-        Reward("reward", base="sft", comparisons="compare"),
-        *(PPO(f"ppo-{s}", policy="sft", reward="reward", task=task, iterations=3 if tiny else 100, seed=s) for s in seeds),
-        *(Evaluate(f"eval-{s}", before="sft", after=f"ppo-{s}", reward="reward", task=task, prompts=64 if tiny else 512) for s in seeds),
+    cells: list[Cell] = [
+        base,
+        SFT("sft", base="base", task=task, examples=512 if tiny else 8192),
+        Compare(
+            "compare",
+            policy="sft",
+            task=task,
+            prompts=64 if tiny else 2048,
+            heldout_prompts=64 if tiny else 256,
+            k=4 if tiny else 8,
+            noise=0.1,
+        ),
+        Reward(
+            "reward",
+            base="sft",
+            comparisons="compare",
+            optim=OptimConfig(lr=2e-3, weight_decay=0.0),
+        ),
     ]
+    for seed in (0, 1):
+        cells += [
+            PPO(
+                f"ppo-{seed}",
+                policy="sft",
+                reward="reward",
+                task=task,
+                iterations=4 if tiny else 100,
+                seed=seed,
+            ),
+            Evaluate(
+                f"eval-{seed}",
+                before="sft",
+                after=f"ppo-{seed}",
+                reward="reward",
+                task=task,
+                prompts=64 if tiny else 512,
+            ),
+        ]
+    return cells

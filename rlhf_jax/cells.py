@@ -6,7 +6,7 @@ A cell names its parents by their names in the study; `rlhf_jax.study` checks th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 
@@ -132,7 +132,8 @@ class PPO(Cell):
     value_clip: float = 0.2
     value_coef: float = 0.1
     whiten_rewards: bool = False  # found harmful in 2024
-    no_eos_penalty: float = 1.0  # subtracted from the score of a response that never stops
+    no_eos: Literal["replace", "subtract", "keep"] = "replace"  # scores of responses without EOS
+    no_eos_score: float = -1.0  # what replaces them (Ziegler, N+), or is added to them
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=3e-4, schedule="linear", final=0.0, weight_decay=0.0, eps=1e-5, b2=0.999

@@ -15,7 +15,7 @@ from rlhf_jax.context import read_model
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.generate import BOS, generate, positions_of
 from rlhf_jax.model import forward, logits
-from rlhf_jax.parallel import AXES, make_mesh
+from rlhf_jax.parallel import AXES, make_mesh, place_batch
 from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.train import Runtime
 
@@ -57,7 +57,8 @@ def _prompt(run: Run, prompt: str) -> jax.Array:
             f"the prompt is {len(ids)} tokens long; the model was trained on at most "
             f"{run.model.max_positions}"
         )
-    return jnp.asarray([ids], jnp.int32)
+    rows = {"prompt": np.array([ids], np.int32)}
+    return place_batch(rows, run.runtime.mesh, run.runtime.axes)["prompt"]
 
 
 def sample_text(

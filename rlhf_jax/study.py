@@ -174,7 +174,8 @@ class Study:
             for fld in cell.PARENTS:
                 if ":" in str(science[fld]):
                     science[fld + "_source"] = source_hash(science[fld])
-            ids[cell.name] = content_id({"kind": cell.KIND, "corpus": corpus_hash, **science})
+            data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
+            ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
         return ids
 
 

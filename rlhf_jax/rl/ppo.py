@@ -118,10 +118,10 @@ def make_ppo_step(
         else:
             score_B = score(frozen, prompts_BP, sampled.tokens_BR)
         stopped_B = jnp.any(sampled.tokens_BR == EOS, axis=-1)
-        penalised_B = score_B - cell.no_eos_penalty * ~stopped_B
+        scored_B = score_without_eos(cell, score_B, stopped_B)
         values_BR = values(critic, cfg, rows, R, axes) * mask_BR
         kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
-        rewards_BR = token_rewards(penalised_B, kl_BR, mask_BR, state.extra["kl_coef"])
+        rewards_BR = token_rewards(scored_B, kl_BR, mask_BR, state.extra["kl_coef"])
         if cell.whiten_rewards:
             rewards_BR = whiten(rewards_BR, mask_BR, shift_mean=False)
         advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, cell.gamma, cell.lam)
@@ -187,6 +187,14 @@ def make_ppo_step(
         return state, {**metrics, **learned}
 
     return jax.jit(iteration, donate_argnums=0)
+
+
+def score_without_eos(cell: PPO, score_B: jax.Array, stopped_B: jax.Array) -> jax.Array:
+    """Scores with `cell.no_eos` applied to the responses that never stopped."""
+    if cell.no_eos == "keep":
+        return score_B
+    changed = cell.no_eos_score if cell.no_eos == "replace" else score_B + cell.no_eos_score
+    return jnp.where(stopped_B, score_B, changed)
 
 
 def adapt_kl(cell: PPO, state: TrainState, kl: jax.Array) -> dict[str, jax.Array]:

@@ -17,9 +17,9 @@ from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
 # The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER, N = all parameters. One place to tune;
 # check it with `check_lr` at one size before a sweep, and at the largest after.
-LR0 = 4e-3
-N0 = 1e6
-LR_POWER = 0.25
+LR0 = 1.4e-2
+N0 = 1e5
+LR_POWER = 0.65
 
 ASPECT = 32  # width / layers; small models want more depth than the 100-odd of large ones
 MIN_LAYERS = 2

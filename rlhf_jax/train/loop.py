@@ -75,6 +75,7 @@ def train(
     log_every = math.ceil(steps / 1000)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     saved, saved_at, started, first = done, time.time(), time.time(), done
+    beat.progress(step=done, steps=steps, phase="compiling")
 
     with Sink(folder, runtime.wandb) as sink:
 
@@ -99,6 +100,7 @@ def train(
             beat.progress(
                 step=k,
                 steps=steps,
+                phase="training",
                 eta_seconds=(steps - k) / max(rate, 1e-9),
                 **{n: line[n] for n in ("loss", "tokens_per_second") if n in line},
             )
