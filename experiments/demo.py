@@ -58,7 +58,9 @@ def pretrain(name: str, p: GridPoint, factor: float = 1.0) -> Pretrain:
 
 def rlhf(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
     """Pretrain -> demonstrations -> rankings -> reward model -> PPO on two seeds -> evaluation."""
-    model = ModelConfig(layers=2 if tiny else 3, width=32 if tiny else 96, heads=4, vocab=corpus.vocab)
+    model = ModelConfig(
+        layers=2 if tiny else 3, width=32 if tiny else 96, heads=4, vocab=corpus.vocab
+    )
     base = Pretrain(
         "base",
         model=model,

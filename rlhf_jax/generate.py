@@ -48,9 +48,9 @@ def generate(
     """
     B0, P = prompts_BP.shape
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
-    cache = init_cache(cfg, B0, P + length, axes)
+    empty = init_cache(cfg, B0, P + length, axes)
     x_BPD, cache = forward(
-        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, cache
+        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty
     )
     assert cache is not None
     first_BV = logits(params, cfg, x_BPD[:, -1:], axes)[:, 0]

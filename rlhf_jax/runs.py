@@ -253,11 +253,12 @@ def status(study: Study, runs: Runs, corpus_hash: str | None) -> dict[str, Any]:
             for c in study.order()
         ]
         return {"study": study.name, "cells": rows}
-    ids, states = study.run_ids(corpus_hash), {}
+    ids = study.run_ids(corpus_hash)
+    states: dict[str, str] = {}
     rows = []
     for cell in study.order():
         folder = runs.cell(cell.name, ids[cell.name])
-        row = {
+        row: dict[str, Any] = {
             "name": cell.name,
             "kind": cell.KIND,
             "run_id": ids[cell.name],

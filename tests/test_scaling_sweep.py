@@ -73,8 +73,8 @@ def test_the_ladder_follows_its_stated_laws():
 
 
 def test_learning_rate_is_a_power_law_in_parameters():
-    assert learning_rate(1e6) == pytest.approx(4e-3)
-    assert learning_rate(16e6) == pytest.approx(2e-3)
+    assert learning_rate(1e5) == pytest.approx(1.4e-2)
+    assert learning_rate(1e7) == pytest.approx(1.4e-2 * 100**-0.65)
 
 
 def test_lr_check_needs_worse_runs_on_both_sides():

@@ -159,7 +159,22 @@ def _mlp(cfg, w, h):
 
 # --- a corpus ------------------------------------------------------------------------------------
 
-WORDS = ["the", "good", "bad", "king", "love", "hate", "saw", "river", "happy", "sad", "of", "and", "a", "house"]
+WORDS = [
+    "the",
+    "good",
+    "bad",
+    "king",
+    "love",
+    "hate",
+    "saw",
+    "river",
+    "happy",
+    "sad",
+    "of",
+    "and",
+    "a",
+    "house",
+]
 
 
 def tiny_corpus_config(folder: Path) -> CorpusConfig:

@@ -21,13 +21,13 @@ Params = dict[str, Any]
 
 
 class Cache(NamedTuple):
-    """Keys and values of S positions, filled up to `index`."""
+    """Keys and values of S positions, `length` of them written."""
 
     k_LBSKC: jax.Array
     v_LBSKC: jax.Array
     segments_BS: jax.Array  # 0: not written, or padding
     positions_BS: jax.Array
-    index: jax.Array
+    length: jax.Array
 
 
 def shapes(cfg: ModelConfig) -> tuple[Params, Params]:
@@ -131,7 +131,7 @@ def forward(
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Hidden states x_BTD after the final norm. Tokens see their own segment's past; segment 0 is
-    padding. With a cache the T tokens are written at `cache.index` and see what is in it, and the
+    padding. With a cache the T tokens are written at `cache.length` and see what is in it, and the
     extended cache is returned: T = prompt length prefills, T = 1 decodes."""
     dtype = jnp.dtype(cfg.compute)
     embed_VD = axes.gathered(params["embed"], "vocab", None).astype(dtype)
@@ -141,9 +141,9 @@ def forward(
         x_BTD += table.at[positions_BT].get(out_sharding=axes.spec("batch", None, None))
     if cache is None:
         mask_BTS = visible(segments_BT, segments_BT, positions_BT, positions_BT)
-        layers_kv = None
+        layers_kv: Any = None
     else:
-        at = (0, cache.index)
+        at = (0, cache.length)
         cache = cache._replace(
             segments_BS=jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, at),
             positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
@@ -165,7 +165,7 @@ def forward(
     x_BTD, layers_kv = jax.lax.scan(block, x_BTD, (params["layers"], layers_kv))
     if cache is not None:
         T = tokens_BT.shape[1]
-        cache = cache._replace(k_LBSKC=layers_kv[0], v_LBSKC=layers_kv[1], index=cache.index + T)
+        cache = cache._replace(k_LBSKC=layers_kv[0], v_LBSKC=layers_kv[1], length=cache.length + T)
     return _norm(x_BTD, params["final_norm"], params.get("final_bias")), cache
 
 
@@ -218,7 +218,7 @@ def _attention(
         q_BTHC = rotate(q_BTHC, positions_BT, cfg.rope_base)
         k_BTKC = rotate(k_BTKC, positions_BT, cfg.rope_base)
     if cache is not None:
-        at = (0, cache.index, 0, 0)
+        at = (0, cache.length, 0, 0)
         k_BTKC = jax.lax.dynamic_update_slice(kv[0], k_BTKC, at)
         v_BTKC = jax.lax.dynamic_update_slice(kv[1], v_BTKC, at)
         kv = (k_BTKC, v_BTKC)

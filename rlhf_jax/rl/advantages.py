@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -32,7 +34,7 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016): (advantages_BT, returns_BT), 0 where
     masked. The value after the last valid token is 0."""
 
-    def back(carry: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]) -> tuple:
+    def back(carry: Any, x: Any) -> tuple[Any, jax.Array]:
         advantage_B, next_value_B = carry
         reward_B, value_B, mask_B = x
         delta_B = reward_B + gamma * next_value_B - value_B

@@ -13,6 +13,7 @@ from rlhf_jax.data.feedback import Comparison, gold_score, prompts_from, rank_by
 from rlhf_jax.generate import generate
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.runs import CellFolder
+from rlhf_jax.train import Stopped
 
 CHUNK = 64  # prompts sampled at a time; a chunk that is on disk is not sampled again
 
@@ -34,8 +35,6 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
             chunks.append(_chunk(ctx, cell, params, prompts[i : i + CHUNK], split, i))
             done += len(chunks[-1]["ranks"])
             if ctx.runtime.stop.is_set():
-                from rlhf_jax.train import Stopped
-
                 raise Stopped(f"stopped after {done} of {total} prompts; finished chunks are kept")
         data = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
         save_arrays(ctx.folder, split, data)
@@ -59,7 +58,7 @@ def _chunk(
     """Arrays of n prompts: prompts (n, P), responses and mask (n, K, R), gold and ranks (n, K)."""
     path = ctx.folder.results / f"chunk-{split}-{first}.npz"
     if path.exists():
-        return dict(np.load(path))
+        return dict(np.load(path, allow_pickle=False))
     cfg, run = ctx.model, ctx.runtime
     ids = np.array([p.prompt_ids for p in prompts], np.int32)
     fill = CHUNK - len(ids)  # one compiled shape
@@ -123,5 +122,5 @@ def save_arrays(folder: CellFolder, name: str, arrays: dict[str, np.ndarray]) ->
     """`results/NAME.npz`, atomically."""
     folder.results.mkdir(parents=True, exist_ok=True)
     tmp = folder.results / f".{name}.tmp.npz"
-    np.savez(tmp, **arrays)
+    np.savez(tmp, allow_pickle=False, **arrays)
     tmp.replace(folder.results / f"{name}.npz")

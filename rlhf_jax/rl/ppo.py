@@ -154,13 +154,13 @@ def make_ppo_step(
         }
         return experience, metrics
 
-    def learn(state: TrainState, e: Experience, rate: jax.Array, key: jax.Array) -> tuple:
+    def learn(state: TrainState, e: Experience, rate: jax.Array, key: jax.Array) -> tuple[TrainState, Any]:
         B = e.tokens_BT.shape[0]
 
-        def epoch(state: TrainState, key: jax.Array) -> tuple:
+        def epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
             rows = jax.random.permutation(key, B).reshape(cell.minibatches, -1)
 
-            def minibatch(state: TrainState, rows_b: jax.Array) -> tuple:
+            def minibatch(state: TrainState, rows_b: jax.Array) -> tuple[TrainState, Any]:
                 batch = {
                     n: x.at[rows_b].get(out_sharding=axes.spec("batch", None))
                     for n, x in e._asdict().items()
@@ -177,7 +177,7 @@ def make_ppo_step(
         state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, cell.epochs))
         return state, jax.tree.map(jnp.mean, metrics)
 
-    def iteration(state: TrainState, frozen: Any, prompts_BP: jax.Array) -> tuple:
+    def iteration(state: TrainState, frozen: Any, prompts_BP: jax.Array) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(cell.seed), state.step)
         sample_key, order_key = jax.random.split(key)
         experience, metrics = rollout(state, frozen, prompts_BP, sample_key)

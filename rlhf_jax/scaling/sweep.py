@@ -15,7 +15,8 @@ from typing import Any
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
-# The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER, N = all parameters. One place to tune;
+# The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER, N = all parameters, from trial runs of 10k to
+# 240k parameters at 1e11 FLOPs and batches that make 250 steps or more. One place to tune;
 # check it with `check_lr` at one size before a sweep, and at the largest after.
 LR0 = 1.4e-2
 N0 = 1e5

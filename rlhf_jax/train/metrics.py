@@ -84,7 +84,7 @@ class Sink:
             self.run.finish()
 
 
-def _start_wandb(folder: CellFolder, mode: str) -> Any:
+def _start_wandb(folder: CellFolder, mode: Any) -> Any:
     try:
         import wandb
     except ImportError:

@@ -13,8 +13,7 @@ import optax
 from rlhf_jax.config import OptimConfig
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes. Data order and random keys are functions of `step`."""
 
     step: jax.Array  # optimizer steps (of PPO: iterations) taken
