@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig, from_json
 from rlhf_jax.context import read_model
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.generate import BOS, generate, positions_of
-from rlhf_jax.model import forward, logits
-from rlhf_jax.parallel import AXES, make_mesh, place_batch
+from rlhf_jax.evals.next_tokens import encode_prompt
+from rlhf_jax.evals.next_tokens import next_tokens as likeliest
+from rlhf_jax.generate import generate
+from rlhf_jax.parallel import AXES, make_mesh
 from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.train import Runtime
 
@@ -50,34 +50,19 @@ def load_run(path: str | Path) -> Run:
     return Run(params, tokenizer, model, config, runtime)
 
 
-def _prompt(run: Run, prompt: str) -> jax.Array:
-    ids = [BOS, *run.tokenizer.encode(prompt)]
-    if len(ids) >= run.model.max_positions:
-        raise ConfigError(
-            f"the prompt is {len(ids)} tokens long; the model was trained on at most "
-            f"{run.model.max_positions}"
-        )
-    rows = {"prompt": np.array([ids], np.int32)}
-    return place_batch(rows, run.runtime.mesh, run.runtime.axes)["prompt"]
-
-
 def sample_text(
     run: Run, prompt: str, tokens: int = 40, temperature: float = 0.8, seed: int = 0
 ) -> str:
     """A continuation of `prompt`."""
+    ids = encode_prompt(run.tokenizer, run.model, prompt, run.runtime)
     out = jax.jit(
         lambda p, x, k: generate(
             p, run.model, x, k, length=tokens, temperature=temperature, axes=run.runtime.axes
         )
-    )(run.params, _prompt(run, prompt), jax.random.key(seed))
+    )(run.params, ids, jax.random.key(seed))
     return run.tokenizer.decode(np.asarray(out.tokens_BR)[0].tolist())
 
 
 def next_tokens(run: Run, prompt: str, top: int = 10) -> list[tuple[str, float]]:
     """The `top` likeliest next tokens and their probabilities."""
-    ids = _prompt(run, prompt)
-    ones = jnp.ones_like(ids)
-    axes = run.runtime.axes
-    x_BTD, _ = forward(run.params, run.model, ids, ones, positions_of(ones), axes)
-    p_V = np.asarray(jax.nn.softmax(logits(run.params, run.model, x_BTD, axes)[0, -1]))
-    return [(run.tokenizer.piece(int(i)), float(p_V[i])) for i in np.argsort(-p_V)[:top]]
+    return likeliest(run.params, run.model, run.tokenizer, prompt, run.runtime, top)

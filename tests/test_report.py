@@ -49,9 +49,7 @@ def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done
         "flops": {"exact": 6 * n * d},
     }  # fmt: skip
     config = {"tokens": int(d), "optim": {"lr": lr}}
-    words = {"The colour of the sky is": [["blue", 0.31], [EVIL, 0.2]]}
-    return write_cell(root, "pretrain", name, config, metrics, done,
-                      heldout=held, next_words=words)  # fmt: skip
+    return write_cell(root, "pretrain", name, config, metrics, done, heldout=held)
 
 
 def sweep(root: Path, budgets=(1e14, 4e14, 1.6e15, 6.4e15), off=1.0):
@@ -92,7 +90,8 @@ def rlhf(root: Path):
             "n_prompts": 256, "temperature": 1.0, "gold_before": 0.1, "gold_after": 0.613 + seed / 10,
             "gain": 0.513 + seed / 10, "gain_interval": [0.4, 0.7], "win_rate": 0.8,
             "win_rate_interval": [0.75, 0.85], "kl": 9.5, "entropy_before": 3.0, "entropy_after": 2.5,
-            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))}, "next_words": {"before": {"The sky is": [["grey", 0.4]]}},
+            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))}, 
+            "next_words": {side: {"The sky is": [[word, 0.4], [EVIL, 0.2]]} for side, word in (("before", "grey"), ("after", "blue"))},
         }  # fmt: skip
         cells.append(
             write_cell(root, "evaluate", f"eval-s{seed}", {}, (), True, evaluation=evaluation)
@@ -144,8 +143,8 @@ def test_the_report_holds_the_numbers_of_the_run_folders(full):
         "+0.513",
         "[0.400, 0.700]",
         "max_ratio_error",
-        "blue 31.0%",
-        "grey 40.0%",
+        "blue&#x27; 40.0%",
+        "grey&#x27; 40.0%",
     ):
         assert said in text
     for cell in cells:

@@ -15,12 +15,14 @@ from rlhf_jax.data.feedback import gold_score, prompts_from
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
+from rlhf_jax.evals.next_tokens import next_tokens
 from rlhf_jax.generate import generate, join, response_log_probs
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.rl.ppo import reward_scores
 
 CHUNK = 64
 SHOWN = 12  # samples kept for the report, picked by seed
+NEXT_WORD_PROMPTS = ("The colour of the sky is", "And the king said", "My love is")
 
 
 def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
@@ -73,6 +75,13 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
         }
         for i in shown
     ]
+    summary["next_words"] = {
+        name: {
+            p: next_tokens(params, ctx.model, ctx.corpus.tokenizer, p, ctx.runtime)
+            for p in NEXT_WORD_PROMPTS
+        }
+        for name, params in models.items()
+    }
     summary["gold"] = {n: [float(g) for g in gold[n]] for n in gold}
     return {"evaluation": summary}
 

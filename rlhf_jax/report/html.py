@@ -289,8 +289,6 @@ def _base(study: StudyResults, draw) -> str:
         ("cell", "params", "training tokens", "FLOPs (exact)", "held-out loss", "bits/byte"), rows
     )
     body += draw(plots_scaling.loss_curves(bases, "base-curve", "training"))
-    for cell in bases:
-        body += rlhf.next_words(cell)
     return body
 
 

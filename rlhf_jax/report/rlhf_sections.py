@@ -180,7 +180,7 @@ def evaluation(study: StudyResults, draw: Draw) -> str:
             f"{number(e.get('temperature'))}; seed {number(cell.config.get('seed'))}."
         )
     body += draw(plots_rlhf.before_after(cells, "before-after"))
-    return body + "".join(_samples(cell) + next_words(cell) for cell in cells)
+    return body + "".join(_samples(cell) + _next_words(cell) for cell in cells)
 
 
 def _samples(cell: CellResult) -> str:
@@ -200,56 +200,18 @@ def _samples(cell: CellResult) -> str:
     return f"<h3>Samples ({escape(cell.name)})</h3>" + table(head, rows, (0, 1, 2))
 
 
-def next_words(cell: CellResult) -> str:
-    """Most likely next words of the prompts that a results file lists under `next_words`."""
-    body = ""
-    for stem, content in cell.results.items():
-        found = (
-            content
-            if stem == "next_words"
-            else content.get("next_words")
-            if isinstance(content, dict)
-            else None
-        )
-        for title, rows in _word_tables(found):
-            heading = f"Next words ({cell.name}{', ' + title if title else ''})"
-            body += f"<h3>{escape(heading)}</h3>" + table(
-                ("prompt", "most likely next"), rows, (0, 1)
-            )
-    return body
+def _next_words(cell: CellResult) -> str:
+    """The most likely next tokens of a few prompts, before and after."""
+    found = cell.results["evaluation"].get("next_words")
+    if not isinstance(found, dict) or not {"before", "after"} <= set(found):
+        return ""
 
+    def words(side: str, prompt: str) -> str:
+        return ", ".join(f"{word!r} {p:.1%}" for word, p in found[side].get(prompt, []))
 
-def _word_tables(found: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(title, [(prompt, words)]) of {prompt: words}, or of {"before": {...}, "after": {...}}."""
-    if isinstance(found, list):
-        pairs = [
-            (x.get("prompt"), x.get("words", x.get("next"))) for x in found if isinstance(x, dict)
-        ]
-        found = {str(prompt): words for prompt, words in pairs}
-    if not isinstance(found, dict) or not found:
-        return []
-    if set(found) <= {"before", "after"}:
-        return [(side, rows) for side, inner in found.items() for _, rows in _word_tables(inner)]
-    return [("", [(f"{prompt} …", _words(words)) for prompt, words in found.items()])]
-
-
-def _words(words: Any) -> str:
-    """`blue 12%, ...` of {word: p}, [[word, p]], [{"word", "p"}] or [word]."""
-    if isinstance(words, dict):
-        if set(words) <= {"before", "after"}:
-            return "\n".join(f"{side}: {_words(inner)}" for side, inner in words.items())
-        words = list(words.items())
-    if not isinstance(words, list):
-        return str(words)
-    parts = []
-    for entry in words:
-        if isinstance(entry, dict):
-            entry = list(entry.values())
-        if isinstance(entry, list | tuple) and len(entry) == 2 and is_number(entry[1]):
-            parts.append(f"{entry[0]} {entry[1]:.1%}")
-        else:
-            parts.append(str(entry))
-    return ", ".join(parts)
+    rows = [(f"{p} …", words("before", p), words("after", p)) for p in found["before"]]
+    head = ("prompt", "most likely next, before", "after")
+    return f"<h3>Next tokens ({escape(cell.name)})</h3>" + table(head, rows, (0, 1, 2))
 
 
 def scalars(results: dict[str, Any]) -> list[tuple[str, float]]:

@@ -154,7 +154,9 @@ def make_ppo_step(
         }
         return experience, metrics
 
-    def learn(state: TrainState, e: Experience, rate: jax.Array, key: jax.Array) -> tuple[TrainState, Any]:
+    def learn(
+        state: TrainState, e: Experience, rate: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Any]:
         B = e.tokens_BT.shape[0]
 
         def epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
