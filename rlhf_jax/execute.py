@@ -165,8 +165,8 @@ def main() -> None:
         log(f"{name} starts")
         outcome, reason = worker.run(name)
         log(f"{name} {outcome} {reason or ''}")
+        busy.clear()  # before the answer: whoever reads it may close our input
         print(json.dumps({"cell": name, "outcome": outcome, "reason": reason}), flush=True)
-        busy.clear()
 
 
 if __name__ == "__main__":
