@@ -239,7 +239,7 @@ def corpus(tmp_path_factory):
 def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_path):
     """With a learning rate that is constant the two are the same computation: moments, data
     position and schedule carry over bit for bit."""
-    model = ModelConfig(layers=1, width=16, heads=2, vocab=310)
+    model = ModelConfig(layers=1, width=16, heads=2, vocab=340)
     flat = OptimConfig(schedule="constant", warmup=0.0)
     cells = (
         Pretrain("short", model=model, batch=4, tokens=4 * 32 * 3, optim=flat),

@@ -97,7 +97,7 @@ def test_prefill_and_decode_equal_the_full_forward(mesh, cfg):
         out.append(np.asarray(got))
     real = segments > 0
     np.testing.assert_allclose(np.concatenate(out, 1)[real], expected[real], atol=2e-5)
-    assert int(cache.index) == T
+    assert int(cache.length) == T
 
 
 def _lm_batch(cfg):

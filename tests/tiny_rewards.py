@@ -1,0 +1,9 @@
+"""A reward by import path, for the tests of callable rewards."""
+
+
+def longest_word(prompts, responses):
+    """Length of the longest word of the response, less one for each word of the prompt."""
+    return [
+        max((len(w) for w in r.split()), default=0) - len(p.split())
+        for p, r in zip(prompts, responses, strict=True)
+    ]

@@ -1,0 +1,104 @@
+"""Trains, samples and runs PPO on one mesh after the other; prints a line of JSON for each.
+
+python tests/tiny_sharded.py data=8 fsdp=2,tensor=2 ...    (with 8 devices; `data=1` with one)
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny_models import GQA, noisy_params, packed_batch
+
+from rlhf_jax.cells import PPO, TaskConfig
+from rlhf_jax.config import OptimConfig
+from rlhf_jax.generate import generate
+from rlhf_jax.model import param_axes, with_scalar_head
+from rlhf_jax.objectives import language_modelling
+from rlhf_jax.parallel import AXES, make_mesh, parse_mesh, place, place_batch
+from rlhf_jax.rl.ppo import make_ppo_step
+from rlhf_jax.train import init_state, make_train_step
+from rlhf_jax.train.checkpoints import fingerprint
+
+CFG = dataclasses.replace(GQA, layers=1)
+OPTIM = OptimConfig(lr=1e-2, schedule="constant", warmup=0.0)
+
+
+def trained(mesh, params):
+    """Parameters after three steps, and the losses."""
+    step = make_train_step(lambda p, b: language_modelling(p, b, CFG, AXES), OPTIM, AXES)
+    state, losses = init_state(params, OPTIM, 3), []
+    rows = [[16], [3, 9], [7], [16], [1], [5, 5, 5], [12], [10]]
+    for t in range(3):
+        tokens, segments, positions = packed_batch(CFG, rows, 16, seed=t)
+        batch = {
+            "tokens": tokens, "segments": segments, "positions": positions,
+            "targets": np.roll(tokens, -1, 1), "weights": (segments > 0).astype(np.float32),
+            "bytes": np.ones_like(tokens),
+        }  # fmt: skip
+        state, metrics = step(state, place_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return state.params, losses
+
+
+def sampled(mesh, params, prompts):
+    out = jax.jit(
+        lambda p, x, k: generate(p, CFG, x, k, length=6, temperature=0.8, axes=AXES)
+    )(params, prompts, jax.random.key(0))  # fmt: skip
+    return jax.device_get(out)
+
+
+def improved(mesh, params, prompts):
+    """Parameters and metrics after an iteration of PPO against a reward model."""
+    cell = PPO("p", task=TaskConfig(6, 4), batch=8, epochs=2, iterations=1, optim=OPTIM)
+    critic = with_scalar_head(jax.tree.map(jnp.copy, params), None)
+    critic = place(critic, param_axes(CFG, True), mesh)
+    reward = with_scalar_head(jax.tree.map(jnp.copy, params), jax.random.key(1))
+    reward = place(reward, param_axes(CFG, True), mesh)
+    frozen = {"reference": jax.tree.map(jnp.copy, params), "reward": reward, "gain": 1.5, "bias": 0.2}  # fmt: skip
+    state = init_state({"policy": params, "critic": critic}, OPTIM, 1, kl_coef=jnp.float32(0.1))
+    state, metrics = make_ppo_step(cell, CFG, AXES)(state, frozen, prompts)
+    return state.params, metrics
+
+
+def numbers(tree):
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(jax.device_get(tree))]
+    return np.concatenate(leaves).tolist()
+
+
+def main():
+    for text in sys.argv[1:]:
+        mesh = make_mesh(parse_mesh(text))
+        with jax.set_mesh(mesh):
+
+            def fresh(mesh=mesh):
+                return place(jax.tree.map(jnp.asarray, noisy_params(CFG)), param_axes(CFG), mesh)
+
+            prompts = np.random.default_rng(0).integers(3, 64, (8, 6)).astype(np.int32)
+            prompts[::2, :2] = 0
+            prompts = place_batch({"p": prompts}, mesh)["p"]
+            out = sampled(mesh, fresh(), prompts)
+            params, losses = trained(mesh, fresh())
+            line = {
+                "mesh": text,
+                "devices": len(mesh.devices.ravel()),
+                "shards": len({s.index for s in params["layers"]["w_in"].addressable_shards}),
+                "losses": losses,
+                "params": numbers(params),
+                "fingerprint": [int(x) for x in jax.tree.leaves(jax.jit(fingerprint)(fresh()))],
+                "tokens": out.tokens_BR.tolist(),
+                "log_probs": out.log_probs_BR.tolist(),
+            }
+            if ("tensor" in text and "fsdp=2" in text) or text == "data=1":
+                params, metrics = improved(mesh, fresh(), prompts)
+                line["ppo"] = numbers(params)
+                line["ppo_metrics"] = {
+                    k: float(v) for k, v in metrics.items() if np.ndim(v) == 0
+                }  # fmt: skip
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
