@@ -113,6 +113,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p = command("report", _report, "Build the HTML report of a study from its run folders.",
                 "rlhf-jax report experiments/demo.py")  # fmt: skip
     study(p)
+    p.add_argument(
+        "--export",
+        metavar="DIR",
+        type=Path,
+        help="also copy the small results there, to be committed: tables, fits, figures",
+    )
 
     p = command("fit", _fit, "Fit a scaling law to a table of runs (.csv or .jsonl).",
                 "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
@@ -227,6 +233,10 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
     old = read_json(runs.study(study) / "study.json") or {}
     folder = write_study(study, runs, corpus_hash, old.get("command") or _again(["run", *argv[1:]]))
     _build_report(folder, runs)
+    if args.export:
+        from rlhf_jax.report.export import export
+
+        print(f"Results: {export(folder, runs.root, args.export)}")
     return 0
 
 

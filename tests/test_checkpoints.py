@@ -1,5 +1,6 @@
 """Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, damage, divergence."""
 
+import functools
 import json
 import shutil
 
@@ -13,10 +14,19 @@ from rlhf_jax.cells import Pretrain
 from rlhf_jax.config import ModelConfig, OptimConfig
 from rlhf_jax.context import Context
 from rlhf_jax.execute import run_cell
+from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.runs import CellFolder, Heartbeat, Runs, write_json
 from rlhf_jax.study import Study
-from rlhf_jax.train import Checkpoints, Diverged, Runtime, Stopped, init_state, make_train_step
+from rlhf_jax.train import (
+    Checkpoints,
+    Diverged,
+    Runtime,
+    Stopped,
+    init_state,
+    language,
+    make_train_step,
+)
 from rlhf_jax.train import train as train_loop
 from rlhf_jax.train.checkpoints import fingerprint
 
@@ -236,7 +246,7 @@ def corpus(tmp_path_factory):
     return tiny_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_path):
+def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_path, monkeypatch):
     """With a learning rate that is constant the two are the same computation: moments, data
     position and schedule carry over bit for bit."""
     model = ModelConfig(layers=1, width=16, heads=2, vocab=340)
@@ -246,6 +256,10 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
         Pretrain("long", model=model, batch=4, tokens=4 * 32 * 6, optim=flat),
         Pretrain("longer", model=model, batch=4, tokens=4 * 32 * 6, optim=flat, continues="short"),
     )
+    # The three cells share one program; compile it once, and leave the held-out loss out.
+    shared = functools.cache(lambda: make_train_step(lambda p, b: language_modelling(p, b, model, AXES), flat, AXES))  # fmt: skip
+    monkeypatch.setattr(language, "make_train_step", lambda *_: shared())
+    monkeypatch.setattr(language, "heldout_loss", lambda *_: {})
     study = Study("s", cells, corpus.cfg)
     folders = Runs(tmp_path).folders(study, corpus.content_hash)
     trained = {}
@@ -261,7 +275,6 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
     rows = [{k: v for k, v in r.items() if k not in timing} for r in folders["long"].metrics()]
     more = [{k: v for k, v in r.items() if k not in timing} for r in folders["longer"].metrics()]
     assert more == rows[3:]
-    assert folders["longer"].result("heldout") == folders["long"].result("heldout")
 
 
 # --- Weights & Biases ----------------------------------------------------------------------------

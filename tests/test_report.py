@@ -90,7 +90,7 @@ def rlhf(root: Path):
             "n_prompts": 256, "temperature": 1.0, "gold_before": 0.1, "gold_after": 0.613 + seed / 10,
             "gain": 0.513 + seed / 10, "gain_interval": [0.4, 0.7], "win_rate": 0.8,
             "win_rate_interval": [0.75, 0.85], "kl": 9.5, "entropy_before": 3.0, "entropy_after": 2.5,
-            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))}, 
+            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))},
             "next_words": {side: {"The sky is": [[word, 0.4], [EVIL, 0.2]]} for side, word in (("before", "grey"), ("after", "blue"))},
         }  # fmt: skip
         cells.append(

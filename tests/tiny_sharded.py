@@ -69,7 +69,9 @@ def numbers(tree):
 
 
 def main():
-    for text in sys.argv[1:]:
+    what, *meshes = sys.argv[1:]
+    ppo = what == "ppo"
+    for text in meshes:
         mesh = make_mesh(parse_mesh(text))
         with jax.set_mesh(mesh):
 
@@ -79,24 +81,22 @@ def main():
             prompts = np.random.default_rng(0).integers(3, 64, (8, 6)).astype(np.int32)
             prompts[::2, :2] = 0
             prompts = place_batch({"p": prompts}, mesh)["p"]
-            out = sampled(mesh, fresh(), prompts)
-            params, losses = trained(mesh, fresh())
-            line = {
-                "mesh": text,
-                "devices": len(mesh.devices.ravel()),
-                "shards": len({s.index for s in params["layers"]["w_in"].addressable_shards}),
-                "losses": losses,
-                "params": numbers(params),
-                "fingerprint": [int(x) for x in jax.tree.leaves(jax.jit(fingerprint)(fresh()))],
-                "tokens": out.tokens_BR.tolist(),
-                "log_probs": out.log_probs_BR.tolist(),
-            }
-            if ("tensor" in text and "fsdp=2" in text) or text == "data=1":
+            line = {"mesh": text, "devices": len(mesh.devices.ravel())}
+            if not ppo:
+                out = sampled(mesh, fresh(), prompts)
+                params, losses = trained(mesh, fresh())
+                line |= {
+                    "shards": len({s.index for s in params["layers"]["w_in"].addressable_shards}),
+                    "losses": losses,
+                    "params": numbers(params),
+                    "fingerprint": [int(x) for x in jax.tree.leaves(jax.jit(fingerprint)(fresh()))],
+                    "tokens": out.tokens_BR.tolist(),
+                    "log_probs": out.log_probs_BR.tolist(),
+                }
+            if ppo:
                 params, metrics = improved(mesh, fresh(), prompts)
-                line["ppo"] = numbers(params)
-                line["ppo_metrics"] = {
-                    k: float(v) for k, v in metrics.items() if np.ndim(v) == 0
-                }  # fmt: skip
+                scalars = {k: float(v) for k, v in metrics.items() if np.ndim(v) == 0}
+                line |= {"ppo": numbers(params), "ppo_metrics": scalars}
             print(json.dumps(line), flush=True)
 
 

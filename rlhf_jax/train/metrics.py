@@ -47,16 +47,23 @@ def peak_flops() -> float:
 
 
 class Throughput:
-    """tokens/s and MFU between one call and the next."""
+    """tokens/s and MFU, smoothed over about ten calls; the first call, which compiled, is left out."""
 
     def __init__(self, flops_per_token: float) -> None:
         self.flops_per_token = flops_per_token
-        self.last = time.perf_counter()
+        self.last: float | None = None
+        self.seconds_per_token = 0.0
 
     def __call__(self, tokens: float) -> dict[str, float]:
         now = time.perf_counter()
-        rate = tokens / max(now - self.last, 1e-9)
+        if self.last is not None:
+            new = (now - self.last) / tokens
+            old = self.seconds_per_token or new
+            self.seconds_per_token = 0.9 * old + 0.1 * new
         self.last = now
+        if not self.seconds_per_token:
+            return {}
+        rate = 1 / self.seconds_per_token
         return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / peak_flops()}
 
 

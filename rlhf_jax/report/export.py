@@ -1,0 +1,48 @@
+"""The small results of a study, as files worth committing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.runs import CellFolder, read_json, write_json
+
+LONG = 64  # lists of numbers longer than this stay in the run folder
+
+
+def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
+    """Copy fits and figures to `to`, and write `results.json`: the command, and of every finished cell
+    its configuration, results, time and provenance. Replaces what an earlier export left there."""
+    study = read_json(study_folder / "study.json")
+    for name in ("fits", "figures"):
+        shutil.rmtree(to / name, ignore_errors=True)
+        if (study_folder / name).is_dir():
+            shutil.copytree(study_folder / name, to / name)
+    cells = []
+    for cell in study["cells"]:
+        folder = CellFolder(runs_root / cell["folder"])
+        results = sorted(folder.results.glob("*.json"))
+        session = (read_json(folder.path / "provenance.json") or {"sessions": [{}]})["sessions"][-1]
+        kept = ("commit", "dirty", "python", "versions", "hardware", "started")
+        cells.append(
+            {
+                **cell,
+                "config": read_json(folder.path / "config.json"),
+                "done": read_json(folder.path / "done.json"),
+                "provenance": {k: session.get(k) for k in kept},
+                "results": {p.stem: _short(read_json(p)) for p in results},
+            }
+        )
+    write_json(to / "results.json", {**study, "cells": cells})
+    return to
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items() if not _long(v)}
+    return value
+
+
+def _long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > LONG
