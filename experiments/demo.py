@@ -36,11 +36,11 @@ def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
     law's own rate, a third of it and three times it, at the smallest budget that trains the size."""
     shapes = ladder((16, 24, 32, 48, 64, 80), corpus.vocab, head_width=8)
     points = isoflop_grid(
-        budgets=(1e10, 2e10) if tiny else (1.5e11, 3e11, 6e11),
+        budgets=(1e10, 2e10) if tiny else (1.2e11, 2.4e11, 4.8e11),
         shapes=shapes,
         seq_len=corpus.seq_len,
         batch=16,
-        ratio=(0.01, 200) if tiny else (0.8, 100),
+        ratio=(0.01, 200) if tiny else (0.6, 100),
         min_steps=16 if tiny else 250,
     )
     cells: list[Cell] = [pretrain(p.name, p) for p in points]
@@ -95,7 +95,8 @@ def rlhf(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
                 policy="sft",
                 reward="reward",
                 task=task,
-                iterations=4 if tiny else 100,
+                iterations=4 if tiny else 60,
+                kl_coef=0.15,
                 seed=seed,
             ),
             Evaluate(

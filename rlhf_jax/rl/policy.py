@@ -13,7 +13,6 @@ from rlhf_jax.context import Context
 from rlhf_jax.data.feedback import gold_score, prompts_from
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.evals.diversity import distinct_n
-from rlhf_jax.generate import PAD
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.parallel import place, place_batch
 from rlhf_jax.rl.ppo import Score, check_sampler, make_ppo_step
@@ -56,12 +55,11 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
 
     def row(metrics: dict[str, Any], totals: dict[str, float]) -> dict[str, float]:
         responses = np.asarray(metrics["responses"])
-        mask = responses != PAD
         gold = gold_score([ctx.corpus.tokenizer.decode(r.tolist()) for r in responses])
         return {
             **{k: float(metrics[k]) for k in LOGGED},
             "reward_gold": float(gold.mean()),
-            "distinct_2": distinct_n(responses, mask, 2),
+            "distinct_2": distinct_n(responses, np.asarray(metrics["mask"]), 2),
         }
 
     def check(k: int, metrics: dict[str, Any]) -> None:

@@ -151,6 +151,7 @@ def make_ppo_step(
                 (jnp.abs(jnp.exp(gap_BR) - 1) > cell.clip).astype(jnp.float32), mask_BR
             ),
             "responses": sampled.tokens_BR,
+            "mask": mask_BR,
         }
         return experience, metrics
 

@@ -81,5 +81,5 @@ def apply_gradients(
         return p - rate * (u + decay * p) if matrix else p - rate * u
 
     params = jax.tree_util.tree_map_with_path(move, state.params, updates)
-    metrics = {"lr": rate, "grad_norm": optax.global_norm(grads)}
+    metrics = {"lr": rate, "grad_norm": optax.tree.norm(grads)}
     return state.replace(params=params, opt=opt), metrics
