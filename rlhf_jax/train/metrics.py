@@ -47,23 +47,21 @@ def peak_flops() -> float:
 
 
 class Throughput:
-    """tokens/s and MFU, smoothed over about ten calls; the first call, which compiled, is left out."""
+    """tokens/s and MFU, smoothed over about ten calls. The first call tells what its step took,
+    compilation included; that is left out of the smoothing."""
 
     def __init__(self, flops_per_token: float) -> None:
         self.flops_per_token = flops_per_token
-        self.last: float | None = None
-        self.seconds_per_token = 0.0
+        self.last = time.perf_counter()
+        self.calls = 0
+        self.smooth = 0.0  # seconds a token
 
     def __call__(self, tokens: float) -> dict[str, float]:
         now = time.perf_counter()
-        if self.last is not None:
-            new = (now - self.last) / tokens
-            old = self.seconds_per_token or new
-            self.seconds_per_token = 0.9 * old + 0.1 * new
-        self.last = now
-        if not self.seconds_per_token:
-            return {}
-        rate = 1 / self.seconds_per_token
+        new = (now - self.last) / tokens
+        self.last, self.calls = now, self.calls + 1
+        self.smooth = new if self.calls <= 2 else 0.9 * self.smooth + 0.1 * new
+        rate = 1 / self.smooth
         return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / peak_flops()}
 
 
