@@ -303,7 +303,7 @@ def _sft(study: StudyResults, draw) -> str:
 
 def _limits(study: StudyResults, fits: Fits) -> str:
     lines = [
-        "Losses are of one held-out set that all cells share: their standard errors are over its documents, "
+        "Losses are of one held-out set that all cells share: their standard errors are over its rows of tokens, "
         "and say nothing about other seeds or other text.",
         "FLOPs are the exact count of matmuls unless another convention is named; the parametric law's "
         "optimum takes C = 6 N D.",

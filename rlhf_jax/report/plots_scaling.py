@@ -106,7 +106,7 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         name, render(figure, name),
         ("budget_flops", "cell", "params", "tokens", "loss", "stderr", "refused"), rows,
         "IsoFLOP curves (approach 2): held-out loss against size at equal compute, with the parabola "
-        "in ln N of each budget. Bars are standard errors over held-out documents.",
+        "in ln N of each budget. Bars are standard errors over held-out rows.",
     )  # fmt: skip
 
 
