@@ -66,7 +66,8 @@ def rlhf(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
         model=model,
         tokens=65_536 if tiny else 2_000_000,
         batch=16,
-        optim=OptimConfig(lr=learning_rate(430_000)),
+        # Half the sweep's law: 430k parameters lie outside the sizes that the law was checked on.
+        optim=OptimConfig(lr=0.5 * learning_rate(430_000, 16)),
     )
     task = TaskConfig(prompt_len=16, response_len=24)
     cells: list[Cell] = [

@@ -105,7 +105,7 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
         "extrapolation": extrapolation(points),
         "frontier": fit.frontier(_range(points.flops)),
         "refused": fit.refused,
-        "notes": [*points.notes, *fit.warnings, "compute_optimal takes C = 6 N D"],
+        "notes": [*points.notes, *fit.warnings, "the optimum takes C = 6 N D"],
     }  # fmt: skip
 
 
