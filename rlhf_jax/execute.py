@@ -69,6 +69,8 @@ def run_cell(ctx: Any) -> None:
     config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
     write_json(path / "config.json", {**config, "corpus": ctx.corpus.content_hash})
     origin = read_json(path / "provenance.json") or {"sessions": []}
+    if origin["sessions"]:
+        origin["sessions"][-1]["seconds"] = ctx.beat.last_session_seconds
     origin["sessions"].append({**provenance(), "command": " ".join(sys.argv)})
     write_json(path / "provenance.json", origin)
     for name, result in jobs[cell.KIND](ctx, cell).items():

@@ -157,6 +157,8 @@ class Heartbeat:
 
     def __init__(self, folder: CellFolder, every: float = 2.0) -> None:
         self.folder, self.every = folder, every
+        last = read_json(folder.path / "heartbeat.json") or {}
+        self.last_session_seconds = last.get("time", 0.0) - last.get("started", 0.0)
         self.beat: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
         self.beat["started"] = time.time()
         self._stop = threading.Event()

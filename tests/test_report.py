@@ -23,7 +23,11 @@ def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=T
     (folder / "results").mkdir(parents=True)
     files = {
         "config": {"kind": kind, "name": name, "seed": 0, **(config or {})},
-        "provenance": {"commit": "abc123def456", "versions": {"jax": "0.12"}, "hardware": "a CPU"},
+        "provenance": {
+            "sessions": [
+                {"commit": "abc123def456", "versions": {"jax": "0.12"}, "hardware": "a CPU"}
+            ]
+        },
         **({"done": {"finished": "2025-01-01T00:00:00Z", "seconds": 12.5}} if done else {}),
         **{f"results/{k}": v for k, v in results.items()},
     }

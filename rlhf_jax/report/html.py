@@ -324,33 +324,22 @@ def _limits(study: StudyResults, fits: Fits) -> str:
 
 
 def _provenance(study: StudyResults) -> str:
-    rows = []
+    rows, environments = [], []
     for cell in study.cells:
         p = cell.provenance
         commit = str(p.get("commit") or "-")[:10] + ("+" if p.get("dirty") else "")
-        versions = p.get("versions")
-        text = (
-            ", ".join(f"{k} {v}" for k, v in versions.items())
-            if isinstance(versions, dict)
-            else "-"
-        )
+        versions = ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())
+        made_on = f"{p.get('hardware') or '-'}; Python {p.get('python') or '-'}; {versions or '-'}"
+        if made_on not in environments:
+            environments.append(made_on)
         anchor = Html(f'<span id="cell-{_escape(cell.run_id)}">{_escape(cell.name)}</span>')
         rows.append(
             (anchor, cell.kind, Html(f"<code>{_escape(cell.run_id)}</code>"), cell.state, commit,
-             number(cell.seconds, 4), str(p.get("hardware") or "-"), text,
+             number(cell.seconds, 4), environments.index(made_on) + 1,
              ", ".join(cell.parents) or "-")
         )  # fmt: skip
-    head = (
-        "cell",
-        "kind",
-        "run id",
-        "state",
-        "commit",
-        "seconds",
-        "hardware",
-        "versions",
-        "starts from",
-    )
+    head = ("cell", "kind", "run id", "state", "commit", "seconds", "made on", "starts from")
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     intro = "Every number above is of a cell below; its folder holds the configuration, metrics and results."
-    return paragraph(f"{intro} Report written {written}.") + table(head, rows, (6, 7))
+    machines = "".join(paragraph(f"Made on {i}: {e}.") for i, e in enumerate(environments, 1))
+    return paragraph(f"{intro} Report written {written}.") + machines + table(head, rows, (7,))

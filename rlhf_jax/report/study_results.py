@@ -40,7 +40,9 @@ class CellResult:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return self._json(self.folder.path / "provenance.json")
+        """Of the process that finished the cell, or ran it last."""
+        sessions = self._json(self.folder.path / "provenance.json").get("sessions") or [{}]
+        return sessions[-1]
 
     @cached_property
     def seconds(self) -> float | None:
