@@ -49,12 +49,12 @@ def limit_threads(threads: int | None) -> None:
 def run_cell(ctx: Any) -> None:
     """Run one cell in its folder: config and provenance first, results, then done.json."""
     from rlhf_jax.config import to_json
-    from rlhf_jax.evals.policies import evaluate
-    from rlhf_jax.rl.compare import compare
-    from rlhf_jax.rl.policy import ppo
-    from rlhf_jax.rl.reward import reward
+    from rlhf_jax.jobs.compare import compare
+    from rlhf_jax.jobs.evaluate import evaluate
+    from rlhf_jax.jobs.language import pretrain, sft
+    from rlhf_jax.jobs.ppo import ppo
+    from rlhf_jax.jobs.reward import reward
     from rlhf_jax.runs import provenance, read_json, write_json
-    from rlhf_jax.train.language import pretrain, sft
 
     jobs: dict[str, Any] = {
         "pretrain": pretrain,
@@ -110,7 +110,7 @@ class Worker:
         )
 
     def run(self, name: str) -> tuple[str, str | None]:
-        from rlhf_jax.context import Context
+        from rlhf_jax.jobs.context import Context
         from rlhf_jax.runs import Heartbeat, write_json
         from rlhf_jax.train import Stopped
 

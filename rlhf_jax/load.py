@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig, from_json
-from rlhf_jax.context import read_model
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
 from rlhf_jax.generate import generate
+from rlhf_jax.jobs.context import read_model
 from rlhf_jax.parallel import AXES, make_mesh
 from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.train import Runtime

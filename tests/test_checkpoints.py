@@ -12,8 +12,8 @@ from tiny_models import copied, mesh, same_bits, tiny_corpus
 
 from rlhf_jax.cells import Pretrain
 from rlhf_jax.config import ModelConfig, OptimConfig
-from rlhf_jax.context import Context
 from rlhf_jax.execute import run_cell
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.runs import CellFolder, Heartbeat, Runs, write_json

@@ -6,7 +6,7 @@ import pytest
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.evals.heldout import ratio_with_error
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
-from rlhf_jax.rl.reward import ranking_report
+from rlhf_jax.jobs.reward import ranking_report
 
 
 def test_the_error_of_the_heldout_loss_is_the_jackknife_error():

@@ -13,11 +13,11 @@ from tiny_rewards import longest_word
 from rlhf_jax.cells import PPO, TaskConfig
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.generate import EOS, Sequences, join
+from rlhf_jax.jobs.ppo import callable_score
 from rlhf_jax.model import with_scalar_head
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.rl import ppo
 from rlhf_jax.rl.advantages import gae, kl_estimates, token_rewards, whiten
-from rlhf_jax.rl.policy import callable_score
 from rlhf_jax.train import init_state
 
 __all__ = ["mesh"]

@@ -15,14 +15,13 @@ from typing import Any
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
-# The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER (B / B0)^1/2, N all parameters, B rows of a
-# batch. The square root of the batch is Adam's scaling rule (Malladi et al. 2022); LR0 and LR_POWER come
-# from trial runs of 10k to 240k parameters at 1e11 to 2.4e11 FLOPs and rows of 128 tokens. One place to
-# tune; check it with `check_lr` at the smallest and the largest size of a sweep.
-LR0 = 2.8e-2
+# The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER, N all parameters, from trial runs of 10k to 240k
+# parameters at 1e11 to 5e11 FLOPs, 2 to 16 rows of 128 tokens a batch; a factor for the batch (its square
+# root) made the middle of the ladder worse. One place to tune; check it with `check_lr` at the smallest
+# and the largest size of a sweep, and do not trust it far outside of them.
+LR0 = 1.6e-2
 N0 = 1e5
-B0 = 16
-LR_POWER = 0.65
+LR_POWER = 0.9
 
 ASPECT = 32  # width / layers; small models want more depth than the 100-odd of large ones
 MIN_LAYERS = 2
@@ -102,12 +101,11 @@ def ladder(
     return tuple(shapes)
 
 
-def learning_rate(params: float, batch: int) -> float:
-    """Peak learning rate of a model with `params` parameters (all of them) at `batch` rows a step:
-    LR0 (N / N0)^-LR_POWER (B / B0)^1/2."""
-    if not (params > 0 and batch > 0):
-        raise ConfigError(f"params is {params}, batch {batch}; both must be positive")
-    return float(LR0 * (params / N0) ** -LR_POWER * math.sqrt(batch / B0))
+def learning_rate(params: float) -> float:
+    """Peak learning rate of a model with `params` parameters (all of them): LR0 (N / N0)^-LR_POWER."""
+    if not params > 0:
+        raise ConfigError(f"params is {params}; it must be positive")
+    return float(LR0 * (params / N0) ** -LR_POWER)
 
 
 def batch_rows(tokens: float, seq_len: int, batch: int, min_steps: int = MIN_STEPS) -> int:
@@ -134,7 +132,7 @@ def isoflop_plan(
       seq_len: targets a row. batch: rows a step, at most; see `batch_rows`.
       ratio: least and most tokens a parameter; it should bracket the minimum.
       available_tokens: of the corpus; a run never repeats data.
-      lr: peak learning rate from the parameter count and the rows of a batch.
+      lr: peak learning rate from the parameter count.
     """
     if not 0 < ratio[0] < ratio[1]:
         raise ConfigError(f"ratio is {ratio}; expected (least, most) tokens a parameter")

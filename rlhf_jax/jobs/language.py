@@ -9,12 +9,12 @@ import jax
 
 from rlhf_jax.cells import SFT, Pretrain
 from rlhf_jax.config import ConfigError, OptimConfig
-from rlhf_jax.context import Context
 from rlhf_jax.data.feedback import Demonstration, approved, prompts_from, write
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import pack_examples
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.generate import EOS
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import init, param_axes
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import place, place_batch

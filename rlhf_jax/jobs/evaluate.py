@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Evaluate
-from rlhf_jax.context import Context
 from rlhf_jax.data.feedback import gold_score, prompts_from
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
 from rlhf_jax.evals.next_tokens import next_tokens
 from rlhf_jax.generate import generate, join, response_log_probs
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.rl.ppo import reward_scores
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Compare
-from rlhf_jax.context import Context
 from rlhf_jax.data.feedback import Comparison, gold_score, prompts_from, rank_by_annotators, write
 from rlhf_jax.generate import generate
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.train import Stopped

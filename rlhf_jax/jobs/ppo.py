@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cells import PPO
-from rlhf_jax.context import Context
 from rlhf_jax.data.feedback import gold_score, prompts_from
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.evals.diversity import distinct_n
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.parallel import place, place_batch
 from rlhf_jax.rl.ppo import Score, check_sampler, make_ppo_step

@@ -1,0 +1,1 @@
+"""What a cell of each kind does, from its parents' folders to its own results."""
