@@ -192,9 +192,7 @@ def _point(
     rows = batch_rows(budget / rate, seq_len, batch, min_steps)
     steps = round(budget / rate / (rows * seq_len))
     tokens = steps * rows * seq_len
-    return GridPoint(
-        budget, model, params, tokens, steps, rows, seq_len, lr(params, rows), rate * tokens
-    )
+    return GridPoint(budget, model, params, tokens, steps, rows, seq_len, lr(params), rate * tokens)
 
 
 def _refusal(
