@@ -13,6 +13,7 @@ from tiny_models import copied, mesh, same_bits, tiny_corpus
 from rlhf_jax.cells import Pretrain
 from rlhf_jax.config import ModelConfig, OptimConfig
 from rlhf_jax.execute import run_cell
+from rlhf_jax.jobs import language
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, place_batch
@@ -24,7 +25,6 @@ from rlhf_jax.train import (
     Runtime,
     Stopped,
     init_state,
-    language,
     make_train_step,
 )
 from rlhf_jax.train import train as train_loop
