@@ -36,8 +36,9 @@ def study(tiny: bool = False) -> Study:
 
 
 def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
-    """Budgets x one ladder of sizes, and a check of the learning-rate law at both ends of it: the
-    law's own rate, a third of it and three times it, at the smallest budget that trains the size."""
+    """Budgets x one ladder of sizes, and a check of the learning-rate law at two corners of the grid,
+    the smallest size at the smallest budget and the largest at the largest: the law's own rate, a
+    third of it and three times it."""
     shapes = ladder((16, 24, 32, 48, 64, 80), corpus.vocab, head_width=8)
     points = isoflop_grid(
         budgets=(1e10, 2e10) if tiny else (1.2e11, 2.4e11, 4.8e11),
@@ -48,8 +49,8 @@ def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
         min_steps=16 if tiny else 400,
     )
     cells: list[Cell] = [pretrain(p.name, p) for p in points]
-    for end, shape in (("small", shapes[0]), ("large", shapes[-1])):
-        point = next(p for p in points if p.model == shape)
+    corners = (("small", points[0]), ("large", points[-1]))
+    for end, point in corners:
         for name, factor in (("third", 1 / 3), ("law", 1.0), ("triple", 3.0)):
             cells.append(pretrain(f"lr-{end}-{name}", point, factor))
     return cells
