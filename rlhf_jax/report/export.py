@@ -8,7 +8,8 @@ from typing import Any
 
 from rlhf_jax.runs import CellFolder, read_json, write_json
 
-LONG = 64  # lists of numbers longer than this stay in the run folder
+LONG = 64  # lists longer than this stay in the run folder
+TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is not ours to publish
 
 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
@@ -40,7 +41,7 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
 
 def _short(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _short(v) for k, v in value.items() if not _long(v)}
+        return {k: _short(v) for k, v in value.items() if not _long(v) and k not in TEXTS}
     return value
 
 
