@@ -4,7 +4,7 @@ rankings, a reward model and PPO, evaluated before and after. On real English te
     rlhf-jax run experiments/demo.py            about a quarter of an hour on 2 CPU cores
     rlhf-jax run experiments/demo.py --tiny     the same code in about two minutes
 
-Cost: 2.3e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a wide
+Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a wide
 interval (three budgets within a factor of four), and a gold reward that PPO raises on both seeds.
 """
 
