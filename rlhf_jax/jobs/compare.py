@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.cells import Compare
 from rlhf_jax.data.feedback import Comparison, gold_score, prompts_from, rank_by_annotators, write
-from rlhf_jax.generate import generate
+from rlhf_jax.generate import Samples, generate
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.runs import CellFolder
@@ -22,7 +24,16 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
     """Sample, score with the gold labeller, rank. `results/comparisons.jsonl` is for people and other
     tools; `results/{train,validation}.npz` hold the very tokens that were sampled, which the reward
     model learns from. Training and held-out prompts come from different documents."""
-    params = ctx.language_model(cell.policy)
+    params, axes = ctx.language_model(cell.policy), ctx.runtime.axes
+    length, temperature = cell.task.response_len, cell.temperature
+
+    @jax.jit
+    def sample(params: Any, prompts_BP: jax.Array, key: jax.Array) -> Samples:
+        return generate(
+            params, ctx.model, prompts_BP, key,
+            length=length, temperature=temperature, axes=axes, samples=cell.k,
+        )  # fmt: skip
+
     counts = {"train": cell.prompts, "validation": cell.heldout_prompts}
     total, done, records, gold = sum(counts.values()), 0, [], []
     for split, n in counts.items():
@@ -32,7 +43,9 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
         chunks = []
         for i in range(0, n, CHUNK):
             ctx.beat.progress(step=done, steps=total, phase=f"sampling {split} completions")
-            chunks.append(_chunk(ctx, cell, params, prompts[i : i + CHUNK], split, i))
+            chunks.append(
+                _chunk(ctx, cell, partial(sample, params), prompts[i : i + CHUNK], split, i)
+            )
             done += len(chunks[-1]["ranks"])
             if ctx.runtime.stop.is_set():
                 raise Stopped(f"stopped after {done} of {total} prompts; finished chunks are kept")
@@ -53,18 +66,24 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
 
 
 def _chunk(
-    ctx: Context, cell: Compare, params: Any, prompts: list[Any], split: str, first: int
+    ctx: Context,
+    cell: Compare,
+    sample: Callable[..., Samples],
+    prompts: list[Any],
+    split: str,
+    first: int,
 ) -> dict[str, np.ndarray]:
     """Arrays of n prompts: prompts (n, P), responses and mask (n, K, R), gold and ranks (n, K)."""
     path = ctx.folder.results / f"chunk-{split}-{first}.npz"
     if path.exists():
         return dict(np.load(path, allow_pickle=False))
-    cfg, run = ctx.model, ctx.runtime
     ids = np.array([p.prompt_ids for p in prompts], np.int32)
     fill = CHUNK - len(ids)  # one compiled shape
-    batch = place_batch({"prompts": np.pad(ids, ((0, fill), (0, 0)), mode="edge")}, run.mesh)
+    batch = place_batch(
+        {"prompts": np.pad(ids, ((0, fill), (0, 0)), mode="edge")}, ctx.runtime.mesh
+    )
     key = jax.random.fold_in(jax.random.key(cell.seed), first + (10**6 if split != "train" else 0))
-    sampled = jax.device_get(_sampler(ctx, cell, cfg)(params, batch["prompts"], key))
+    sampled = jax.device_get(sample(batch["prompts"], key))
     n, K, R = len(ids), cell.k, cell.task.response_len
     responses = sampled.tokens_BR.reshape(-1, K, R)[:n]
     mask = sampled.mask_BR.reshape(-1, K, R)[:n]
@@ -81,27 +100,6 @@ def _chunk(
     data = {"prompts": ids, "responses": responses, "mask": mask, "gold": gold, "ranks": ranks}
     save_arrays(ctx.folder, path.stem, data)
     return data
-
-
-_SAMPLERS: dict[Any, Any] = {}
-
-
-def _sampler(ctx: Context, cell: Compare, cfg: Any) -> Any:
-    at = (cfg, cell.task, cell.temperature, cell.k)
-    if at not in _SAMPLERS:
-        _SAMPLERS[at] = jax.jit(
-            lambda params, prompts, key: generate(
-                params,
-                cfg,
-                prompts,
-                key,
-                length=cell.task.response_len,
-                temperature=cell.temperature,
-                axes=ctx.runtime.axes,
-                samples=cell.k,
-            )
-        )
-    return _SAMPLERS[at]
 
 
 def _records(ctx: Context, data: dict[str, np.ndarray]) -> list[Comparison]:

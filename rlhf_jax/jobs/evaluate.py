@@ -34,7 +34,7 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
     )
     ids = np.array([p.prompt_ids for p in prompts], np.int32)
     models = {"before": ctx.language_model(cell.before), "after": ctx.language_model(cell.after)}
-    sides = {name: _sample(ctx, cell, models, name, ids) for name in models}
+    sides = _sample(ctx, cell, models, ids)
     texts = {n: [decode(r.tolist()) for r in s["tokens"]] for n, s in sides.items()}
     gold = {n: gold_score(t) for n, t in texts.items()}
     gain, interval = paired_interval(gold["after"] - gold["before"], seed=cell.seed)
@@ -87,9 +87,9 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
 
 
 def _sample(
-    ctx: Context, cell: Evaluate, models: dict[str, Any], name: str, ids: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Samples of one side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,)."""
+    ctx: Context, cell: Evaluate, models: dict[str, Any], ids: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,)."""
     cfg, run, R = ctx.model, ctx.runtime, cell.task.response_len
     frozen = ctx.reward_model(cell.reward)
 
@@ -109,13 +109,16 @@ def _sample(
             "log_ratio": ((sampled.log_probs_BR - before_BR) * sampled.mask_BR).sum(-1),
         }
 
-    out = []
-    for i in range(0, len(ids), CHUNK):
-        ctx.beat.progress(step=i, steps=len(ids), phase=f"sampling {name}")
-        part = ids[i : i + CHUNK]
-        padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
-        key = jax.random.fold_in(jax.random.key(cell.seed), i)
-        batch = place_batch({"prompts": padded}, run.mesh)
-        got = jax.device_get(side(models[name], models["before"], frozen, batch["prompts"], key))
-        out.append({k: np.asarray(v)[: len(part)] for k, v in got.items()})
-    return {k: np.concatenate([o[k] for o in out]) for k in out[0]}
+    sides = {}
+    for name, params in models.items():
+        out = []
+        for i in range(0, len(ids), CHUNK):
+            ctx.beat.progress(step=i, steps=len(ids), phase=f"sampling {name}")
+            part = ids[i : i + CHUNK]
+            padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
+            key = jax.random.fold_in(jax.random.key(cell.seed), i)
+            batch = place_batch({"prompts": padded}, run.mesh)
+            got = jax.device_get(side(params, models["before"], frozen, batch["prompts"], key))
+            out.append({k: np.asarray(v)[: len(part)] for k, v in got.items()})
+        sides[name] = {k: np.concatenate([o[k] for o in out]) for k in out[0]}
+    return sides
