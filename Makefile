@@ -1,7 +1,7 @@
 # make demo | test | lint | format | clean. Each creates the environment first if need be.
 #
 # PYTHON=/path/to/python  another interpreter    VENV=dir  another place for the environment
-# ARGS="..."              passed on, for instance: make demo ARGS="--tiny --runs /tmp/try"
+# ARGS="..."              passed on, for instance: make demo ARGS="--tiny --runs runs/try"
 
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -25,7 +25,7 @@ DESCRIPTION = "Scaling experiments on language models and RLHF: one study file, 
 EXAMPLES = """examples:
   rlhf-jax plan experiments/demo.py                    what it would cost
   rlhf-jax run experiments/demo.py                     run it, or go on where it was interrupted
-  rlhf-jax run experiments/demo.py --tiny --runs /tmp/try
+  rlhf-jax run experiments/demo.py --tiny --runs runs/try
   rlhf-jax run experiments/demo.py --only 'ppo*' ppo-0.kl_coef=0.1
   rlhf-jax status experiments/demo.py --json
   rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3
