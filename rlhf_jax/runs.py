@@ -147,8 +147,13 @@ class Runs:
         return self.root / "studies" / study.name
 
     def folders(self, study: Study, corpus_hash: str) -> dict[str, CellFolder]:
+        """Cell name -> folder. Cells of equal science share one, named after the first of them."""
         ids = study.run_ids(corpus_hash)
-        return {c.name: self.cell(c.name, ids[c.name]) for c in study.cells}
+        first: dict[str, str] = {}
+        return {
+            c.name: self.cell(first.setdefault(ids[c.name], c.name), ids[c.name])
+            for c in study.cells
+        }
 
 
 class Heartbeat:
@@ -217,7 +222,7 @@ def _cpu_name() -> str:
 
 def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Path:
     """`studies/<name>/study.json`: the cells by id, and what to conclude from them."""
-    folder = runs.study(study)
+    folder, folders = runs.study(study), runs.folders(study, corpus_hash)
     ids = study.run_ids(corpus_hash)
     cells = [
         {
@@ -225,7 +230,7 @@ def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Pat
             "kind": c.KIND,
             "run_id": ids[c.name],
             "parents": list(c.parents()),
-            "folder": str(runs.cell(c.name, ids[c.name]).path.relative_to(runs.root)),
+            "folder": str(folders[c.name].path.relative_to(runs.root)),
         }
         for c in study.cells
     ]
@@ -255,11 +260,11 @@ def status(study: Study, runs: Runs, corpus_hash: str | None) -> dict[str, Any]:
             for c in study.order()
         ]
         return {"study": study.name, "cells": rows}
-    ids = study.run_ids(corpus_hash)
+    ids, folders = study.run_ids(corpus_hash), runs.folders(study, corpus_hash)
     states: dict[str, str] = {}
     rows = []
     for cell in study.order():
-        folder = runs.cell(cell.name, ids[cell.name])
+        folder = folders[cell.name]
         row: dict[str, Any] = {
             "name": cell.name,
             "kind": cell.KIND,

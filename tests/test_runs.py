@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from rlhf_jax.cells import Pretrain
 from rlhf_jax.runs import (
     STALE_SECONDS,
     CellFolder,
@@ -24,6 +25,7 @@ from rlhf_jax.runs import (
     write_json,
     write_study,
 )
+from rlhf_jax.study import Study
 
 
 @pytest.fixture
@@ -197,3 +199,9 @@ def test_provenance_names_code_versions_and_hardware():
     found = provenance()
     assert set(found) >= {"commit", "dirty", "python", "versions", "host", "hardware", "started"}
     assert "jax" in found["versions"]
+
+
+def test_cells_of_equal_science_share_one_folder_before_it_exists(tmp_path):
+    study = Study("twins", (Pretrain("one"), Pretrain("two"), Pretrain("other", seed=1)))
+    folders = Runs(tmp_path).folders(study, "corpus")
+    assert folders["one"].path == folders["two"].path != folders["other"].path
