@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 
 help:
 	@echo "make demo    run experiments/demo.py: sweep, fits, RLHF and a report, about 15 minutes"
-	@echo "             (ARGS=--tiny: the same in about two minutes); interrupted, it goes on"
+	@echo "             (ARGS=--tiny: the same in a few minutes); interrupted, it goes on"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types;  make format  rewrite to the style"
 	@echo "make clean   remove the environment $(VENV); runs are kept"

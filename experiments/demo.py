@@ -2,7 +2,7 @@
 rankings, a reward model and PPO, evaluated before and after. On real English text.
 
     rlhf-jax run experiments/demo.py            about a quarter of an hour on 2 CPU cores
-    rlhf-jax run experiments/demo.py --tiny     the same code in about two minutes
+    rlhf-jax run experiments/demo.py --tiny     the same code in a few minutes
 
 Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a wide
 interval (three budgets within a factor of four), and a gold reward that PPO raises on both seeds.
