@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.data.tokenizer import EOS, PAD  # PAD is never EOS
 from rlhf_jax.model import Axes, forward, init_cache, logits
 from rlhf_jax.objectives import token_log_probs
-
-PAD, BOS, EOS = 0, 1, 2  # ids fixed by rlhf_jax.data.tokenizer; PAD is never EOS
 
 
 class Samples(NamedTuple):

@@ -12,18 +12,16 @@ from rlhf_jax.config import ConfigError, OptimConfig
 from rlhf_jax.data.feedback import Demonstration, approved, prompts_from, write
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import pack_examples
+from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.heldout import heldout_loss
-from rlhf_jax.generate import EOS
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import init, param_axes
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import place, place_batch
-from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
+from rlhf_jax.scaling.flops import all_conventions, flops_per_token, param_counts
 from rlhf_jax.train import Checkpoints, init_state, make_train_step, train
 from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
-
-CONVENTIONS = ("exact", "6nd", "kaplan", "palm", "porian")
 
 
 def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
             "params": param_counts(cfg)["total"],
             "param_counts": param_counts(cfg),
             "train_tokens": tokens,
-            "flops": {c: train_flops(cfg, T, tokens, c) for c in CONVENTIONS},
+            "flops": all_conventions(cfg, T, tokens),
         }
     }
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlhf_jax.cells import Reward
 from rlhf_jax.data.loader import batch_rows
+from rlhf_jax.data.tokenizer import PAD
 from rlhf_jax.evals.intervals import wilson_interval
-from rlhf_jax.generate import PAD
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.objectives import kwise, ranked_scores

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -35,10 +34,7 @@ class Axes:
 
     def gathered(self, w: jax.Array, *names: str | None) -> jax.Array:
         """A parameter as it is used: gathered over the data axes it is stored on (FSDP)."""
-        return jax.sharding.reshard(w, self.spec(*names))
+        return self.constrain(w, *names)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         return jax.sharding.reshard(x, self.spec(*names))
-
-    def constrain_tree(self, tree: Any, names: Any) -> Any:
-        return jax.tree.map(lambda x, n: self.constrain(x, *n), tree, names)
