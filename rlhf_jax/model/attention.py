@@ -1,6 +1,7 @@
 """Attention in plain jnp, with one mask rule for packed rows, padding, decoding and encoders.
 
-Which kernel computes it is decided in `attend` and nowhere else.
+Which kernel computes it is decided in `rlhf_jax.model.dispatch`; this is the one that the others are
+tested against.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def visible(
     return mask_BTS
 
 
-def attend(
+def reference(
     q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, mask_BTS: jax.Array, axes: Axes
 ) -> jax.Array:
     """Softmax attention (Vaswani et al. 2017), H query heads sharing K key-value heads (Ainslie et

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.model.attention import attend, rotate, visible
+from rlhf_jax.model.attention import rotate
 from rlhf_jax.model.axes import Axes
+from rlhf_jax.model.dispatch import Sight, attend, look
 
 Params = dict[str, Any]
 
@@ -140,7 +141,7 @@ def forward(
         table = axes.gathered(params["positions"], None, None).astype(dtype)
         x_BTD += table.at[positions_BT].get(out_sharding=axes.spec("batch", None, None))
     if cache is None:
-        mask_BTS = visible(segments_BT, segments_BT, positions_BT, positions_BT)
+        keys = (segments_BT, positions_BT)
         layers_kv: Any = None
     else:
         at = (0, cache.length)
@@ -148,13 +149,14 @@ def forward(
             segments_BS=jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, at),
             positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
         )
-        mask_BTS = visible(segments_BT, cache.segments_BS, positions_BT, cache.positions_BS)
+        keys = (cache.segments_BS, cache.positions_BS)
         layers_kv = (cache.k_LBSKC, cache.v_LBSKC)
+    sight = look(cfg.C, cfg.compute, (segments_BT, positions_BT), keys, cache is not None)
 
     def block(x_BTD: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         w, kv = layer
         h_BTD = _norm(x_BTD, w["norm1"], w.get("bias1"))
-        attended_BTD, kv = _attention(w, cfg, h_BTD, positions_BT, mask_BTS, axes, kv, cache)
+        attended_BTD, kv = _attention(w, cfg, h_BTD, positions_BT, sight, axes, kv, cache)
         x_BTD += attended_BTD
         x_BTD += _mlp(w, cfg, _norm(x_BTD, w["norm2"], w.get("bias2")), axes)
         return x_BTD, kv
@@ -200,7 +202,7 @@ def _attention(
     cfg: ModelConfig,
     x_BTD: jax.Array,
     positions_BT: jax.Array,
-    mask_BTS: jax.Array,
+    sight: Sight,
     axes: Axes,
     kv: Any,
     cache: Cache | None,
@@ -222,7 +224,7 @@ def _attention(
         k_BTKC = jax.lax.dynamic_update_slice(kv[0], k_BTKC, at)
         v_BTKC = jax.lax.dynamic_update_slice(kv[1], v_BTKC, at)
         kv = (k_BTKC, v_BTKC)
-    out_BTHC = attend(q_BTHC, k_BTKC, v_BTKC, mask_BTS, axes)
+    out_BTHC = attend(q_BTHC, k_BTKC, v_BTKC, sight, axes)
     w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(x_BTD.dtype)
     return jnp.einsum(
         "BTHC,HCD->BTD", out_BTHC, w_HCD, out_sharding=axes.spec("batch", None, None)

@@ -1,0 +1,159 @@
+"""Which kernel computes attention: chosen here by platform and shape, said once, and nowhere else.
+
+| kernel    | what it is                                    | where                                  |
+|-----------|-----------------------------------------------|----------------------------------------|
+| reference | `rlhf_jax.model.attention.reference`          | CPU                                    |
+| xla       | `jax.nn.dot_product_attention`                | accelerators, where no kernel below is |
+| cudnn     | the same call, cuDNN's flash attention        | GPU, half precision, no cache          |
+| splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
+
+All of them keep the segments of a packed row apart. What a query of segment 0 (padding) gets differs
+between them; it is finite, forward and backward, and never used.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.model.attention import reference, visible
+from rlhf_jax.model.axes import Axes
+
+Kernel = Literal["reference", "xla", "cudnn", "splash"]
+logger = logging.getLogger("rlhf_jax")
+LANES = 128  # of a TPU register: the granularity of splash attention's blocks
+
+
+class Sight(NamedTuple):
+    """Who sees whom, in the form that the chosen kernel takes."""
+
+    kernel: Kernel
+    segments_BT: jax.Array
+    mask_BTS: jax.Array | None  # None for splash, which works it out block by block
+
+
+def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Kernel, str]:
+    """(kernel, why a faster one was passed over, or "") for T queries of head width C. `platform` is
+    cpu, gpu (or its vendor's name) or tpu; `cached`: the keys are a cache of another length."""
+    if platform == "cpu":
+        return "reference", ""
+    if platform == "tpu":
+        if cached:
+            return "xla", "splash takes no cache"
+        if T % LANES:
+            return "xla", f"splash needs a sequence length divisible by {LANES}, got {T}"
+        return "splash", ""
+    if cached:
+        return "xla", "cudnn takes no cache"
+    if dtype not in ("bfloat16", "float16"):
+        return "xla", f"cudnn needs bfloat16 or float16, got {dtype}; see model.compute"
+    if C > 128 or C % 8:
+        return "xla", f"cudnn needs a head width of at most 128 and divisible by 8, got {C}"
+    if T % 2:
+        return "xla", f"cudnn needs an even sequence length under a mask, got {T}"
+    return "cudnn", ""
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the mesh in use, which in ahead-of-time compilation is not that of
+    this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    kind: str = device.device_kind
+    return getattr(device, "platform", "tpu" if kind.startswith("TPU") else kind.lower())
+
+
+@functools.cache
+def _say(platform: str, kernel: Kernel, passed_over: str) -> None:
+    """One line a process and choice. A passed-over kernel is a warning, so that it is seen by
+    default, unless there is no help for it: decoding with a cache."""
+    level = logging.WARNING if passed_over and "cache" not in passed_over else logging.INFO
+    logger.log(
+        level, "attention on %s: %s%s", platform, kernel, passed_over and f" ({passed_over})"
+    )
+
+
+def look(
+    C: int,
+    dtype: str,
+    queries: tuple[jax.Array, jax.Array],
+    keys: tuple[jax.Array, jax.Array],
+    cached: bool,
+    kernel: Kernel | None = None,
+) -> Sight:
+    """Chooses the kernel (or takes the one given) and prepares what it needs, once for all layers.
+    `queries` and `keys` are (segments, positions), BT and BS; without a cache they are the same.
+
+    Splash takes "not in the future" by index, which is the same as by position as long as positions
+    rise along a segment, as they do in every packed row.
+    """
+    (q_segments_BT, q_positions_BT), (k_segments_BS, k_positions_BS) = queries, keys
+    if kernel is None:
+        here = platform()
+        kernel, passed_over = choose(here, q_segments_BT.shape[1], C, dtype, cached)
+        _say(here, kernel, passed_over)
+    if kernel == "splash":
+        return Sight(kernel, q_segments_BT, None)
+    mask_BTS = visible(q_segments_BT, k_segments_BS, q_positions_BT, k_positions_BS)
+    if kernel == "cudnn":  # a query that sees nothing would be 0 / 0: padding sees padding
+        mask_BTS |= (q_segments_BT[:, :, None] == 0) & (k_segments_BS[:, None, :] == 0)
+    return Sight(kernel, q_segments_BT, mask_BTS)
+
+
+def attend(
+    q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, sight: Sight, axes: Axes
+) -> jax.Array:
+    """Softmax attention by the kernel of `sight`, BTHC. The fused kernels see one shard: batch and
+    heads are split over the mesh, and nothing is exchanged."""
+    if sight.kernel == "reference":
+        assert sight.mask_BTS is not None
+        return reference(q_BTHC, k_BSKC, v_BSKC, sight.mask_BTS, axes)
+    if sight.kernel == "splash":
+        kernel, seen = _splash, sight.segments_BT
+    else:
+        assert sight.mask_BTS is not None
+        kernel, seen = functools.partial(_masked, sight.kernel), sight.mask_BTS
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(q_BTHC, k_BSKC, v_BSKC, seen)
+    heads = axes.spec("batch", None, "heads", None)
+    layouts = (heads, heads, heads, axes.spec("batch", *[None] * (seen.ndim - 1)))
+    return jax.shard_map(
+        kernel,
+        in_specs=layouts,
+        out_specs=heads,
+        check_vma=False,  # Pallas calls do not say how their results vary over the mesh
+    )(*jax.sharding.reshard((q_BTHC, k_BSKC, v_BSKC, seen), layouts))
+
+
+def _masked(
+    kernel: Literal["xla", "cudnn"], q: jax.Array, k: jax.Array, v: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation=kernel)
+
+
+def _splash(
+    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segments_BT: jax.Array
+) -> jax.Array:
+    """Causal splash attention of one shard; interpreted where there is no TPU (tests)."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    T, H, C = q_BTHC.shape[1:]
+    # Large blocks keep the matrix unit busy; 512 x 512 scores in float32 still fit in VMEM.
+    block = next(b for b in (512, 256, LANES) if T % b == 0)
+    attention = splash.make_splash_mha_single_device(
+        mask=splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
+        block_sizes=splash.BlockSizes(
+            block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+            block_q_dq=block, block_kv_dq=block,
+        ),
+        interpret=platform() != "tpu",
+    )  # fmt: skip
+    scaled_BHTC = jnp.swapaxes(q_BTHC * jnp.asarray(C**-0.5, q_BTHC.dtype), 1, 2)
+    k_BKTC, v_BKTC = jnp.swapaxes(k_BTKC, 1, 2), jnp.swapaxes(v_BTKC, 1, 2)
+    segments = splash.SegmentIds(segments_BT, segments_BT)
+    return jnp.swapaxes(jax.vmap(attention)(scaled_BHTC, k_BKTC, v_BKTC, segments), 1, 2)
