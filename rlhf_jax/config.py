@@ -43,7 +43,9 @@ class ModelConfig:
     qk_norm: bool = False
     tied: bool = True  # the unembedding is the embedding transposed
     compute: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    remat: Literal["none", "dots", "full"] = "none"
+    # What the backward pass finds: everything, the weights' products, the same in host memory, or
+    # each layer's input alone.
+    remat: Literal["none", "dots", "offload", "full"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "vocab", "max_positions"):

@@ -123,7 +123,7 @@ def plain_gradients(mesh):
     return params, _loss_and_gradients(GQA, params, _lm_batch(GQA))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "offload", "full"])
 def test_rematerialisation_gives_the_same_gradients(plain_gradients, remat):
     params, (loss, grads) = plain_gradients
     got_loss, got = _loss_and_gradients(

@@ -155,19 +155,28 @@ def forward(
 
     def block(x_BTD: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         w, kv = layer
+        x_BTD = axes.constrain(x_BTD, "batch", None, None)
         h_BTD = _norm(x_BTD, w["norm1"], w.get("bias1"))
         attended_BTD, kv = _attention(w, cfg, h_BTD, positions_BT, sight, axes, kv, cache)
         x_BTD += attended_BTD
         x_BTD += _mlp(w, cfg, _norm(x_BTD, w["norm2"], w.get("bias2")), axes)
-        return x_BTD, kv
+        return axes.constrain(x_BTD, "batch", None, "residual"), kv
 
+    # Between layers, where it is kept for the backward pass, the residual stream lies over `tensor`
+    # too; whole on each device it would be most of the memory.
+    x_BTD = axes.constrain(x_BTD, "batch", None, "residual")
     if cfg.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        block = jax.checkpoint(block, policy=policy if cfg.remat == "dots" else None)
+        known = jax.checkpoint_policies
+        policies = {
+            "dots": known.dots_with_no_batch_dims_saveable,
+            "offload": known.offload_dot_with_no_batch_dims("device", "pinned_host"),
+        }
+        block = jax.checkpoint(block, policy=policies.get(cfg.remat))
     x_BTD, layers_kv = jax.lax.scan(block, x_BTD, (params["layers"], layers_kv))
     if cache is not None:
         T = tokens_BT.shape[1]
         cache = cache._replace(k_LBSKC=layers_kv[0], v_LBSKC=layers_kv[1], length=cache.length + T)
+    x_BTD = axes.constrain(x_BTD, "batch", None, None)
     return _norm(x_BTD, params["final_norm"], params.get("final_bias")), cache
 
 

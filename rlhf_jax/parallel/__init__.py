@@ -7,7 +7,7 @@ heads, feed-forward and vocabulary over `tensor`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,26 +20,31 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 AXES = Axes(
     params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
-    activations={"batch": ("data", "fsdp"), "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
-)
+    activations={
+        "batch": ("data", "fsdp"), "heads": "tensor", "ff": "tensor", "vocab": "tensor",
+        "residual": "tensor",
+    },
+)  # fmt: skip
 
 
-def make_mesh(shape: Mapping[str, int] | None = None) -> Mesh:
-    """A mesh over all devices; axes left out are 1, and `data` takes what is left over. A single CPU
-    is a mesh of one."""
+def make_mesh(
+    shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices (or those given); axes left out are 1, and `data` takes what is left
+    over. A single CPU is a mesh of one."""
     shape = dict(shape or {})
     if unknown := set(shape) - set(MESH_AXES):
         raise ConfigError(f"unknown mesh axes {sorted(unknown)}; known: {', '.join(MESH_AXES)}")
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     rest = math.prod(shape.get(a, 1) for a in MESH_AXES if a != "data")
-    shape.setdefault("data", max(1, devices // rest))
+    shape.setdefault("data", max(1, count // rest))
     sizes = tuple(shape.get(a, 1) for a in MESH_AXES)
-    if math.prod(sizes) != devices:
+    if math.prod(sizes) != count:
         raise ConfigError(
             f"a mesh of {dict(zip(MESH_AXES, sizes, strict=True))} needs {math.prod(sizes)} devices; "
-            f"there are {devices}"
+            f"there are {count}"
         )
-    return jax.make_mesh(sizes, MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices)
 
 
 def shardings(mesh: Mesh, names: Any, axes: Axes = AXES) -> Any:
