@@ -15,7 +15,7 @@ from typing import Any
 from launch import machine
 from launch.display import last_metrics
 from launch.graph import forgotten, needed
-from rlhf_jax import tables
+from rlhf_jax import aot, tables
 from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   rlhf-jax status experiments/demo.py --json
   rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3
   rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10
+  rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096
 """
 
 
@@ -141,6 +142,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p.add_argument("--temperature", type=float, default=0.8)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
+
+    p = command("aot", _aot, "Compile a training step for TPUs that are not here: memory, FLOPs, "
+                "collectives, an estimate of its time.",
+                "rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096")  # fmt: skip
+    aot.add_arguments(p)
     return parser, commands
 
 
@@ -148,6 +154,10 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 1")
     return int(text)
+
+
+def _aot(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    return aot.command(args)
 
 
 # --- studies ---------------------------------------------------------------------------------
