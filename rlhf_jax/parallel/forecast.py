@@ -14,11 +14,14 @@ from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
 def hardware_flops(cfg: ModelConfig, seq_len: int, blocks: int) -> float:
     """FLOPs of a step for a token, as the program should compute them: model FLOPs, the forward pass
-    of the layers once more under full remat, and attention by splash's kernels, which compute whole
-    blocks (n (n+1) / 2 of n x n) and the scores again in the backward pass."""
+    of the layers once more under full remat (but for its last product, which no gradient needs), and
+    attention by splash's kernels, which compute whole blocks (n (n+1) / 2 of n x n) and the scores
+    again in the backward pass."""
     count = param_counts(cfg)
-    forward = 2.0 if cfg.remat == "full" else 1.0
-    matmuls = 2.0 * (forward + 2.0) * (count["attention"] + count["feed_forward"])
+    matmuls = 6.0 * (count["attention"] + count["feed_forward"])
+    if cfg.remat == "full":
+        w_out = cfg.layers * cfg.F * cfg.width
+        matmuls += 2.0 * (count["attention"] + count["feed_forward"] - w_out)
     unembedding = 6.0 * cfg.vocab * cfg.width
     # Kept dots are those of weights; attention's forward kernel runs again unless nothing does.
     forward = 1.0 if cfg.remat == "none" else 2.0

@@ -278,11 +278,12 @@ def _splash_flops(op: Op, inside: Computation) -> float:
     """Of the blocks that the causal mask leaves: n (n+1) / 2 of n x n."""
     kind = next((k for k in ("dkv", "dq", "fwd") if f"_{k}" in op.name), "fwd")
     shapes = [a for n in op.operands if n in inside.ops for a in inside.ops[n].result]
-    B, H, T, C = next(
-        a.dims for a in shapes if len(a.dims) == 4 and a.dtype in ("bf16", "f16", "f32")
+    # Queries, (B, H, T, C): the first operand that is not integers; a batch of 1 is left out.
+    *lead, T, C = next(
+        a.dims for a in shapes if len(a.dims) >= 3 and a.dtype in ("bf16", "f16", "f32")
     )
     blocks = next((a.dims[-1] for a in shapes if len(a.dims) == 3 and a.dtype in ("s8", "s16")), T)
-    pairs = B * H * T * T * (blocks + 1) / (2 * blocks)
+    pairs = math.prod(lead) * T * T * (blocks + 1) / (2 * blocks)
     return 2.0 * C * pairs * SPLASH_MATMULS[kind]
 
 
