@@ -18,6 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from rlhf_jax.cpu import worker_environment
+
 
 class Worker:
     """One process and the thread that listens to it.
@@ -33,10 +35,6 @@ class Worker:
         self.cell: str | None = None
         self.log, self.slot = log, slot
         self._events = events
-        count = str(threads)
-        # NPROC sizes XLA's thread pool. Only this number may depend on how a study is launched:
-        # a CPU matrix product that is split differently is rounded differently.
-        limits = {"NPROC": count, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen(
@@ -46,7 +44,9 @@ class Worker:
                 stderr=stderr,
                 text=True,
                 errors="replace",
-                env={**os.environ, **limits},
+                # Only the number of threads may depend on how a study is launched: a CPU matrix
+                # product that is split differently is rounded differently.
+                env=worker_environment(threads),
                 # A terminal's Ctrl-C reaches the launcher alone, which then asks its workers once.
                 process_group=0,
             )

@@ -21,6 +21,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.cpu import worker_environment
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.execute")
@@ -34,16 +36,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--checkpoint-seconds", type=float, default=20.0)
     return parser.parse_intermixed_args(argv)
-
-
-def limit_threads(threads: int | None) -> None:
-    """Give the CPU backend `threads` threads; before jax is imported. One thread a worker makes the
-    arithmetic of a cell independent of how many workers there are."""
-    if threads is not None:
-        os.environ["NPROC"] = str(threads)
-        if threads == 1:
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def run_cell(ctx: Any) -> None:
@@ -98,11 +90,10 @@ class Worker:
         self.corpus = corpus
         import jax
 
+        from rlhf_jax.cpu import keep_compiled
         from rlhf_jax.train import Runtime
 
-        jax.config.update("jax_compilation_cache_dir", str(self.runs.root.absolute() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
+        keep_compiled(self.runs.root / "compiled")
         mesh = make_mesh(parse_mesh(args.mesh))
         jax.set_mesh(mesh)
         self.runtime = Runtime(
@@ -143,7 +134,7 @@ def log(text: str) -> None:
 
 def main() -> None:
     args = parse()
-    limit_threads(args.threads)
+    os.environ.update(worker_environment(args.threads))
     worker = Worker(args)
     names: queue.Queue[str | None] = queue.Queue()
     busy = threading.Event()

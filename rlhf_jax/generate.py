@@ -48,11 +48,11 @@ def generate(
     B0, P = prompts_BP.shape
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
     empty = init_cache(cfg, B0, P + length, axes)
-    x_BPD, cache = forward(
+    x_DBP, cache = forward(
         params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty
     )
     assert cache is not None
-    first_BV = logits(params, cfg, x_BPD[:, -1:], axes)[:, 0]
+    first_BV = logits(params, cfg, x_DBP[..., -1:], axes)[..., 0].T
 
     rows_B = jnp.arange(B0 * samples) // samples
 
@@ -63,8 +63,8 @@ def generate(
     first_BV = tile(first_BV, 0, "batch", "vocab")
     next_B = tile(jnp.sum(segments_BP, axis=-1), 0, "batch")
     cache = cache._replace(
-        k_LBSKC=tile(cache.k_LBSKC, 1, None, "batch", None, "heads", None),
-        v_LBSKC=tile(cache.v_LBSKC, 1, None, "batch", None, "heads", None),
+        k_LKBCS=tile(cache.k_LKBCS, 2, None, "heads", "batch", None, None),
+        v_LKBCS=tile(cache.v_LKBCS, 2, None, "heads", "batch", None, None),
         segments_BS=tile(cache.segments_BS, 0, "batch", None),
         positions_BS=tile(cache.positions_BS, 0, "batch", None),
     )
@@ -80,7 +80,7 @@ def generate(
         noise_BV = axes.constrain(noise_BV, "batch", "vocab")
         token_B = jnp.argmax(jnp.where(temperature > 0, scaled_BV + noise_BV, scaled_BV), axis=-1)
         token_B = jnp.where(done_B, PAD, token_B)
-        log_prob_B = token_log_probs(scaled_BV[:, None], token_B[:, None])[:, 0]
+        log_prob_B = token_log_probs(scaled_BV.T[..., None], token_B[:, None])[:, 0]
         return token_B, jnp.where(done_B, 0.0, log_prob_B)
 
     def going(carry: Any) -> jax.Array:
@@ -94,9 +94,9 @@ def generate(
         mask_BR = put(mask_BR, ~done_B)
         alive_B1 = (~done_B)[:, None].astype(jnp.int32)
         position_B1 = jnp.where(alive_B1 > 0, (next_B + t)[:, None], 0)
-        x_B1D, cache = forward(params, cfg, token_B[:, None], alive_B1, position_B1, axes, cache)
+        x_DB1, cache = forward(params, cfg, token_B[:, None], alive_B1, position_B1, axes, cache)
         done_B |= token_B == EOS
-        logits_BV = logits(params, cfg, x_B1D, axes)[:, 0]
+        logits_BV = logits(params, cfg, x_DB1, axes)[..., 0].T
         return t + 1, done_B, logits_BV, cache, tokens_BR, log_probs_BR, mask_BR
 
     done_B = next_B < 0
@@ -131,9 +131,9 @@ def response_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """(log-probs_BR, entropy_BR) in nats of the last `length` tokens of each row, teacher-forced, of
     logits / temperature: the same distribution that `generate` samples from."""
-    x_BTD, _ = forward(params, cfg, *rows, axes)
-    logits_BRV = logits(params, cfg, x_BTD[:, -length - 1 : -1], axes) / temperature
-    log_probs_BR = token_log_probs(logits_BRV, rows.tokens_BT[:, -length:])
-    p_BRV = jax.nn.softmax(logits_BRV, axis=-1)
-    entropy_BR = jax.nn.logsumexp(logits_BRV, axis=-1) - jnp.sum(p_BRV * logits_BRV, axis=-1)
+    x_DBT, _ = forward(params, cfg, *rows, axes)
+    logits_VBR = logits(params, cfg, x_DBT[..., -length - 1 : -1], axes) / temperature
+    log_probs_BR = token_log_probs(logits_VBR, rows.tokens_BT[:, -length:])
+    p_VBR = jax.nn.softmax(logits_VBR, axis=0)
+    entropy_BR = jax.nn.logsumexp(logits_VBR, axis=0) - jnp.sum(p_VBR * logits_VBR, axis=0)
     return log_probs_BR, entropy_BR

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig, from_json
+from rlhf_jax.cpu import keep_compiled
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
@@ -44,7 +45,9 @@ def load_run(path: str | Path) -> Run:
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)
     model = from_json(ModelConfig, config["model"])
-    data = folder.path.parent.parent / "data" / config["corpus"]
+    root = folder.path.parent.parent
+    keep_compiled(root / "compiled")
+    data = root / "data" / config["corpus"]
     tokenizer = Tokenizer.load(data / "tokenizer.model")
     params = read_model(folder, model, runtime, scalar_head=config["kind"] == "reward")
     return Run(params, tokenizer, model, config, runtime)

@@ -30,6 +30,7 @@ def has_gpu():
 
 KERNELS = [
     pytest.param("reference", "float32"),
+    pytest.param("cpu", "float32"),
     pytest.param("xla", "float32"),
     pytest.param("splash", "float32", id="splash-interpreted"),
     pytest.param(
@@ -72,10 +73,11 @@ def loops(q, k, v, segments, positions, out_grad):
 @functools.partial(jax.jit, static_argnums=0)
 def output_and_gradients(kernel, q, k, v, segments, positions, out_grad):
     def run(q, k, v):
-        q, k, v = (AXES.constrain(x, "batch", None, "heads", None) for x in (q, k, v))
+        q, k, v = (jnp.transpose(x, (2, 0, 3, 1)) for x in (q, k, v))
+        q, k, v = (AXES.constrain(x, "heads", "batch", None, None) for x in (q, k, v))
         tokens = (segments, positions)
         sight = look(C, q.dtype.name, tokens, tokens, cached=False, kernel=kernel)
-        return attend(q, k, v, sight, AXES)
+        return jnp.transpose(attend(q, k, v, sight, AXES), (1, 3, 0, 2))
 
     out, pull = jax.vjp(run, q, k, v)
     return out, *pull(out_grad.astype(out.dtype))
@@ -108,7 +110,7 @@ def test_no_kernel_makes_nan_of_padding_even_if_a_loss_uses_it(kernel, dtype):
         assert np.isfinite(x).all()
 
 
-@pytest.mark.parametrize("kernel", ["xla", "splash"])
+@pytest.mark.parametrize("kernel", ["reference", "xla", "splash"])
 def test_the_model_computes_the_same_with_every_kernel(monkeypatch, kernel):
     params, batch = noisy_params(GQA), packed_batch(GQA, ROWS, T)
     expected = np.asarray(full_logits(params, GQA, *batch))
@@ -128,13 +130,13 @@ def test_kernels_on_a_mesh_equal_the_reference():
                           capture_output=True, text=True, timeout=200)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert set(errors) == {"xla", "splash"} and max(errors.values()) < 2e-5, errors
+    assert set(errors) == {"cpu", "xla", "splash"} and max(errors.values()) < 2e-5, errors
 
 
 CHOICES = [
     # platform, T, C, dtype, cached: kernel
-    (("cpu", 4096, 128, "bfloat16", False), "reference"),
-    (("cpu", 1, 16, "float32", True), "reference"),
+    (("cpu", 4096, 128, "bfloat16", False), "cpu"),
+    (("cpu", 1, 16, "float32", True), "cpu"),
     (("tpu", 4096, 128, "bfloat16", False), "splash"),
     (("tpu", 128, 64, "float32", False), "splash"),
     (("tpu", 100, 128, "bfloat16", False), "xla"),

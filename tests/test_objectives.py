@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import (  # fmt: skip
     GQA,
+    LEARNED,
     log_softmax,
     mesh,
     noisy_params,
@@ -17,7 +18,7 @@ from tiny_models import (  # fmt: skip
     packed_batch,
 )
 
-from rlhf_jax.objectives import kwise, language_modelling, ranked_scores
+from rlhf_jax.objectives import kwise, language, language_modelling, ranked_scores
 from rlhf_jax.parallel import AXES, place_batch
 
 __all__ = ["mesh"]
@@ -27,14 +28,10 @@ T = 12
 
 def test_language_modelling_is_the_weighted_sum_of_negative_log_likelihoods():
     params = noisy_params(CFG)
-    tokens, segments, positions = packed_batch(CFG, [[12], [4, 6]], T)
-    targets = np.random.default_rng(0).integers(0, 64, (2, T)).astype(np.int32)
-    weights = np.where(segments > 0, np.random.default_rng(1).random((2, T)), 0).astype(np.float32)
-    sizes = (weights > 0) * np.arange(T, dtype=np.int32)
-    batch = {
-        "tokens": tokens, "segments": segments, "positions": positions, "targets": targets,
-        "weights": weights, "bytes": sizes,
-    }  # fmt: skip
+    batch = language_batch(CFG, [[12], [4, 6]])
+    batch["bytes"] = (batch["weights"] > 0) * np.arange(T, dtype=np.int32)
+    tokens, segments, positions = (batch[n] for n in ("tokens", "segments", "positions"))
+    weights, targets = batch["weights"], batch["targets"]
     total, weight, metrics = language_modelling(params, batch, CFG, AXES)
     expected = 0.0
     for b in range(2):
@@ -42,7 +39,70 @@ def test_language_modelling_is_the_weighted_sum_of_negative_log_likelihoods():
         expected -= sum(weights[b, t] * lp[t, targets[b, t]] for t in range(T))
     assert float(total) == pytest.approx(expected, rel=1e-5)
     assert float(weight) == pytest.approx(weights.sum(), rel=1e-6)
-    assert float(metrics["bytes"]) == sizes.sum()
+    assert float(metrics["bytes"]) == batch["bytes"].sum()
+
+
+def language_batch(cfg, rows):
+    tokens, segments, positions = packed_batch(cfg, rows, T)
+    rng = np.random.default_rng(1)
+    return {
+        "tokens": tokens, "segments": segments, "positions": positions,
+        "targets": rng.integers(0, cfg.vocab, tokens.shape).astype(np.int32),
+        "weights": np.where(segments > 0, rng.random(tokens.shape), 0).astype(np.float32),
+        "bytes": np.ones_like(tokens),
+    }  # fmt: skip
+
+
+GELU = dataclasses.replace(LEARNED, activation="gelu", tied=True, qk_norm=True)
+RELU = dataclasses.replace(GQA, layers=2, activation="relu2")
+
+
+@pytest.mark.parametrize("cfg", [CFG, RELU, LEARNED, GELU], ids=["gqa", "relu2", "swiglu", "gelu"])
+def test_gradients_equal_differences_of_the_loops_in_float64(cfg):
+    """Every hand-written backward pass at once: a step along a random direction of each parameter."""
+    params = jax.tree.map(np.float64, noisy_params(cfg))
+    batch = language_batch(cfg, [[12], [4, 6]])
+
+    def loss(params):
+        total = 0.0
+        for b in range(2):
+            at = (batch[n][b] for n in ("tokens", "segments", "positions"))
+            lp = log_softmax(numpy_logits(params, cfg, *at))
+            total -= np.sum(batch["weights"][b] * lp[np.arange(T), batch["targets"][b]])
+        return total
+
+    single = jax.tree.map(np.float32, params)
+    grads = jax.jit(jax.grad(lambda p: language_modelling(p, batch, cfg, AXES)[0]))(single)
+    rng, h = np.random.default_rng(2), 1e-5
+    flat, treedef = jax.tree.flatten(params)
+    for i, (path, g) in enumerate(jax.tree_util.tree_leaves_with_path(grads)):
+        direction = rng.standard_normal(g.shape)
+        moved = [
+            loss(jax.tree.unflatten(treedef, [*flat[:i], flat[i] + s * direction, *flat[i + 1 :]]))
+            for s in (h, -h)
+        ]
+        expected = (moved[0] - moved[1]) / (2 * h)
+        got = np.sum(np.asarray(g, np.float64) * direction)
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-4), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 12])
+def test_the_loss_in_blocks_is_the_whole_loss_with_its_gradients(monkeypatch, blocks):
+    params, batch = noisy_params(CFG), language_batch(CFG, [[12], [4, 6]])
+
+    def loss_and_gradients():
+        loss = lambda p: language_modelling(p, batch, CFG, AXES)[0]  # noqa: E731
+        program = jax.jit(jax.value_and_grad(loss)).lower(params)
+        return program.as_text().count("while"), program.compile()(params)
+
+    loops, (loss, grads) = loss_and_gradients()
+    monkeypatch.setattr(language, "LOGITS_BYTES", 4 * CFG.vocab * 2 * T // blocks)
+    loops_in_blocks, (in_blocks, grads_in_blocks) = loss_and_gradients()
+    assert loops_in_blocks > loops
+    assert float(in_blocks) == pytest.approx(float(loss), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads_in_blocks, grads
+    )
 
 
 def test_scores_are_read_at_the_last_real_token(mesh):

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,8 +55,9 @@ def noisy_params(cfg: ModelConfig, seed: int = 0):
 
 @functools.partial(jax.jit, static_argnums=1)
 def full_logits(params, cfg, tokens_BT, segments_BT, positions_BT):
-    x_BTD, _ = forward(params, cfg, tokens_BT, segments_BT, positions_BT, AXES)
-    return logits(params, cfg, x_BTD, AXES)
+    """Logits (B, T, V)."""
+    x_DBT, _ = forward(params, cfg, tokens_BT, segments_BT, positions_BT, AXES)
+    return jnp.transpose(logits(params, cfg, x_DBT, AXES), (1, 2, 0))
 
 
 def log_softmax(x):

@@ -11,8 +11,8 @@ import numpy as np
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.corpus import Corpus
-from rlhf_jax.model import forward, logits
-from rlhf_jax.objectives import token_log_probs
+from rlhf_jax.model import forward
+from rlhf_jax.objectives import target_log_probs
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.train import Runtime
 
@@ -33,8 +33,8 @@ def heldout_loss(
 
     @jax.jit
     def row_nats(params: Any, b: dict[str, jax.Array]) -> jax.Array:
-        x_BTD, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], runtime.axes)
-        log_probs_BT = token_log_probs(logits(params, cfg, x_BTD, runtime.axes), b["targets"])
+        x_DBT, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], runtime.axes)
+        log_probs_BT = target_log_probs(params, cfg, x_DBT, b["targets"], runtime.axes)
         return -jnp.sum(log_probs_BT * b["weights"], axis=-1)
 
     nats, tokens, size = [], [], []

@@ -41,8 +41,8 @@ def next_tokens(
 
     @jax.jit
     def distribution(params: Any, ids: jax.Array, segments: jax.Array) -> jax.Array:
-        x_BTD, _ = forward(params, cfg, ids, segments, positions_of(segments), runtime.axes)
-        return jax.nn.softmax(logits(params, cfg, x_BTD, runtime.axes)[0, -1])
+        x_DBT, _ = forward(params, cfg, ids, segments, positions_of(segments), runtime.axes)
+        return jax.nn.softmax(logits(params, cfg, x_DBT, runtime.axes)[:, 0, -1])
 
     p_V = np.asarray(jax.device_get(distribution(params, ids, segments)))
     return [(tokenizer.piece(int(i)), float(p_V[i])) for i in np.argsort(-p_V)[:top]]

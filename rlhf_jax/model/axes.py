@@ -38,3 +38,13 @@ class Axes:
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         return jax.sharding.reshard(x, self.spec(*names))
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the mesh in use, which in ahead-of-time compilation is not that of
+    this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    kind: str = device.device_kind
+    return getattr(device, "platform", "tpu" if kind.startswith("TPU") else kind.lower())

@@ -2,7 +2,8 @@
 
 | kernel    | what it is                                    | where                                  |
 |-----------|-----------------------------------------------|----------------------------------------|
-| reference | `rlhf_jax.model.attention.reference`          | CPU                                    |
+| reference | `rlhf_jax.model.attention.reference`          | tests                                  |
+| cpu       | `rlhf_jax.model.attention.cpu_attention`      | CPU                                    |
 | xla       | `jax.nn.dot_product_attention`                | accelerators, where no kernel below is |
 | cudnn     | the same call, cuDNN's flash attention        | GPU, half precision, no cache          |
 | splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
@@ -15,15 +16,16 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.model.attention import reference, visible
-from rlhf_jax.model.axes import Axes
+from rlhf_jax.model.attention import cpu_attention, reference, visible
+from rlhf_jax.model.axes import Axes, platform
 
-Kernel = Literal["reference", "xla", "cudnn", "splash"]
+Kernel = Literal["reference", "cpu", "xla", "cudnn", "splash"]
 logger = logging.getLogger("rlhf_jax")
 LANES = 128  # of a TPU register: the granularity of splash attention's blocks
 
@@ -40,7 +42,7 @@ def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Ker
     """(kernel, why a faster one was passed over, or "") for T queries of head width C. `platform` is
     cpu, gpu (or its vendor's name) or tpu; `cached`: the keys are a cache of another length."""
     if platform == "cpu":
-        return "reference", ""
+        return "cpu", ""
     if platform == "tpu":
         if cached:
             return "xla", "splash takes no cache"
@@ -56,16 +58,6 @@ def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Ker
     if T % 2:
         return "xla", f"cudnn needs an even sequence length under a mask, got {T}"
     return "cudnn", ""
-
-
-def platform() -> str:
-    """cpu, gpu or tpu: that of the mesh in use, which in ahead-of-time compilation is not that of
-    this process."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        return jax.default_backend()
-    kind: str = device.device_kind
-    return getattr(device, "platform", "tpu" if kind.startswith("TPU") else kind.lower())
 
 
 @functools.cache
@@ -106,43 +98,45 @@ def look(
 
 
 def attend(
-    q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, sight: Sight, axes: Axes
+    q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, sight: Sight, axes: Axes
 ) -> jax.Array:
-    """Softmax attention by the kernel of `sight`, BTHC. The fused kernels see one shard: batch and
+    """Softmax attention by the kernel of `sight`, HBCT. All but the reference see one shard: batch and
     heads are split over the mesh, and nothing is exchanged."""
+    seen = sight.segments_BT if sight.mask_BTS is None else sight.mask_BTS
     if sight.kernel == "reference":
-        assert sight.mask_BTS is not None
-        return reference(q_BTHC, k_BSKC, v_BSKC, sight.mask_BTS, axes)
-    if sight.kernel == "splash":
-        kernel, seen = _splash, sight.segments_BT
-    else:
-        assert sight.mask_BTS is not None
-        kernel, seen = functools.partial(_masked, sight.kernel), sight.mask_BTS
+        return reference(q_HBCT, k_KBCS, v_KBCS, seen, axes)
+    kernel = KERNELS[sight.kernel]
     if jax.sharding.get_abstract_mesh().empty:
-        return kernel(q_BTHC, k_BSKC, v_BSKC, seen)
-    heads = axes.spec("batch", None, "heads", None)
+        return kernel(q_HBCT, k_KBCS, v_KBCS, seen)
+    heads = axes.spec("heads", "batch", None, None)
     layouts = (heads, heads, heads, axes.spec("batch", *[None] * (seen.ndim - 1)))
     return jax.shard_map(
         kernel,
         in_specs=layouts,
         out_specs=heads,
         check_vma=False,  # Pallas calls do not say how their results vary over the mesh
-    )(*jax.sharding.reshard((q_BTHC, k_BSKC, v_BSKC, seen), layouts))
+    )(*jax.sharding.reshard((q_HBCT, k_KBCS, v_KBCS, seen), layouts))
 
 
 def _masked(
-    kernel: Literal["xla", "cudnn"], q: jax.Array, k: jax.Array, v: jax.Array, mask_BTS: jax.Array
+    kernel: Literal["xla", "cudnn"],
+    q_HBCT: jax.Array,
+    k_KBCS: jax.Array,
+    v_KBCS: jax.Array,
+    mask_BTS: jax.Array,
 ) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation=kernel)
+    q, k, v = (jnp.transpose(x, (1, 3, 0, 2)) for x in (q_HBCT, k_KBCS, v_KBCS))
+    out_BTHC = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation=kernel)
+    return jnp.transpose(out_BTHC, (2, 0, 3, 1))
 
 
 def _splash(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segments_BT: jax.Array
+    q_HBCT: jax.Array, k_KBCT: jax.Array, v_KBCT: jax.Array, segments_BT: jax.Array
 ) -> jax.Array:
     """Causal splash attention of one shard; interpreted where there is no TPU (tests)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    T, H, C = q_BTHC.shape[1:]
+    H, _, C, T = q_HBCT.shape
     # Large blocks keep the matrix unit busy; 512 x 512 scores in float32 still fit in VMEM.
     block = next(b for b in (512, 256, LANES) if T % b == 0)
     attention = splash.make_splash_mha_single_device(
@@ -153,7 +147,16 @@ def _splash(
         ),
         interpret=platform() != "tpu",
     )  # fmt: skip
-    scaled_BHTC = jnp.swapaxes(q_BTHC * jnp.asarray(C**-0.5, q_BTHC.dtype), 1, 2)
-    k_BKTC, v_BKTC = jnp.swapaxes(k_BTKC, 1, 2), jnp.swapaxes(v_BTKC, 1, 2)
+    q_HBCT = q_HBCT * jnp.asarray(C**-0.5, q_HBCT.dtype)
+    q, k, v = (jnp.transpose(x, (1, 0, 3, 2)) for x in (q_HBCT, k_KBCT, v_KBCT))
     segments = splash.SegmentIds(segments_BT, segments_BT)
-    return jnp.swapaxes(jax.vmap(attention)(scaled_BHTC, k_BKTC, v_BKTC, segments), 1, 2)
+    return jnp.transpose(jax.vmap(attention)(q, k, v, segments), (1, 0, 3, 2))
+
+
+# Of one shard: (q_HBCT, k_KBCS, v_KBCS, mask_BTS or segments_BT) -> HBCT.
+KERNELS: dict[Kernel, Callable[..., jax.Array]] = {
+    "cpu": cpu_attention,
+    "xla": functools.partial(_masked, "xla"),
+    "cudnn": functools.partial(_masked, "cudnn"),
+    "splash": _splash,
+}

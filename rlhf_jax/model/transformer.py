@@ -15,17 +15,22 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.model.attention import rotate
-from rlhf_jax.model.axes import Axes
+from rlhf_jax.model.axes import Axes, platform
+from rlhf_jax.model.dense import dense, in_memory
 from rlhf_jax.model.dispatch import Sight, attend, look
+from rlhf_jax.model.pointwise import gelu, norm, swiglu
 
 Params = dict[str, Any]
+# On a CPU the loop over layers costs a few percent of a step, and without it compiling takes longer
+# the more layers there are: up to this many it is unrolled.
+UNROLLED = 8
 
 
 class Cache(NamedTuple):
     """Keys and values of S positions, `length` of them written."""
 
-    k_LBSKC: jax.Array
-    v_LBSKC: jax.Array
+    k_LKBCS: jax.Array
+    v_LKBCS: jax.Array
     segments_BS: jax.Array  # 0: not written, or padding
     positions_BS: jax.Array
     length: jax.Array
@@ -116,8 +121,8 @@ def with_scalar_head(params: Params, key: jax.Array | None) -> Params:
 
 def init_cache(cfg: ModelConfig, batch: int, length: int, axes: Axes) -> Cache:
     """An empty cache for `length` positions."""
-    shape = (cfg.layers, batch, length, cfg.K, cfg.C)
-    kv = axes.constrain(jnp.zeros(shape, cfg.compute), None, "batch", None, "heads", None)
+    shape = (cfg.layers, cfg.K, batch, cfg.C, length)
+    kv = axes.constrain(jnp.zeros(shape, cfg.compute), None, "heads", "batch", None, None)
     ids = axes.constrain(jnp.zeros((batch, length), jnp.int32), "batch", None)
     return Cache(kv, kv, ids, ids, jnp.zeros((), jnp.int32))
 
@@ -131,15 +136,18 @@ def forward(
     axes: Axes,
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Hidden states x_BTD after the final norm. Tokens see their own segment's past; segment 0 is
+    """Hidden states x_DBT after the final norm. Tokens see their own segment's past; segment 0 is
     padding. With a cache the T tokens are written at `cache.length` and see what is in it, and the
     extended cache is returned: T = prompt length prefills, T = 1 decodes."""
-    dtype = jnp.dtype(cfg.compute)
+    (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
+    rows = axes.spec("batch", None, None)
     embed_VD = axes.gathered(params["embed"], "vocab", None).astype(dtype)
-    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=axes.spec("batch", None, None))
+    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=rows)
     if cfg.positions == "learned":
         table = axes.gathered(params["positions"], None, None).astype(dtype)
-        x_BTD += table.at[positions_BT].get(out_sharding=axes.spec("batch", None, None))
+        x_BTD += table.at[positions_BT].get(out_sharding=rows)
+    x_ND = in_memory(x_BTD.reshape(B * T, cfg.width, out_sharding=axes.spec("batch", None)))
+    x_DN = in_memory(x_ND.T)
     if cache is None:
         keys = (segments_BT, positions_BT)
         layers_kv: Any = None
@@ -150,21 +158,21 @@ def forward(
             positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
         )
         keys = (cache.segments_BS, cache.positions_BS)
-        layers_kv = (cache.k_LBSKC, cache.v_LBSKC)
+        layers_kv = (cache.k_LKBCS, cache.v_LKBCS)
     sight = look(cfg.C, cfg.compute, (segments_BT, positions_BT), keys, cache is not None)
 
-    def block(x_BTD: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+    def block(x_DN: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         w, kv = layer
-        x_BTD = axes.constrain(x_BTD, "batch", None, None)
-        h_BTD = _norm(x_BTD, w["norm1"], w.get("bias1"))
-        attended_BTD, kv = _attention(w, cfg, h_BTD, positions_BT, sight, axes, kv, cache)
-        x_BTD += attended_BTD
-        x_BTD += _mlp(w, cfg, _norm(x_BTD, w["norm2"], w.get("bias2")), axes)
-        return axes.constrain(x_BTD, "batch", None, "residual"), kv
+        x_DN = axes.constrain(x_DN, None, "batch")
+        h_DN = norm(x_DN, w["norm1"], w.get("bias1"))
+        attended_DN, kv = _attention(w, cfg, h_DN, positions_BT, sight, axes, kv, cache)
+        x_DN += attended_DN
+        x_DN += _mlp(w, cfg, norm(x_DN, w["norm2"], w.get("bias2")), axes)
+        return axes.constrain(x_DN, "residual", "batch"), kv
 
     # Between layers, where it is kept for the backward pass, the residual stream lies over `tensor`
     # too; whole on each device it would be most of the memory.
-    x_BTD = axes.constrain(x_BTD, "batch", None, "residual")
+    x_DN = axes.constrain(x_DN, "residual", "batch")
     if cfg.remat != "none":
         known = jax.checkpoint_policies
         policies = {
@@ -172,87 +180,82 @@ def forward(
             "offload": known.offload_dot_with_no_batch_dims("device", "pinned_host"),
         }
         block = jax.checkpoint(block, policy=policies.get(cfg.remat))
-    x_BTD, layers_kv = jax.lax.scan(block, x_BTD, (params["layers"], layers_kv))
+    unroll = platform() == "cpu" and cfg.layers <= UNROLLED
+    x_DN, layers_kv = jax.lax.scan(block, x_DN, (params["layers"], layers_kv), unroll=unroll)
     if cache is not None:
-        T = tokens_BT.shape[1]
-        cache = cache._replace(k_LBSKC=layers_kv[0], v_LBSKC=layers_kv[1], length=cache.length + T)
-    x_BTD = axes.constrain(x_BTD, "batch", None, None)
-    return _norm(x_BTD, params["final_norm"], params.get("final_bias")), cache
+        cache = cache._replace(k_LKBCS=layers_kv[0], v_LKBCS=layers_kv[1], length=cache.length + T)
+    x_DN = norm(axes.constrain(x_DN, None, "batch"), params["final_norm"], params.get("final_bias"))
+    return x_DN.reshape(-1, B, T, out_sharding=axes.spec(None, "batch", None)), cache
 
 
-def logits(params: Params, cfg: ModelConfig, x_BTD: jax.Array, axes: Axes) -> jax.Array:
-    """Next-token logits_BTV in float32."""
-    out = axes.spec("batch", None, "vocab")
+def logits(params: Params, cfg: ModelConfig, x_DBT: jax.Array, axes: Axes) -> jax.Array:
+    """Next-token logits_VBT in float32."""
     if cfg.tied:
-        w_VD = axes.gathered(params["embed"], "vocab", None).astype(x_BTD.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, out_sharding=out).astype(jnp.float32)
-    w_DV = axes.gathered(params["unembed"], None, "vocab").astype(x_BTD.dtype)
-    return jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, out_sharding=out).astype(jnp.float32)
+        w_DV = axes.gathered(params["embed"], "vocab", None).astype(x_DBT.dtype).T
+    else:
+        w_DV = axes.gathered(params["unembed"], None, "vocab").astype(x_DBT.dtype)
+    D, B, T = x_DBT.shape
+    x_DN = x_DBT.reshape(D, B * T, out_sharding=axes.spec(None, "batch"))
+    logits_VN = dense(w_DV, x_DN, axes.spec("vocab", "batch")).astype(jnp.float32)
+    return logits_VN.reshape(-1, B, T, out_sharding=axes.spec("vocab", "batch", None))
 
 
-def scalars(params: Params, x_BTD: jax.Array) -> jax.Array:
+def scalars(params: Params, x_DBT: jax.Array) -> jax.Array:
     """The scalar head at every position, BT in float32: rewards or values."""
     head = params["scalar"]
-    return jnp.einsum("BTD,D->BT", x_BTD.astype(jnp.float32), head["w"]) + head["b"]
-
-
-def _norm(x_BTD: jax.Array, gain: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """RMSNorm (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016) where there is a bias."""
-    x = x_BTD.astype(jnp.float32)
-    if bias is not None:
-        x -= jnp.mean(x, axis=-1, keepdims=True)
-    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
-    x = x * gain if bias is None else x * gain + bias
-    return x.astype(x_BTD.dtype)
+    return jnp.einsum("DBT,D->BT", x_DBT.astype(jnp.float32), head["w"]) + head["b"]
 
 
 def _attention(
     w: Params,
     cfg: ModelConfig,
-    x_BTD: jax.Array,
+    x_DN: jax.Array,
     positions_BT: jax.Array,
     sight: Sight,
     axes: Axes,
     kv: Any,
     cache: Cache | None,
 ) -> tuple[jax.Array, Any]:
-    out = axes.spec("batch", None, "heads", None)
+    D, N = x_DN.shape
+    B, T = positions_BT.shape
+    C = cfg.C
 
     def project(name: str) -> jax.Array:
-        w_DHC = axes.gathered(w[name], None, "heads", None).astype(x_BTD.dtype)
-        return jnp.einsum("BTD,DHC->BTHC", x_BTD, w_DHC, out_sharding=out)
+        w_DHC = axes.gathered(w[name], None, "heads", None).astype(x_DN.dtype)
+        w_DX = w_DHC.reshape(D, -1, out_sharding=axes.spec(None, "heads"))
+        y_XN = dense(w_DX, x_DN, axes.spec("heads", "batch"))
+        heads = axes.spec("heads", None, "batch", None)
+        return jnp.swapaxes(y_XN.reshape(-1, C, B, T, out_sharding=heads), 1, 2)
 
-    q_BTHC, k_BTKC, v_BTKC = project("wq"), project("wk"), project("wv")
+    q_HBCT, k_KBCT, v_KBCT = project("wq"), project("wk"), project("wv")
     if cfg.qk_norm:
-        q_BTHC, k_BTKC = _norm(q_BTHC, w["q_norm"], None), _norm(k_BTKC, w["k_norm"], None)
+        q_HBCT, k_KBCT = norm(q_HBCT, w["q_norm"], None, 2), norm(k_KBCT, w["k_norm"], None, 2)
     if cfg.positions == "rope":
-        q_BTHC = rotate(q_BTHC, positions_BT, cfg.rope_base)
-        k_BTKC = rotate(k_BTKC, positions_BT, cfg.rope_base)
+        q_HBCT = rotate(q_HBCT, positions_BT, cfg.rope_base)
+        k_KBCT = rotate(k_KBCT, positions_BT, cfg.rope_base)
     if cache is not None:
-        at = (0, cache.length, 0, 0)
-        k_BTKC = jax.lax.dynamic_update_slice(kv[0], k_BTKC, at)
-        v_BTKC = jax.lax.dynamic_update_slice(kv[1], v_BTKC, at)
-        kv = (k_BTKC, v_BTKC)
-    out_BTHC = attend(q_BTHC, k_BTKC, v_BTKC, sight, axes)
-    w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(x_BTD.dtype)
-    return jnp.einsum(
-        "BTHC,HCD->BTD", out_BTHC, w_HCD, out_sharding=axes.spec("batch", None, None)
-    ), kv
+        at = (0, 0, 0, cache.length)
+        k_KBCT = jax.lax.dynamic_update_slice(kv[0], k_KBCT, at)
+        v_KBCT = jax.lax.dynamic_update_slice(kv[1], v_KBCT, at)
+        kv = (k_KBCT, v_KBCT)
+    out_HCBT = jnp.swapaxes(attend(q_HBCT, k_KBCT, v_KBCT, sight, axes), 1, 2)
+    out_XN = out_HCBT.reshape(-1, N, out_sharding=axes.spec("heads", "batch"))
+    w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(x_DN.dtype)
+    w_XD = w_HCD.reshape(-1, D, out_sharding=axes.spec("heads", None))
+    return dense(w_XD, out_XN, axes.spec(None, "batch")), kv
 
 
-def _mlp(w: Params, cfg: ModelConfig, x_BTD: jax.Array, axes: Axes) -> jax.Array:
-    out = axes.spec("batch", None, "ff")
-
+def _mlp(w: Params, cfg: ModelConfig, x_DN: jax.Array, axes: Axes) -> jax.Array:
     def project(name: str) -> jax.Array:
-        w_DF = axes.gathered(w[name], None, "ff").astype(x_BTD.dtype)
-        return jnp.einsum("BTD,DF->BTF", x_BTD, w_DF, out_sharding=out)
+        w_DF = axes.gathered(w[name], None, "ff").astype(x_DN.dtype)
+        return dense(w_DF, x_DN, axes.spec("ff", "batch"))
 
-    h_BTF = project("w_in")
+    h_FN = project("w_in")
     if cfg.activation == "swiglu":
-        h_BTF *= jax.nn.silu(project("w_gate"))
+        h_FN = swiglu(h_FN, project("w_gate"))
     elif cfg.activation == "relu2":
-        h_BTF = jnp.square(jax.nn.relu(h_BTF))
+        h_FN = jnp.square(jax.nn.relu(h_FN))
     else:
-        h_BTF = jax.nn.gelu(h_BTF, approximate=True)
-    w_FD = axes.gathered(w["w_out"], "ff", None).astype(x_BTD.dtype)
-    return jnp.einsum("BTF,FD->BTD", h_BTF, w_FD, out_sharding=axes.spec("batch", None, None))
+        h_FN = gelu(h_FN)
+    w_FD = axes.gathered(w["w_out"], "ff", None).astype(x_DN.dtype)
+    return dense(w_FD, h_FN, axes.spec(None, "batch"))

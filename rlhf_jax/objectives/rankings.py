@@ -21,8 +21,8 @@ def ranked_scores(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> ja
         k: batch[k].reshape(N * K, T, out_sharding=axes.spec("batch", None))
         for k in ("tokens", "segments", "positions")
     }
-    x_BTD, _ = forward(params, cfg, flat["tokens"], flat["segments"], flat["positions"], axes)
-    scores_NKT = scalars(params, x_BTD).reshape(
+    x_DBT, _ = forward(params, cfg, flat["tokens"], flat["segments"], flat["positions"], axes)
+    scores_NKT = scalars(params, x_DBT).reshape(
         N, K, T, out_sharding=axes.spec("batch", None, None)
     )
     here_NKT = jnp.arange(T)[None, None] == batch["last"][..., None]

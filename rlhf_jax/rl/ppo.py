@@ -39,16 +39,16 @@ class Experience(NamedTuple):
 
 def values(params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes) -> jax.Array:
     """V_BR: the critic's value of the state in which each response token is chosen."""
-    x_BTD, _ = forward(params, cfg, *rows, axes)
-    return scalars(params, x_BTD[:, -length - 1 : -1])
+    x_DBT, _ = forward(params, cfg, *rows, axes)
+    return scalars(params, x_DBT[..., -length - 1 : -1])
 
 
 def reward_scores(
     frozen: dict[str, Any], cfg: ModelConfig, rows: Sequences, mask_BR: jax.Array, axes: Axes
 ) -> jax.Array:
     """The reward model's normalised score of each row, read at the last valid token."""
-    x_BTD, _ = forward(frozen["reward"], cfg, *rows, axes)
-    scores_BR = scalars(frozen["reward"], x_BTD[:, -mask_BR.shape[1] :])
+    x_DBT, _ = forward(frozen["reward"], cfg, *rows, axes)
+    scores_BR = scalars(frozen["reward"], x_DBT[..., -mask_BR.shape[1] :])
     last_B1 = (jnp.sum(mask_BR, axis=-1, keepdims=True) - 1).astype(jnp.int32)
     here_BR = jnp.arange(mask_BR.shape[1])[None] == last_B1
     score_B = jnp.sum(jnp.where(here_BR, scores_BR, 0.0), axis=-1)

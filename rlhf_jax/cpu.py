@@ -1,0 +1,44 @@
+"""What is set before a process computes on a CPU. All of it is here; none of it changes a result beyond
+rounding.
+
+| setting                            | why                                                              |
+|------------------------------------|------------------------------------------------------------------|
+| NPROC, OMP and OPENBLAS threads    | how many threads the process may use                             |
+| --xla_cpu_multi_thread_eigen=false | with one thread: no pool to hand work to                         |
+| glibc.malloc.hugetlb=1             | the step's buffers in huge pages: without, a fifth of a step goes |
+|                                    | to page faults and address translation (Linux, transparent huge  |
+|                                    | pages `madvise` or `always`; ignored elsewhere)                  |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def worker_environment(threads: int | None) -> dict[str, str]:
+    """The environment of a process with `threads` CPU threads (None: as many as there are): ours, with
+    the settings of the table added to it. glibc reads its own at the start of a process only."""
+    env = dict(os.environ)
+    if threads is not None:
+        count = str(threads)
+        env |= {"NPROC": count, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+        if threads == 1:
+            _add(env, "XLA_FLAGS", " ", "--xla_cpu_multi_thread_eigen=false")
+    _add(env, "GLIBC_TUNABLES", ":", "glibc.malloc.hugetlb=1")
+    return env
+
+
+def _add(env: dict[str, str], name: str, separator: str, setting: str) -> None:
+    """Adds a setting to a list of them, unless the user has set it already."""
+    known = [s for s in env.get(name, "").split(separator) if s]
+    if setting.split("=")[0] not in (s.split("=")[0] for s in known):
+        env[name] = separator.join([*known, setting])
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs in a folder, for every later process that would compile them again."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,33 @@
+"""Guarantee: a process that computes starts with the settings of one table, and what a user has set
+stays."""
+
+import subprocess
+import sys
+
+from rlhf_jax.cpu import worker_environment
+
+
+def test_one_thread_is_one_thread_everywhere(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    env = worker_environment(1)
+    assert {env[n] for n in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"1"}
+    assert env["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=false"
+    assert "XLA_FLAGS" not in worker_environment(2) and worker_environment(2)["NPROC"] == "2"
+
+
+def test_settings_are_added_once_and_the_users_stay(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true --xla_dump_to=x")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    env = worker_environment(1)
+    assert env["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=true --xla_dump_to=x"
+    assert env["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+    for name in ("XLA_FLAGS", "GLIBC_TUNABLES"):
+        monkeypatch.setenv(name, env[name])
+    assert worker_environment(1) == env
+
+
+def test_a_process_starts_with_them():
+    program = "import os; print(os.environ['NPROC'])"
+    env = worker_environment(3)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["3"], done.stderr
