@@ -60,7 +60,7 @@ def test_overrides_and_globs_may_stand_in_any_order(command, fake):
 def test_dry_run_shows_the_plan_and_runs_nothing(command, fake, capsys):
     assert command("run", "--dry-run", "--only", "a-child") == 0
     out = capsys.readouterr().out
-    assert "Would run: a, a-child" in out and "GiB" in out and "FLOPs" in out
+    assert "Would run: a, a-child" in out and "iB" in out and "FLOPs" in out
     assert fake.log() == [] and not fake.runs.root.exists()
     assert command("run") == 0
     capsys.readouterr()

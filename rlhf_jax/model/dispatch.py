@@ -81,8 +81,8 @@ def look(
     """Chooses the kernel (or takes the one given) and prepares what it needs, once for all layers.
     `queries` and `keys` are (segments, positions), BT and BS; without a cache they are the same.
 
-    Splash takes "not in the future" by index, which is the same as by position as long as positions
-    rise along a segment, as they do in every packed row.
+    Splash takes "not in the future" by index, as does `_cpu` for the half that it leaves out; that is
+    the same as by position as long as positions rise along a segment, as they do in every packed row.
     """
     (q_segments_BT, q_positions_BT), (k_segments_BS, k_positions_BS) = queries, keys
     if kernel is None:
@@ -116,6 +116,18 @@ def attend(
         out_specs=heads,
         check_vma=False,  # Pallas calls do not say how their results vary over the mesh
     )(*jax.sharding.reshard((q_HBCT, k_KBCS, v_KBCS, seen), layouts))
+
+
+def _cpu(q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """`cpu_attention`; without a cache the first half of the queries leaves out the second half of the
+    keys, which it would not see."""
+    T, S = q_HBCT.shape[3], k_KBCS.shape[3]
+    if T != S or T % 2:
+        return cpu_attention(q_HBCT, k_KBCS, v_KBCS, mask_BTS)
+    half = T // 2
+    first = [x[..., :half] for x in (q_HBCT, k_KBCS, v_KBCS, mask_BTS[:, :half])]
+    second = (q_HBCT[..., half:], k_KBCS, v_KBCS, mask_BTS[:, half:])
+    return jnp.concatenate([cpu_attention(*first), cpu_attention(*second)], axis=-1)
 
 
 def _masked(
@@ -155,7 +167,7 @@ def _splash(
 
 # Of one shard: (q_HBCT, k_KBCS, v_KBCS, mask_BTS or segments_BT) -> HBCT.
 KERNELS: dict[Kernel, Callable[..., jax.Array]] = {
-    "cpu": cpu_attention,
+    "cpu": _cpu,
     "xla": functools.partial(_masked, "xla"),
     "cudnn": functools.partial(_masked, "cudnn"),
     "splash": _splash,
