@@ -1,6 +1,6 @@
 """XLA's optimised HLO text as data: computations, instructions, arrays and where they lie.
 
-What the instructions cost is in `rlhf_jax.parallel.program`.
+What the instructions cost is in `rlhf_jax.aot.program`.
 """
 
 from __future__ import annotations

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_jax.config import ModelConfig
-from rlhf_jax.parallel.aot import Compiled, Job
-from rlhf_jax.parallel.chips import chip
-from rlhf_jax.parallel.program import SPLASH_MATMULS, Program
-from rlhf_jax.parallel.roofline import MATMUL, Machine, Roofline, collectives
+from rlhf_jax.aot.chips import chip
+from rlhf_jax.aot.compile import Compiled, Job
+from rlhf_jax.aot.program import SPLASH_MATMULS, Program
+from rlhf_jax.aot.roofline import MATMUL, Machine, Roofline, collectives
+from rlhf_jax.objectives.language import LOGITS_BYTES
 from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
 
-def hardware_flops(cfg: ModelConfig, seq_len: int, blocks: int) -> float:
+def hardware_flops(job: Job) -> float:
     """FLOPs of a step for a token, as the program should compute them: model FLOPs, the forward pass
-    of the layers once more under full remat (but for its last product, which no gradient needs), and
-    attention by splash's kernels, which compute whole blocks (n (n+1) / 2 of n x n) and the scores
-    again in the backward pass."""
-    count = param_counts(cfg)
+    of the layers once more under full remat (but for its last product, which no gradient needs), the
+    logits once more where they are made in blocks, and attention by splash's kernels, which compute
+    whole blocks (n (n+1) / 2 of n x n) and the scores again in the backward pass. Where splash cannot
+    run (see `rlhf_jax.model.dispatch`) attention is counted as one block, which is too much."""
+    cfg, count = job.model, param_counts(job.model)
     matmuls = 6.0 * (count["attention"] + count["feed_forward"])
     if cfg.remat == "full":
         w_out = cfg.layers * cfg.F * cfg.width
         matmuls += 2.0 * (count["attention"] + count["feed_forward"] - w_out)
-    unembedding = 6.0 * cfg.vocab * cfg.width
+    logits_bytes = 4 * cfg.vocab * job.batch_per_device * job.seq_len / job.accumulate
+    unembedding = (8.0 if logits_bytes > LOGITS_BYTES else 6.0) * cfg.vocab * cfg.width
     # Kept dots are those of weights; attention's forward kernel runs again unless nothing does.
     forward = 1.0 if cfg.remat == "none" else 2.0
     kernels = forward * SPLASH_MATMULS["fwd"] + SPLASH_MATMULS["dq"] + SPLASH_MATMULS["dkv"]
-    attended = seq_len * (blocks + 1) / (2 * blocks)
+    block = next((b for b in (512, 256, 128) if job.seq_len % b == 0), job.seq_len)
+    attended = (job.seq_len + block) / 2
     return matmuls + unembedding + cfg.layers * cfg.heads * cfg.C * 2.0 * kernels * attended
 
 
@@ -37,7 +40,7 @@ def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
     machine = Machine(kind, compiled.dims, compiled.coords)
     devices = len(compiled.coords)
     hbm = int(kind.hbm_bytes * machine.share)
-    peak = compiled.memory["peak"]
+    total = compiled.memory["total"]
     tokens = devices * job.batch_per_device * job.seq_len
     model_flops = tokens * flops_per_token(job.model, job.seq_len)
     report: dict[str, Any] = {
@@ -49,8 +52,8 @@ def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
         "seq_len": job.seq_len,
         "remat": job.model.remat,
         "accumulate": job.accumulate,
-        "fits": not compiled.refused and peak <= hbm,
-        "memory_bytes": peak,
+        "fits": not compiled.refused,
+        "memory_bytes": total,
         "hbm_bytes": hbm,
         "memory": compiled.memory,
         "compiler": compiled.refused,
@@ -66,10 +69,9 @@ def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
     e = Roofline(program, machine).estimate()
     flops = program.total_flops() * devices
     full_speed = kind.flops * machine.share * devices
-    blocks = max(1, job.seq_len // 512) if job.seq_len % 128 == 0 else 1
     report |= {
         "hardware_flops": flops,
-        "hardware_flops_expected": tokens * hardware_flops(job.model, job.seq_len, blocks),
+        "hardware_flops_expected": tokens * hardware_flops(job),
         "step_seconds": e.seconds,
         "tokens_per_second": tokens / e.seconds,
         "mfu": model_flops / e.seconds / full_speed,
@@ -92,11 +94,13 @@ def lines(name: str, r: dict[str, Any]) -> list[str]:
     mesh = ",".join(f"{k}={v}" for k, v in r["mesh"].items())
     kinds = {"arguments": "state and batch", "temporaries": "temporaries", "code": "code"}
     parts = ", ".join(f"{kinds[k]} {r['memory'][k] / gib:.2f}" for k in kinds if k in r["memory"])
+    host = r["memory"].get("host", 0)
     out = [
         f"{name}: {r['params'] / 1e9:.3g}B parameters on {r['topology']} ({r['devices']} devices, {mesh}), "
         f"{r['sequences']} sequences of {r['seq_len']}, remat {r['remat']}; "
         f"compiled in {r['compile_seconds']:.0f} s",
-        f"  memory a device   {memory:.2f} of {hbm:.2f} GiB ({parts})",
+        f"  memory a device   {memory:.2f} of {hbm:.2f} GiB ({parts})"
+        + (f", and {host / gib:.2f} GiB of the host's" if host else ""),
     ]
     if not r["fits"]:
         said = f" The compiler: {r['compiler']}" if r["compiler"] else ""

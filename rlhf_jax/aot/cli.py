@@ -1,21 +1,16 @@
-"""`rlhf-jax aot`: compiles training steps for TPUs that are not here and says what they need.
-
-No jax at import: libtpu reads its settings from the environment when jax first asks for it.
-"""
+"""The command line of `rlhf-jax aot`. No jax at import."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
-import os
 import sys
 
+from rlhf_jax.aot.chips import chip
+from rlhf_jax.aot.compile import Job, check, compile_step, prepare_environment, topology_devices
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.presets import PRESETS, preset
-
-INSTALL = "pip install 'rlhf-jax[tpu]'"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -47,32 +42,6 @@ class Wanted:
     batch: int | None
 
 
-def prepare_environment() -> None:
-    """Tells libtpu that there is no TPU to be found here. Call it before jax is imported.
-
-    Raises:
-      ConfigError: libtpu is not installed; says how to get it.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            "ahead-of-time compilation needs libtpu, the TPU compiler (it runs on a CPU), which is "
-            f"not installed; {INSTALL}"
-        )
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
-        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask what this machine is
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-
-
 def wanted(what: str, cell: str | None) -> list[Wanted]:
     """The models that PRESET_OR_STUDY names: of a study, each distinct one that is pretrained."""
     if what in PRESETS or not what.endswith(".py"):
@@ -98,18 +67,16 @@ def wanted(what: str, cell: str | None) -> list[Wanted]:
 def command(args: argparse.Namespace) -> int:
     """Returns 0 if everything fits, 1 if something does not."""
     models = wanted(args.what, args.cell)
-    prepare_environment()
-    from rlhf_jax.parallel import parse_mesh
-    from rlhf_jax.parallel.aot import Job, compile_step, topology_devices
-    from rlhf_jax.parallel.chips import chip
-    from rlhf_jax.parallel.forecast import forecast, lines
-
     chip(args.topology)
+    prepare_environment()
+    from rlhf_jax.aot.forecast import forecast, lines
+    from rlhf_jax.parallel import parse_mesh
+
     devices = len(topology_devices(args.topology))
     mesh = {"fsdp": devices} if args.mesh is None else parse_mesh(args.mesh)
-    reports = []
+    jobs = []
     for w in models:
-        each = args.batch_per_device or 1
+        each = 1 if args.batch_per_device is None else args.batch_per_device
         if args.batch_per_device is None and w.batch is not None:
             if w.batch % devices:
                 raise ConfigError(
@@ -118,11 +85,15 @@ def command(args: argparse.Namespace) -> int:
                 )
             each = w.batch // devices
         model = dataclasses.replace(w.model, remat=args.remat) if args.remat else w.model
-        job = Job(model, args.topology, mesh, each, args.seq_len or w.seq_len, args.accumulate)
-        report = {"name": w.name, **forecast(job, compile_step(job))}
+        seq_len = w.seq_len if args.seq_len is None else args.seq_len
+        jobs.append((w.name, Job(model, args.topology, mesh, each, seq_len, args.accumulate)))
+        check(jobs[-1][1], devices)
+    reports = []
+    for name, job in jobs:
+        report = {"name": name, **forecast(job, compile_step(job))}
         reports.append(report)
         if not args.json:
-            print("\n".join(lines(w.name, report)), flush=True)
+            print("\n".join(lines(name, report)), flush=True)
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
     misfits = [r for r in reports if not r["fits"]]

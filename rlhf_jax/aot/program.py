@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf_jax.parallel.hlo import Computation, Op, first_group, parse
+from rlhf_jax.aot.hlo import Computation, Op, first_group, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Matmuls of each splash attention kernel: scores and values; then with the scores once more.

@@ -3,12 +3,13 @@
 The rules, in full. Instructions run one after the other in the compiled order; each takes the longer of
 its matmul FLOPs at `MATMUL` of the chip's peak and its HBM bytes at full bandwidth. Collectives share the
 links one after the other, each moving (g - 1) / g of its bytes (twice that for an all-reduce) over the
-links of the torus dimensions that its group of g spans, at their full bandwidth. A collective that was split into start and done runs beside what stands between them; any other stops
-the chip. Copies between HBM and the chip's memory that are split in the same way do likewise. A loop's
-body counts as often as it turns.
+links of the torus dimensions that its group of g spans, at their full bandwidth. A collective that was
+split into start and done runs beside what stands between them; any other stops the chip. Copies between
+HBM and the chip's memory that are split in the same way do likewise. A loop's body counts as often as it
+turns.
 
-Not seen: copies to and from the host's memory, arithmetic outside matmuls, latencies, matmul shapes that fit the matrix unit badly, links
-shared by unlike collectives, the input pipeline, the host, and other slices.
+Not seen: copies to and from the host's memory, arithmetic outside matmuls, latencies, matmul shapes that
+fit the matrix unit badly, links shared by unlike collectives, the input pipeline, the host, other slices.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.parallel.chips import Chip
-from rlhf_jax.parallel.hlo import Computation, Op
-from rlhf_jax.parallel.program import COLLECTIVES, Collective, Program
+from rlhf_jax.aot.chips import Chip
+from rlhf_jax.aot.hlo import Computation, Op
+from rlhf_jax.aot.program import COLLECTIVES, Collective, Program
 
 # Share of the data sheet's FLOP/s that matmuls reach: the one constant, fitted by
 # `experiments/aot_calibration.py` on the published step times of four models on a v5e-256.

@@ -1,12 +1,15 @@
 """Ahead-of-time compilation: the real train step, for TPUs that are not here, with `libtpu` on this CPU.
 
 The compiler needs to know the topology, not to have it: shapes and shardings go in, the optimised
-program and its memory come out. What is done with the program is in `hlo` and `roofline`.
+program and its memory come out. No jax at import: libtpu reads its settings from the environment when
+jax first asks for it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ from typing import Any
 from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 
 GIB = 2**30
+INSTALL = "pip install 'rlhf-jax[tpu]'"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,37 @@ class Compiled:
     """The optimised program of one device (HLO text) and its memory, or why there is none."""
 
     text: str
-    memory: dict[str, int]  # bytes a device: arguments (state and batch), temporaries, code, peak
+    memory: dict[str, int]  # bytes a device: arguments (state and batch), temporaries, code, total
     dims: tuple[int, ...]  # of the torus, in chips
     coords: list[tuple[int, ...]]  # of the mesh's devices
     seconds: float  # that compiling took
     refused: str = ""  # the compiler's words when it does not fit
+
+
+def prepare_environment() -> None:
+    """Tells libtpu that there is no TPU to be found here. Call it before jax is imported.
+
+    Raises:
+      ConfigError: libtpu is not installed; says how to get it.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "ahead-of-time compilation needs libtpu, the TPU compiler (it runs on a CPU), which is "
+            f"not installed; {INSTALL}"
+        )
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
+        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask what this machine is
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def topology_devices(name: str) -> Sequence[Any]:
@@ -51,11 +81,6 @@ def topology_devices(name: str) -> Sequence[Any]:
     """
     from jax.experimental import topologies
 
-    if not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+){1,2}", name):
-        raise ConfigError(
-            f"topology {name!r}: expected GENERATION:CHIPSxCHIPS[xCHIPS], for instance v5e:16x16 or "
-            "v5p:8x8x8"
-        )
     try:
         return topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as e:  # jaxlib's own exception type moved between versions
@@ -66,12 +91,15 @@ def check(job: Job, devices: int) -> dict[str, int]:
     """The mesh's axes, after everything that can be seen before compiling has been checked.
 
     Raises:
-      ConfigError: a mesh of another size, or a dimension that its axis does not divide.
+      ConfigError: a mesh of another size, a dimension that its axis does not divide, or a sequence
+        longer than the table of positions.
     """
     from rlhf_jax.parallel import MESH_AXES
 
     if unknown := set(job.mesh) - set(MESH_AXES):
         raise ConfigError(f"unknown mesh axes {sorted(unknown)}; known: {', '.join(MESH_AXES)}")
+    if min(job.mesh.values(), default=1) < 1:
+        raise ConfigError(f"--mesh {dict(job.mesh)}: every axis must be at least 1")
     rest = math.prod(v for k, v in job.mesh.items() if k != "data")
     sizes = {"data": max(1, devices // rest), "fsdp": 1, "tensor": 1, **job.mesh}
     if math.prod(sizes.values()) != devices:
@@ -82,6 +110,10 @@ def check(job: Job, devices: int) -> dict[str, int]:
     if job.batch_per_device < 1 or job.seq_len < 1 or job.accumulate < 1:
         raise ConfigError("--batch-per-device, --seq-len and --accumulate must be at least 1")
     m = job.model
+    if m.positions == "learned" and job.seq_len > m.max_positions:
+        raise ConfigError(
+            f"--seq-len {job.seq_len} is more than the model's {m.max_positions} learned positions"
+        )
     split = {
         "fsdp": {"width": m.width},
         "tensor": {"heads": m.heads, "kv_heads": m.K, "ff": m.F, "vocab": m.vocab},
@@ -120,19 +152,13 @@ def compile_step(job: Job) -> Compiled:
         try:
             compiled = lowered.compile()
         except Exception as e:  # jaxlib's own exception type moved between versions
-            if "RESOURCE_EXHAUSTED" not in str(e):
+            if not re.search(r"out of memory (on|in memory space) hbm", str(e), re.IGNORECASE):
                 raise
             memory, words = _refused(str(e), state)
             return Compiled("", memory, dims, coords, time.perf_counter() - start, words)
-    found = compiled.memory_analysis()
-    memory = {
-        "arguments": found.argument_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,  # summed up, though some never live together
-        "host_temporaries": found.host_temp_size_in_bytes,
-        "code": found.generated_code_size_in_bytes,
-        "peak": found.peak_memory_in_bytes + found.generated_code_size_in_bytes,
-    }
-    return Compiled(compiled.as_text(), memory, dims, coords, time.perf_counter() - start)
+    return Compiled(
+        compiled.as_text(), _memory(compiled), dims, coords, time.perf_counter() - start
+    )
 
 
 def _abstract(job: Job, mesh: Any) -> tuple[Any, Any, Any]:
@@ -169,9 +195,25 @@ def _abstract(job: Job, mesh: Any) -> tuple[Any, Any, Any]:
     return step, state, batch
 
 
+def _memory(compiled: Any) -> dict[str, int]:
+    """Bytes of one device. What the TPU's compiler calls temporaries includes the arguments (seen: its
+    `total_allocation_bytes` equals them, not the sum of both), so they are taken off here."""
+    found = compiled.memory_analysis()
+    host = found.host_temp_size_in_bytes
+    total = found.total_allocation_bytes - host
+    return {
+        "arguments": found.argument_size_in_bytes,
+        "temporaries": total - found.argument_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+        "host": host,
+        "total": total + found.generated_code_size_in_bytes,
+    }
+
+
 def _refused(message: str, state: Any) -> tuple[dict[str, int], str]:
-    """(memory, the compiler's words) from what it says when the program does not fit: its temporaries
-    alone, or everything, are `43.42G`."""
+    """(memory, the compiler's words) from what it says when the program does not fit: it needs
+    `(43.42G)` of `(15.75G)`. What it calls temporaries there are the arguments too (seen: the sum of
+    a 256 GiB argument is refused with 256.00G)."""
     import jax
 
     unit = {"K": 2**10, "M": 2**20, "G": GIB}
@@ -180,8 +222,7 @@ def _refused(message: str, state: Any) -> tuple[dict[str, int], str]:
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(state)
     )
-    needed = max(sizes, default=0)
-    total = needed + arguments if "temporaries" in message else needed
-    memory = {"arguments": arguments, "temporaries": total - arguments, "peak": total}
+    total = max([*sizes, arguments])
+    memory = {"arguments": arguments, "temporaries": total - arguments, "total": total}
     words = next((x for x in message.splitlines() if re.search(r"[\d.]+[KMG]\b", x)), message)
     return memory, words.strip()
