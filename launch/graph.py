@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.plan import remaining_paths, wall_seconds
+from rlhf_jax.populations import populations
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.study import Study
 
@@ -29,6 +30,7 @@ class Job:
     state: str = "waiting"
     reason: str | None = None
     began: float = 0.0
+    members: int = 1  # that it runs with, itself included
     retry_at: float = 0.0
 
 
@@ -38,6 +40,7 @@ class Graph:
 
     jobs: dict[str, Job]
     selected: set[str]
+    together: dict[str, tuple[str, ...]] = field(default_factory=dict)  # populations
     finished_here: list[tuple[float, float]] = field(default_factory=list)  # planned, measured
 
     @classmethod
@@ -58,7 +61,7 @@ class Graph:
                           seconds.get(cell.name, 1.0))  # fmt: skip
                 job.state = "waiting" if cell.name in todo else "done"
                 jobs[cell.name] = job
-        graph = cls(jobs, selected)
+        graph = cls(jobs, selected, populations(study))
         graph.settle()
         return graph
 
@@ -88,24 +91,36 @@ class Graph:
             elif all(p.state == "done" for p in states):
                 job.state = "ready"
 
-    def next_ready(self) -> Job | None:
-        """The ready cell with the longest chain of work after it, or None."""
+    def next_ready(self) -> list[Job]:
+        """The ready cell with the longest chain of work after it, with the others of its population;
+        none if nothing is ready. A population is not begun while one of it waits for its parents."""
         left = {j.name: j.seconds for j in self.jobs.values() if j.state != "done"}
         paths = remaining_paths(left, {j.name: j.parents for j in self.jobs.values()})
-        ready = [j for j in self.jobs.values() if j.state == "ready"]
-        return max(ready, key=lambda j: (paths[j.name], j.name), default=None)
+        ready = [
+            j
+            for j in self.jobs.values()
+            if j.state == "ready" and all(k.state != "waiting" for k in self._population(j))
+        ]
+        first = max(ready, key=lambda j: (paths[j.name], j.name), default=None)
+        return [j for j in self._population(first) if j.state == "ready"] if first else []
+
+    def _population(self, job: Job) -> list[Job]:
+        names = self.together.get(job.name, (job.name,))
+        return [self.jobs[n] for n in names if n in self.jobs]
 
     def open(self) -> bool:
         """Whether something is left that can still happen."""
         return any(j.state in ("ready", "running", "elsewhere") for j in self.jobs.values())
 
-    def begin(self, job: Job) -> None:
-        job.state, job.began, job.reason = "running", time.time(), None
+    def begin(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.state, job.began, job.reason = "running", time.time(), None
+            job.members = len(jobs)
 
     def finish(self, job: Job, outcome: str, reason: str | None) -> None:
         """A worker's answer. `held` and `stopped` leave the cell undone."""
         if outcome == "done":
-            self.finished_here.append((job.seconds, time.time() - job.began))
+            self.finished_here.append((job.seconds, (time.time() - job.began) / job.members))
         if outcome == "held":
             job.retry_at = time.time() + RETRY_SECONDS
         job.state = {"done": "done", "held": "elsewhere", "stopped": "stopped"}.get(
@@ -125,16 +140,19 @@ class Graph:
         in proportion to how it has held so far."""
         planned = sum(p for p, _ in self.finished_here)
         pace = sum(m for _, m in self.finished_here) / planned if planned > 0 else 1.0
-        left = {}
+        left, longest = {}, 0.0
         for job in self.jobs.values():
             if job.state in ("done", "failed", "blocked"):
                 continue
             seconds = job.seconds * pace
-            if job.state == "running":
+            if job.state == "running":  # of a population, its share
                 eta = beats.get(job.name, {}).get("eta_seconds")
-                seconds = max(1.0, seconds - (time.time() - job.began)) if eta is None else eta
+                spent = (time.time() - job.began) / job.members
+                seconds = max(1.0, seconds - spent) if eta is None else eta / job.members
+                longest = max(longest, eta or 0.0)
             left[job.name] = seconds
-        return wall_seconds(left, {n: j.parents for n, j in self.jobs.items()}, workers)
+        parents = {n: j.parents for n, j in self.jobs.items()}
+        return max(longest, wall_seconds(left, parents, workers))
 
 
 def needed(study: Study, done: set[str], only: Sequence[str] = ()) -> set[str]:

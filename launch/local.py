@@ -109,17 +109,19 @@ class _Launch:
         self._dismiss()
 
     def _hand_out(self) -> None:
-        while job := self.graph.next_ready():
-            if job.folder.state()["state"] == "running":  # another launch has it
-                self.graph.finish(job, "held", None)
+        while jobs := self.graph.next_ready():
+            held = [j for j in jobs if j.folder.state()["state"] == "running"]
+            if held:  # another launch has them
+                for job in held:
+                    self.graph.finish(job, "held", None)
                 continue
-            idle = next((w for w in self.workers if w.cell is None), None)
+            idle = next((w for w in self.workers if not w.cells), None)
             if idle is None:
                 if len(self.workers) >= self.count:
                     return
                 idle = self._start()
-            self.graph.begin(job)
-            idle.give(job.name)
+            self.graph.begin(jobs)
+            idle.give([j.name for j in jobs])
 
     def _start(self) -> Worker:
         slot = min(set(range(self.count)) - {w.slot for w in self.workers})
@@ -143,11 +145,11 @@ class _Launch:
             self.signal = self.signal or what
         elif what is None:
             self.workers.remove(worker)
-            if worker.cell is not None:
-                self._died(worker, self.graph.jobs[worker.cell])
-        elif what.get("cell") == worker.cell and worker.cell is not None:
-            job = self.graph.jobs[worker.cell]
-            worker.cell = None
+            for cell in worker.cells:
+                self._died(worker, self.graph.jobs[cell])
+        elif what.get("cell") in worker.cells:
+            job = self.graph.jobs[what["cell"]]
+            worker.cells.remove(job.name)
             outcome, reason = what["outcome"], what.get("reason")
             if outcome == "stopped" and not self.signal:
                 outcome, reason = "failed", reason or "its worker was told to stop"
@@ -173,7 +175,7 @@ class _Launch:
 
     def _save_and_stop(self) -> None:
         name = signal.Signals(self.signal).name
-        busy = [w.cell for w in self.workers if w.cell]
+        busy = [cell for w in self.workers for cell in w.cells]
         saving = f": saving {', '.join(busy)} (again to stop at once)" if busy else ""
         self.display.say(f"{name}{saving}")
         for worker in self.workers:

@@ -5,18 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rlhf_jax.cpu import cores
 
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+__all__ = ["accelerator", "cores", "default_workers"]
 
 
 def accelerator() -> bool:

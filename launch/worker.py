@@ -1,4 +1,5 @@
-"""A worker process: reads names of cells on stdin, answers one JSON line for each on stdout.
+"""A worker process: reads names of cells on stdin (those of a population on one line), answers one JSON
+line for each on stdout.
 
 `{"cell": NAME, "outcome": "done" | "failed" | "stopped" | "held", "reason": str | null}`
 Everything else that it prints goes to its log. It ends when its stdin closes, so a launcher that is
@@ -25,14 +26,14 @@ class Worker:
     """One process and the thread that listens to it.
 
     Puts `(self, answer)` into `events` for every answer, and `(self, None)` when it has died.
-    Attributes: `cell`, the name it works on, or None; `log`, where its other output goes;
+    Attributes: `cells`, the names it works on; `log`, where its other output goes;
     `slot`, its number among the workers that run at once.
     """
 
     def __init__(
         self, command: Sequence[str], threads: int, log: Path, events: SimpleQueue[Any], slot: int
     ) -> None:
-        self.cell: str | None = None
+        self.cells: list[str] = []
         self.log, self.slot = log, slot
         self._events = events
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +67,13 @@ class Worker:
         self.process.wait()
         self._events.put((self, None))
 
-    def give(self, cell: str) -> None:
-        """Hands over a cell. A worker that has just died reports that through `events`."""
-        self.cell = cell
+    def give(self, cells: Sequence[str]) -> None:
+        """Hands over cells to train together. A worker that has just died reports that through
+        `events`."""
+        self.cells = list(cells)
         with contextlib.suppress(OSError):
             assert self.process.stdin
-            self.process.stdin.write(cell + "\n")
+            self.process.stdin.write(" ".join(cells) + "\n")
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
@@ -81,7 +83,7 @@ class Worker:
             self.process.stdin.close()
 
     def stop(self) -> None:
-        """Asks it to save its cell and end."""
+        """Asks it to save its cells and end."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:

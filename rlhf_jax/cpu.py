@@ -5,6 +5,8 @@ rounding.
 |------------------------------------|------------------------------------------------------------------|
 | NPROC, OMP and OPENBLAS threads    | how many threads the process may use                             |
 | --xla_cpu_multi_thread_eigen=false | with one thread: no pool to hand work to                         |
+| --xla_force_host_platform_device_  | one device a core, over which the members of a population are    |
+|   count                            | spread; other cells use the first                                |
 | glibc.malloc.hugetlb=1             | the step's buffers in huge pages: without, a fifth of a step goes |
 |                                    | to page faults and address translation (Linux, transparent huge  |
 |                                    | pages `madvise` or `always`; ignored elsewhere)                  |
@@ -16,6 +18,19 @@ import os
 from pathlib import Path
 
 
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
 def worker_environment(threads: int | None) -> dict[str, str]:
     """The environment of a process with `threads` CPU threads (None: as many as there are): ours, with
     the settings of the table added to it. glibc reads its own at the start of a process only."""
@@ -25,6 +40,7 @@ def worker_environment(threads: int | None) -> dict[str, str]:
         env |= {"NPROC": count, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         if threads == 1:
             _add(env, "XLA_FLAGS", " ", "--xla_cpu_multi_thread_eigen=false")
+    _add(env, "XLA_FLAGS", " ", f"--xla_force_host_platform_device_count={cores()}")
     _add(env, "GLIBC_TUNABLES", ":", "glibc.malloc.hugetlb=1")
     return env
 

@@ -1,8 +1,9 @@
-"""A worker: runs cells, one after the other, as their names come in on standard input.
+"""A worker: runs cells, one after the other, as their names come in on standard input. Names that come on
+one line are a population's, and are trained together.
 
     python -m rlhf_jax.execute STUDY.py [--tiny] [--runs DIR] [--threads N] [key=value ...]
 
-After each cell it prints one JSON line {"cell", "outcome", "reason"}; outcome is done, failed, stopped
+For each cell it prints one JSON line {"cell", "outcome", "reason"}; outcome is done, failed, stopped
 or held (by another process). It leaves when its input closes; when that happens in the middle of a
 cell its launcher is dead, and so is it, at once: the cell resumes from its last checkpoint.
 """
@@ -18,6 +19,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +43,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_cell(ctx: Any) -> None:
     """Run one cell in its folder: config and provenance first, results, then done.json."""
-    from rlhf_jax.config import to_json
     from rlhf_jax.jobs.compare import compare
     from rlhf_jax.jobs.evaluate import evaluate
     from rlhf_jax.jobs.language import pretrain, sft
     from rlhf_jax.jobs.ppo import ppo
     from rlhf_jax.jobs.reward import reward
-    from rlhf_jax.runs import provenance, read_json, write_json
 
     jobs: dict[str, Any] = {
         "pretrain": pretrain,
@@ -56,18 +57,54 @@ def run_cell(ctx: Any) -> None:
         "ppo": ppo,
         "evaluate": evaluate,
     }
-    path, cell, started = ctx.folder.path, ctx.cell, time.time()
+    _begin(ctx, 1)
+    _finish(ctx, jobs[ctx.cell.KIND](ctx, ctx.cell))
+
+
+def run_cells(ctxs: list[Any]) -> list[Exception | None]:
+    """The same for cells that train together: of each, the reason why it failed, or None. One cell's
+    exceptions are raised."""
+    from rlhf_jax.jobs.language import pretrain_together
+
+    if len(ctxs) < 2:
+        for ctx in ctxs:
+            run_cell(ctx)
+        return [None] * len(ctxs)
+    for ctx in ctxs:
+        _begin(ctx, len(ctxs))
+    outcomes = pretrain_together(ctxs)
+    for ctx, outcome in zip(ctxs, outcomes, strict=True):
+        if not isinstance(outcome, Exception):
+            _finish(ctx, outcome)
+    return [o if isinstance(o, Exception) else None for o in outcomes]
+
+
+def _begin(ctx: Any, members: int) -> None:
+    from rlhf_jax.config import to_json
+    from rlhf_jax.runs import provenance, read_json, write_json
+
+    path, cell = ctx.folder.path, ctx.cell
     (path / "failed.json").unlink(missing_ok=True)
     config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
     write_json(path / "config.json", {**config, "corpus": ctx.corpus.content_hash})
     origin = read_json(path / "provenance.json") or {"sessions": []}
     if origin["sessions"]:
-        origin["sessions"][-1]["seconds"] = ctx.beat.last_session_seconds
-    origin["sessions"].append({**provenance(), "command": " ".join(sys.argv)})
-    write_json(path / "provenance.json", origin)
-    for name, result in jobs[cell.KIND](ctx, cell).items():
+        last = origin["sessions"][-1]
+        last["seconds"] = ctx.beat.last_session_seconds / last.get("members", 1)
+    session = {**provenance(), "command": " ".join(sys.argv), "members": members}
+    write_json(path / "provenance.json", {"sessions": [*origin["sessions"], session]})
+
+
+def _finish(ctx: Any, results: dict[str, Any]) -> None:
+    """`seconds` of a member of a population is its share."""
+    from rlhf_jax.runs import read_json, write_json
+
+    path = ctx.folder.path
+    for name, result in results.items():
         write_json(path / "results" / f"{name}.json", result)
-    spent = sum(s.get("seconds", 0.0) for s in origin["sessions"]) + time.time() - started
+    sessions = read_json(path / "provenance.json")["sessions"]
+    spent = sum(s.get("seconds", 0.0) for s in sessions)
+    spent += (time.time() - ctx.beat.beat["started"]) / sessions[-1]["members"]
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_json(path / "done.json", {"finished": finished, "seconds": round(spent, 3)})
 
@@ -94,38 +131,60 @@ class Worker:
         from rlhf_jax.train import Runtime
 
         keep_compiled(self.runs.root / "compiled")
-        mesh = make_mesh(parse_mesh(args.mesh))
+        # A CPU's devices are its cores, for the members of a population; other cells use one.
+        one = jax.default_backend() == "cpu" and not args.mesh
+        mesh = make_mesh(parse_mesh(args.mesh), jax.devices()[:1] if one else None)
         jax.set_mesh(mesh)
         self.runtime = Runtime(
             mesh, AXES, args.accumulate, args.checkpoint_seconds, wandb=args.wandb, log=log
         )
 
-    def run(self, name: str) -> tuple[str, str | None]:
+    def together(self, names: list[str]) -> list[list[str]]:
+        """A population trains one after the other where the mesh splits models."""
+        shape = self.runtime.mesh.shape
+        return [names] if shape["fsdp"] == shape["tensor"] == 1 else [[n] for n in names]
+
+    def run(self, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+        """(cell, outcome, reason) of every cell, as soon as it is known."""
         from rlhf_jax.jobs.context import Context
-        from rlhf_jax.runs import Heartbeat, write_json
+        from rlhf_jax.runs import Heartbeat
         from rlhf_jax.train import Stopped
 
         folders = self.runs.folders(self.study, self.corpus.content_hash)
-        folder = folders[name]
-        with folder.held() as ours:
-            if not ours:
-                return "held", f"another process runs {name}"
-            if folder.done():
-                return "done", None
-            with Heartbeat(folder) as beat:
-                cell = self.study[name]
-                ctx = Context(self.study, cell, folders, self.corpus, self.runtime, beat)
-                try:
-                    run_cell(ctx)
-                except Stopped as e:
-                    return "stopped", str(e)
-                except Exception as e:
-                    reason = f"{type(e).__name__}: {e}"
-                    log(traceback.format_exc())
-                    failure = {"reason": reason, "traceback": traceback.format_exc()}
-                    write_json(folder.path / "failed.json", {**failure, "time": time.time()})
-                    return "failed", reason
-        return "done", None
+        with ExitStack() as stack:
+            ours = []
+            for name in names:
+                if not stack.enter_context(folders[name].held()):
+                    yield name, "held", f"another process runs {name}"
+                elif folders[name].done():
+                    yield name, "done", None
+                else:
+                    beat = stack.enter_context(Heartbeat(folders[name]))
+                    cell = self.study[name]
+                    ours.append(Context(self.study, cell, folders, self.corpus, self.runtime, beat))
+            outcomes: list[tuple[str, str | None]]
+            try:
+                errors = run_cells(ours)
+                outcomes = [
+                    _failed(ctx, e) if e else ("done", None)
+                    for ctx, e in zip(ours, errors, strict=True)
+                ]
+            except Stopped as e:
+                outcomes = [("stopped", str(e))] * len(ours)
+            except Exception as e:
+                outcomes = [_failed(ctx, e) for ctx in ours]
+        for ctx, (outcome, reason) in zip(ours, outcomes, strict=True):
+            yield ctx.cell.name, outcome, reason
+
+
+def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
+    from rlhf_jax.runs import write_json
+
+    reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    log(trace)
+    failure = {"reason": reason, "traceback": trace, "time": time.time()}
+    write_json(ctx.folder.path / "failed.json", failure)
+    return "failed", reason
 
 
 def log(text: str) -> None:
@@ -136,30 +195,33 @@ def main() -> None:
     args = parse()
     os.environ.update(worker_environment(args.threads))
     worker = Worker(args)
-    names: queue.Queue[str | None] = queue.Queue()
+    lines: queue.Queue[str | None] = queue.Queue()
     busy = threading.Event()
 
     def stop(*_: Any) -> None:
         worker.runtime.stop.set()
-        names.put(None)
+        lines.put(None)
 
     def read() -> None:
         for line in sys.stdin:
-            names.put(line.strip())
+            lines.put(line.strip())
         if busy.is_set():
             os._exit(1)
-        names.put(None)
+        lines.put(None)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     threading.Thread(target=read, daemon=True).start()
-    while (name := names.get()) is not None:
+    while (line := lines.get()) is not None:
         busy.set()
-        log(f"{name} starts")
-        outcome, reason = worker.run(name)
-        log(f"{name} {outcome} {reason or ''}")
+        log(f"{line} starts")
+        answers = []
+        for names in worker.together(line.split()):
+            for name, outcome, reason in worker.run(names):
+                log(f"{name} {outcome} {reason or ''}")
+                answers.append({"cell": name, "outcome": outcome, "reason": reason})
         busy.clear()  # before the answer: whoever reads it may close our input
-        print(json.dumps({"cell": name, "outcome": outcome, "reason": reason}), flush=True)
+        print("\n".join(map(json.dumps, answers)), flush=True)
 
 
 if __name__ == "__main__":

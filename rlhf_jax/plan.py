@@ -15,6 +15,8 @@ from typing import Any
 
 from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
+from rlhf_jax.memory import BASELINE_BYTES, sampling_bytes, training_bytes
+from rlhf_jax.populations import populations
 from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
@@ -36,7 +38,6 @@ DECODE = 0.25  # share of that rate while sampling: one token a step reads every
 COMPILE_SECONDS = 10.0  # a shape's first cell: tracing, compiling, provenance
 WARM = 0.4  # the following ones, in proportion: restore, first steps, checkpoint
 PRIOR = 0.3  # weight of the table's values beside one finished cell's
-BASELINE_BYTES = 0.6 * 2**30  # interpreter, runtime and compiled programs of one worker
 CHECKPOINTS_KEPT = 2
 
 
@@ -47,6 +48,7 @@ class CellPlan:
     Attributes:
       params: of the model trained or run. sequences, tokens: processed, all epochs counted.
       memory: peak bytes of the process that runs it. disk: bytes kept. seconds: on this machine.
+      members: cells that train together with it in one program, itself included.
     """
 
     name: str
@@ -61,6 +63,7 @@ class CellPlan:
     disk: float
     seconds: float = 0.0
     state: str = "waiting"
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,21 +121,21 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         tokens = cell.tokens - seen
         sequences = tokens // s
         flops = train_flops(model, s, tokens) + heldout
-        memory, disk = _training_bytes(model, cell.batch, s, trained=1), 12 * params
+        memory, disk = training_bytes(model, cell.batch, s, trained=1), 12 * params
     elif isinstance(cell, SFT):
         sequences = cell.examples * cell.epochs
         flops = 3.0 * forward * sequences
-        memory, disk = _training_bytes(model, cell.batch, s, trained=1), 12 * params
+        memory, disk = training_bytes(model, cell.batch, s, trained=1), 12 * params
     elif isinstance(cell, Compare):
         sequences = (cell.prompts + cell.heldout_prompts) * cell.k
         flops = decode = forward * sequences
-        memory, disk = _sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
+        memory, disk = sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
     elif isinstance(cell, Reward):
         compared = study[cell.comparisons]
         assert isinstance(compared, Compare)
         sequences = compared.prompts * compared.k * cell.epochs
         flops = 3.0 * forward * sequences + forward * compared.heldout_prompts * compared.k
-        memory = _training_bytes(model, cell.batch * compared.k, s, trained=1)
+        memory = training_bytes(model, cell.batch * compared.k, s, trained=1)
         disk = 12 * params
     elif isinstance(cell, PPO):
         sequences = cell.iterations * cell.batch
@@ -140,13 +143,13 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         scored = 3 if ":" in cell.reward else 4  # policy, reference, critic, reward model
         flops = decode + forward * sequences * (scored + cell.epochs * 2 * 3)
         rows = cell.batch // cell.minibatches
-        memory = _training_bytes(model, rows, s, trained=2) + 4.0 * params * (scored - 2)
+        memory = training_bytes(model, rows, s, trained=2) + 4.0 * params * (scored - 2)
         disk = 2 * 12 * params
     elif isinstance(cell, Evaluate):
         sequences = 2 * cell.prompts
         decode = forward * sequences
         flops = decode + 3 * forward * sequences + 2 * heldout  # both policies, reward
-        memory, disk = _sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
+        memory, disk = sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
     else:
         raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
     if not isinstance(cell, Pretrain):
@@ -155,6 +158,17 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         disk *= CHECKPOINTS_KEPT
     return CellPlan(cell.name, cell.KIND, cell.parents(), params, sequences, tokens, flops, decode,
                     BASELINE_BYTES + memory, disk)  # fmt: skip
+
+
+def _together(study: Study, cells: list[CellPlan]) -> list[CellPlan]:
+    """The cells of a population take memory side by side."""
+    groups, memory = populations(study), {c.name: c.memory - BASELINE_BYTES for c in cells}
+    return [
+        replace(c, members=len(groups[c.name]),
+                memory=BASELINE_BYTES + sum(memory[n] for n in groups[c.name]))
+        if c.name in groups else c
+        for c in cells
+    ]  # fmt: skip
 
 
 def heldout_flops(study: Study, model: ModelConfig) -> float:
@@ -168,29 +182,6 @@ def row_length(study: Study, cell: Cell) -> int:
     if isinstance(cell, Reward):
         task = getattr(study[cell.comparisons], "task", None)
     return task.prompt_len + task.response_len if task else study.corpus.seq_len
-
-
-def _training_bytes(model: ModelConfig, batch: int, s: int, trained: int) -> float:
-    """Weights, gradients, two Adam moments and one copy in float32; activations kept for the
-    backward pass; logits, their softmax and their gradient."""
-    params = param_counts(model)["total"]
-    rows = batch * s
-    layer = rows * (
-        8 * model.width + 2 * model.heads * model.C + 2 * model.K * model.C + 3 * model.F
-    )
-    scores = 2 * batch * model.heads * s * s
-    kept = {"none": model.layers, "dots": model.layers, "full": 1}[model.remat]
-    carried = model.layers * rows * model.width
-    word = 2 if model.compute == "bfloat16" else 4
-    activations = word * (kept * (layer + scores) + carried)
-    return 4.0 * 5 * params * trained + activations + 3.0 * 4 * rows * model.vocab
-
-
-def _sampling_bytes(model: ModelConfig, batch: int, s: int, models: int) -> float:
-    """Weights, the key-value cache, and one scoring pass over whole rows."""
-    cache = 2 * model.layers * batch * s * model.K * model.C
-    scored = batch * s * (model.vocab * 2 + 4 * model.width + 2 * model.F)
-    return 4.0 * (models * param_counts(model)["total"] + cache + scored)
 
 
 # --- time ------------------------------------------------------------------------------------
@@ -228,7 +219,7 @@ def make_plan(
       workers: processes that run cells side by side, each with `threads` threads.
       accelerator: the rates of a GPU instead of CPU cores.
     """
-    cells = [cell_plan(study, c) for c in study.order()]
+    cells = _together(study, [cell_plan(study, c) for c in study.order()])
     models = {c.name: study.model_of(c) for c in study.cells}
     work = {c.name: work_seconds(c, models[c.name], threads, accelerator) for c in cells}
     if corpus_hash is not None:

@@ -56,8 +56,11 @@ class Study:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     analyses: tuple[Analysis, ...] = ()
     title: str = ""
+    members: int = 16  # at most, of a population (`rlhf_jax.populations`); 1: every cell on its own
 
     def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ConfigError(f"members is {self.members}; a population has at least 1")
         names = [c.name for c in self.cells]
         for name in [self.name, *names]:
             if not name or not all(ch.isalnum() or ch in "-_" for ch in name):

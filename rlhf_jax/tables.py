@@ -48,7 +48,8 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
         ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"),
     )
     for c in plan.cells:
-        table.add_row(c.name, c.kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
+        kind = c.kind if c.members == 1 else f"{c.kind}, 1 of {c.members} together"
+        table.add_row(c.name, kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
                       f"{c.sequences:,}", f"{c.tokens:,}", f"{c.flops:.2e}", _bytes(c.memory),
                       _bytes(c.disk), duration(c.seconds))  # fmt: skip
     t = plan.totals()

@@ -31,7 +31,7 @@ def study(tiny):
         SFT("a-child", base="a"),
         SFT("a-grandchild", base="a-child"),
         SFT("b-child", base="b"),
-    ), CorpusConfig(vocab=64, seq_len=32))
+    ), CorpusConfig(vocab=64, seq_len=32), members=1)
 """
 
 # Answers like rlhf_jax.execute. What it does in a cell is the text of CONTROL/<cell>; what it has

@@ -1,6 +1,5 @@
 """Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, damage, divergence."""
 
-import functools
 import json
 import shutil
 
@@ -26,6 +25,7 @@ from rlhf_jax.train import (
     Stopped,
     init_state,
     make_train_step,
+    train_step,
 )
 from rlhf_jax.train import train as train_loop
 from rlhf_jax.train.checkpoints import fingerprint
@@ -257,8 +257,8 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
         Pretrain("longer", model=model, batch=4, tokens=4 * 32 * 6, optim=flat, continues="short"),
     )
     # The three cells share one program; compile it once, and leave the held-out loss out.
-    shared = functools.cache(lambda: make_train_step(lambda p, b: language_modelling(p, b, model, AXES), flat, AXES))  # fmt: skip
-    monkeypatch.setattr(language, "make_train_step", lambda *_: shared())
+    shared = train_step(lambda p, b: language_modelling(p, b, model, AXES), flat, AXES)
+    monkeypatch.setattr(language, "train_step", lambda *_: shared)
     monkeypatch.setattr(language, "heldout_loss", lambda *_: {})
     study = Study("s", cells, corpus.cfg)
     folders = Runs(tmp_path).folders(study, corpus.content_hash)

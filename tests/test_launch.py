@@ -210,16 +210,16 @@ def test_a_killed_launcher_leaves_no_worker_in_a_cell_and_the_next_run_finishes(
 def test_the_longest_remaining_path_goes_first(fake):
     folders = fake.runs.folders(fake.study, "corpus")
     seconds = {"a": 1.0, "a-child": 1.0, "a-grandchild": 1.0, "b": 2.0, "b-child": 5.0}
-    assert Graph.of(fake.study, folders, seconds).next_ready().name == "b"
+    assert Graph.of(fake.study, folders, seconds).next_ready()[0].name == "b"
     seconds["a-grandchild"] = 9.0
-    assert Graph.of(fake.study, folders, seconds).next_ready().name == "a"
+    assert Graph.of(fake.study, folders, seconds).next_ready()[0].name == "a"
 
 
 def test_the_table_shows_every_state_and_folds_when_it_is_too_long(fake):
     fake.tell("a", "fail")
     fake.run(display="none")
     graph = Graph.of(fake.study, fake.runs.folders(fake.study, "corpus"), {})
-    graph.begin(graph.jobs["a"])
+    graph.begin([graph.jobs["a"]])
     graph.finish(graph.jobs["a"], "failed", "not finite at batch 7")
     graph.settle()
     console = Console(width=100, height=40, file=io.StringIO())

@@ -133,6 +133,31 @@ def test_rematerialisation_gives_the_same_gradients(plain_gradients, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), got, grads)
 
 
+def test_rematerialisation_recomputes_what_it_says():
+    """Products in the program of a step: `dots` makes attention's once more, `full` also those of the
+    weights, but for the last, whose result no gradient needs."""
+
+    def products(jaxpr):
+        inner = [
+            getattr(j, "jaxpr", j)
+            for eqn in jaxpr.eqns
+            for value in eqn.params.values()
+            for j in (value if isinstance(value, (list, tuple)) else [value])
+        ]
+        here = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+        return here + sum(products(j) for j in inner if hasattr(j, "eqns"))
+
+    params, batch = noisy_params(GQA), _lm_batch(GQA)
+    count = {}
+    for remat in ("none", "dots", "offload", "full"):
+        cfg = dataclasses.replace(GQA, remat=remat)
+        grad = jax.grad(lambda p, c=cfg: language_modelling(p, batch, c, AXES)[0])
+        count[remat] = products(jax.make_jaxpr(grad)(params).jaxpr)
+    attention = 2 * 2  # scores and values, each for two halves of the queries
+    assert count["dots"] == count["offload"] == count["none"] + attention
+    assert count["full"] == count["dots"] + len(("wq", "wk", "wv", "wo", "w_in"))
+
+
 def test_bfloat16_compute_keeps_float32_parameters_and_gradients(plain_gradients):
     params, (loss, grads) = plain_gradients
     low = dataclasses.replace(GQA, compute="bfloat16")

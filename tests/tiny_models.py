@@ -21,7 +21,11 @@ from rlhf_jax.model.transformer import shapes
 from rlhf_jax.parallel import AXES, make_mesh
 
 # Compiling takes most of the tests' time; code that is not optimised is compiled in half of it.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# The second device is for populations.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+)
 
 GQA = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, vocab=64, max_positions=64)
 LEARNED = ModelConfig(
@@ -32,8 +36,8 @@ LEARNED = ModelConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def mesh():
-    """All devices of the test process; import it into a test module to run under it."""
-    mesh = make_mesh()
+    """A mesh of one device; import it into a test module to run under it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield mesh
 

@@ -11,7 +11,7 @@ from rlhf_jax.cells import Cell
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.model import init, param_axes, with_scalar_head
-from rlhf_jax.parallel import place
+from rlhf_jax.parallel import shardings
 from rlhf_jax.runs import CellFolder, Heartbeat, read_json
 from rlhf_jax.study import Study
 from rlhf_jax.train import Runtime
@@ -60,8 +60,11 @@ def read_model(
             params = init(cfg, key)
             return with_scalar_head(params, None) if scalar_head else params
 
-        params = jax.jit(build)(jax.random.key(0))
-        return place(params, param_axes(cfg, scalar_head), runtime.mesh, runtime.axes)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(build, jax.random.key(0)),
+            shardings(runtime.mesh, param_axes(cfg, scalar_head), runtime.axes),
+        )
 
     if read_json(folder.path / "config.json")["kind"] == "ppo":
         return final_checkpoint(folder, {"policy": like(False), "critic": like(True)})["policy"]

@@ -3,32 +3,76 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from rlhf_jax.cells import SFT, Pretrain
-from rlhf_jax.config import ConfigError, OptimConfig
+from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.feedback import Demonstration, approved, prompts_from, write
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import pack_examples
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.model import init, param_axes
+from rlhf_jax.model import Axes, init, param_axes
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import place, place_batch
 from rlhf_jax.scaling.flops import all_conventions, flops_per_token, param_counts
-from rlhf_jax.train import Checkpoints, init_state, make_train_step, train
+from rlhf_jax.train import (
+    Checkpoints,
+    Member,
+    Population,
+    init_state,
+    make_train_step,
+    train,
+    train_step,
+    train_together,
+)
 from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
+from rlhf_jax.train.step import Objective
+
+
+_init = jax.jit(init, static_argnums=0)
 
 
 def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
     """Next-token prediction on the corpus; the result is the held-out loss with its error."""
-    run, cfg, T = ctx.runtime, cell.model, ctx.study.corpus.seq_len
+    (outcome,) = pretrain_together([ctx])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exception]:
+    """The same for cells that may train together (`rlhf_jax.populations`): of each its results, or the
+    reason why it failed."""
+    ctx = ctxs[0]
+    run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
+    assert isinstance(cell, Pretrain)
+    population = Population(len(ctxs), jax.local_devices()) if len(ctxs) > 1 else None
+    axes = Axes() if population else run.axes
+    step = train_step(_objective(cell.model, axes), cell.optim, axes, run.accumulate)
+    compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
+    members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
-    params = jax.jit(lambda key: init(cfg, key))(jax.random.key(cell.seed))
+    outcomes: list[dict[str, Any] | Exception] = []
+    for c, trained in zip(
+        ctxs, train_together(members, compiled, steps, run, population), strict=True
+    ):
+        outcomes.append(
+            trained if isinstance(trained, Exception) else _pretrained(c, trained.params, steps)
+        )
+    return outcomes
+
+
+def _pretrain_member(ctx: Context, alone: bool) -> Member:
+    run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
+    assert isinstance(cell, Pretrain)
+    cfg, steps = cell.model, cell.tokens // (cell.batch * T)
+    params = _init(cfg, jax.random.key(cell.seed))
     state = init_state(place(params, param_axes(cfg), run.mesh, run.axes), cell.optim, steps)
     start = 0
     if cell.continues:
@@ -40,18 +84,24 @@ def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
         start = int(restored[0].step)
         state = restored[0].replace(hyper=hyper_parameters(cell.optim, start, steps))
 
-    def batch_at(t: int) -> dict[str, jax.Array]:
-        return place_batch(ctx.corpus.batch("train", cell.batch, cell.seed, t), run.mesh, run.axes)
+    def batch_at(t: int) -> Any:
+        batch = ctx.corpus.batch("train", cell.batch, cell.seed, t)
+        return place_batch(batch, run.mesh, run.axes) if alone else batch
 
-    trained = _train(ctx, state, cell.optim, batch_at, start, steps, cell.batch, T)
+    return Member(ctx.folder, state, batch_at, _row(ctx.model, start, cell.batch, T), ctx.beat)
+
+
+def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
+    cell, T = ctx.cell, ctx.study.corpus.seq_len
+    assert isinstance(cell, Pretrain)
     tokens = steps * cell.batch * T
     return {
         "heldout": {
-            **heldout_loss(trained, cfg, ctx.corpus, run, cell.batch),
-            "params": param_counts(cfg)["total"],
-            "param_counts": param_counts(cfg),
+            **heldout_loss(params, cell.model, ctx.corpus, ctx.runtime, cell.batch),
+            "params": param_counts(cell.model)["total"],
+            "param_counts": param_counts(cell.model),
             "train_tokens": tokens,
-            "flops": all_conventions(cfg, T, tokens),
+            "flops": all_conventions(cell.model, T, tokens),
         }
     }
 
@@ -82,22 +132,19 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
         return place_batch({k: v[chosen] for k, v in rows.items()}, run.mesh, run.axes)
 
     state = init_state(ctx.language_model(cell.base), cell.optim, steps)
-    trained = _train(ctx, state, cell.optim, batch_at, 0, steps, cell.batch, T)
+    step = make_train_step(_objective(ctx.model, run.axes), cell.optim, run.axes, run.accumulate)
+    row = _row(ctx.model, 0, cell.batch, T)
+    trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
     return {"heldout": heldout, "sft": {"demonstrations": len(shown), "steps": steps}}
 
 
-def _train(
-    ctx: Context,
-    state: Any,
-    optim: OptimConfig,
-    batch_at: Any,
-    start: int,
-    steps: int,
-    batch: int,
-    seq_len: int,
-) -> Any:
-    run, cfg = ctx.runtime, ctx.model
+def _objective(cfg: ModelConfig, axes: Axes) -> Objective:
+    return lambda params, batch: language_modelling(params, batch, cfg, axes)
+
+
+def _row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
+    """Lines of metrics.jsonl of a run that goes on from optimizer step `start`."""
     positions = batch * seq_len  # processed a step
     per_token = flops_per_token(cfg, seq_len, "exact")
     throughput = Throughput(per_token)
@@ -117,7 +164,4 @@ def _train(
             **throughput(positions),
         }
 
-    step = make_train_step(
-        lambda p, b: language_modelling(p, b, cfg, run.axes), optim, run.axes, run.accumulate
-    )  # fmt: skip
-    return train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
+    return row

@@ -112,5 +112,6 @@ def rotate(x_HBCT: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
     frequencies_C = base ** (-jnp.arange(0, C, 2, dtype=jnp.float32) / C)
     angles_BCT = positions_BT[:, None].astype(jnp.float32) * frequencies_C[:, None]
     cos, sin = jnp.cos(angles_BCT), jnp.sin(angles_BCT)
-    a, b = jnp.split(x_HBCT.astype(jnp.float32), 2, axis=2)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2).astype(x_HBCT.dtype)
+    a, b = jnp.split(x_HBCT, 2, axis=2)  # before float32, which XLA would copy whole on a TPU
+    turned = (a * cos - b * sin, b * cos + a * sin)
+    return jnp.concatenate([half.astype(x_HBCT.dtype) for half in turned], axis=2)

@@ -13,21 +13,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from rlhf_jax.model.axes import platform
 
+PRODUCT = "product"
 Saved = tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(w_IO: jax.Array, x_IN: jax.Array, out: PartitionSpec) -> jax.Array:
-    """y_ON = transpose(w) x, laid out over the mesh as `out` says."""
+    """y_ON = transpose(w) x, laid out over the mesh as `out` says. Rematerialisation knows the result
+    by its name, `PRODUCT`: it cannot look for products inside of gradients that are written out."""
+    return checkpoint_name(_dense(w_IO, x_IN, out), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(w_IO: jax.Array, x_IN: jax.Array, out: PartitionSpec) -> jax.Array:
     return jnp.einsum("OI,IN->ON", in_memory(w_IO.T), x_IN, out_sharding=out)
 
 
 def _forward(w_IO: jax.Array, x_IN: jax.Array, out: PartitionSpec) -> tuple[jax.Array, Saved]:
-    return dense(w_IO, x_IN, out), (w_IO, x_IN)
+    return _dense(w_IO, x_IN, out), (w_IO, x_IN)
 
 
 def _backward(_: PartitionSpec, saved: Saved, g_ON: jax.Array) -> Saved:
@@ -39,7 +46,7 @@ def _backward(_: PartitionSpec, saved: Saved, g_ON: jax.Array) -> Saved:
     )
 
 
-dense.defvjp(_forward, _backward)
+_dense.defvjp(_forward, _backward)
 
 
 def in_memory(x: Any) -> Any:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.model.attention import rotate
 from rlhf_jax.model.axes import Axes, platform
-from rlhf_jax.model.dense import dense, in_memory
+from rlhf_jax.model.dense import PRODUCT, dense, in_memory
 from rlhf_jax.model.dispatch import Sight, attend, look
 from rlhf_jax.model.pointwise import gelu, norm, swiglu
 
@@ -176,8 +176,13 @@ def forward(
     if cfg.remat != "none":
         known = jax.checkpoint_policies
         policies = {
-            "dots": known.dots_with_no_batch_dims_saveable,
-            "offload": known.offload_dot_with_no_batch_dims("device", "pinned_host"),
+            "dots": known.save_only_these_names(PRODUCT),
+            "offload": known.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[PRODUCT],
+                offload_src="device",
+                offload_dst="pinned_host",
+            ),
         }
         block = jax.checkpoint(block, policy=policies.get(cfg.remat))
     unroll = platform() == "cpu" and cfg.layers <= UNROLLED

@@ -95,6 +95,12 @@ class Checkpoints:
                 self.log(f"checkpoint {step} in {self.path} is damaged ({e}); falling back")
         raise FileNotFoundError(f"no whole checkpoint in {self.path}")
 
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
+
     def _read(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like

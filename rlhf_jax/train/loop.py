@@ -1,6 +1,7 @@
 """The one loop: dispatch step k, write the metrics of step k-1 while it runs, save, resume.
 
-Batch t is a function of t, so a resumed cell goes on bit for bit where its checkpoint stood.
+Batch t is a function of t, so a resumed cell goes on bit for bit where its checkpoint stood. Cells that
+train together (`rlhf_jax.train.population`) go through it side by side, each with its own folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,7 @@ from rlhf_jax.model import Axes
 from rlhf_jax.runs import CellFolder, Heartbeat
 from rlhf_jax.train.checkpoints import Checkpoints
 from rlhf_jax.train.metrics import Sink
+from rlhf_jax.train.population import Alone, Population
 from rlhf_jax.train.state import TrainState
 from rlhf_jax.train.step import Step
 
@@ -47,11 +50,90 @@ class Diverged(Exception):
     """A loss or gradient is not finite; no checkpoint of it exists."""
 
 
+@dataclass
+class Member:
+    """One cell in the loop.
+
+    Attributes:
+      state: where it starts if it has no checkpoint; its arrays say how restored ones are laid out.
+      batch_at: the batch of step t, a function of t alone.
+      row: makes a line of metrics.jsonl of a step's host metrics (floats, and whatever arrays the step
+        returned); it may add up `totals`, which are saved with the checkpoints.
+      check: may raise at (step, metrics).
+    """
+
+    folder: CellFolder
+    state: TrainState
+    batch_at: Callable[[int], Any]
+    row: Callable[[dict[str, Any], dict[str, float]], dict[str, float]]
+    beat: Heartbeat
+    check: Callable[[int, dict[str, Any]], None] | None = None
+
+
+class _Running:
+    """A member with what the loop keeps for it: checkpoints, totals, the file of its rows."""
+
+    def __init__(self, member: Member, runtime: Runtime) -> None:
+        self.member = member
+        self.checkpoints = Checkpoints(member.folder.checkpoints, runtime.keep, runtime.log)
+        self.error: Exception | None = None
+        self.restore()
+
+    def restore(self) -> None:
+        """The newest whole checkpoint, or the start."""
+        restored = self.checkpoints.restore(self.member.state)
+        self.state, meta = restored or (self.member.state, {"totals": {}})
+        self.totals: dict[str, float] = meta["totals"]
+        self.done = int(self.state.step)
+        self.saved = self.done if restored else -1
+
+    def go_back(self, step: int) -> bool:
+        """Whether it now stands at `step`: it does, or has a checkpoint of it."""
+        if step != self.done and step in self.checkpoints.steps():
+            self.checkpoints.forget_after(step)
+            self.restore()
+        return step == self.done
+
+    def start(self, runtime: Runtime, stack: ExitStack, steps: int) -> None:
+        self.started = time.time()
+        _truncate_metrics(self.member.folder, self.done)
+        self.sink = stack.enter_context(Sink(self.member.folder, runtime.wandb))
+        self.member.beat.progress(step=self.done, steps=steps, phase="compiling")
+
+    def take(self, k: int, steps: int, metrics: dict[str, Any]) -> None:
+        """Write what step k measured; refuse to go on from a NaN."""
+        metrics = {n: float(v) if v.ndim == 0 else v for n, v in metrics.items()}
+        bad = [n for n, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
+        if bad:
+            raise Diverged(
+                f"{', '.join(bad)} not finite at step {k} (batch {k - 1}); the last good checkpoint "
+                f"is step {max(self.saved, 0)} in {self.member.folder.checkpoints}. Lower the "
+                "learning rate or change the seed."
+            )
+        if self.member.check is not None:
+            self.member.check(k, metrics)
+        line = self.member.row(metrics, self.totals)
+        rate = (k - self.done) / max(time.time() - self.started, 1e-9)
+        self.member.beat.progress(
+            step=k,
+            steps=steps,
+            phase="training",
+            eta_seconds=(steps - k) / max(rate, 1e-9),
+            **{n: line[n] for n in ("loss", "tokens_per_second") if n in line},
+        )
+        if k % math.ceil(steps / 1000) == 0 or k == steps:
+            self.sink.write({"step": k, **line})
+
+    def save(self, k: int, state: TrainState) -> None:
+        self.checkpoints.save(k, state, {"totals": dict(self.totals)})  # written later
+        self.saved = k
+
+
 def train(
     folder: CellFolder,
     state: TrainState,
     step: Step,
-    batch_at: Callable[[int], dict[str, jax.Array]],
+    batch_at: Callable[[int], Any],
     steps: int,
     runtime: Runtime,
     row: Callable[[dict[str, Any], dict[str, float]], dict[str, float]],
@@ -59,76 +141,101 @@ def train(
     check: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> TrainState:
     """Run `step` until `steps` are taken in all, from the newest whole checkpoint if there is one,
-    else from `state`. `row(metrics, totals)` makes a line of metrics.jsonl of a step's host metrics
-    (floats, and whatever arrays the step returned); it may add up `totals`, which are saved with the checkpoints. `check(step, metrics)` may raise.
+    else from `state`; see `Member` for the rest.
 
     Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped, Diverged.
     """
-    checkpoints = Checkpoints(folder.checkpoints, runtime.keep, runtime.log)
-    totals: dict[str, float] = {}
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, meta = restored
-        totals = meta["totals"]
-    done = int(state.step)
-    _truncate_metrics(folder, done)
-    log_every = math.ceil(steps / 1000)
+    member = Member(folder, state, batch_at, row, beat, check)
+    (outcome,) = train_together([member], step, steps, runtime)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def train_together(
+    members: Sequence[Member],
+    step: Step,
+    steps: int,
+    runtime: Runtime,
+    population: Population | None = None,
+) -> list[TrainState | Exception]:
+    """The same for members of a population, with a step that takes all of them. A member that fails
+    leaves the others as they are: its outcome is the exception. Raises Stopped, for all of them.
+
+    They go on from the newest step that they have in common. Members that have none with the others
+    (new ones, ones that failed earlier) are trained before them, among themselves.
+    """
+    running = [_Running(m, runtime) for m in members]
+    outcomes: dict[int, TrainState | Exception] = {}
+    left = list(running)
+    try:
+        while left:
+            lowest = min(r.done for r in left)
+            group = [r for r in left if r.go_back(lowest)]
+            left = [r for r in left if r not in group]
+            done = _loop(group, step, steps, runtime, population or Alone())
+            outcomes |= {id(r): outcome for r, outcome in zip(group, done, strict=True)}
+    finally:
+        for r in running:
+            r.checkpoints.close()
+    return [outcomes[id(r)] for r in running]
+
+
+def _loop(
+    group: list[_Running], step: Step, steps: int, runtime: Runtime, layout: Population | Alone
+) -> list[TrainState | Exception]:
+    """From the step at which all of the group stand."""
+    done, saved_at = group[0].done, time.time()
+    state = layout.join([r.state for r in group])
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    saved, saved_at, started, first = done, time.time(), time.time(), done
-    beat.progress(step=done, steps=steps, phase="compiling")
 
-    with Sink(folder, runtime.wandb) as sink:
+    def flush() -> None:
+        """Write what the last dispatched step measured."""
+        nonlocal pending
+        if pending is None:
+            return
+        k, metrics = pending[0], layout.split(jax.device_get(pending[1]))
+        pending = None
+        for r, measured in zip(group, metrics, strict=False):
+            try:
+                if r.error is None:
+                    r.take(k, steps, measured)
+            except Exception as e:
+                r.error = e
 
-        def flush() -> None:
-            """Write what the last dispatched step measured; refuse to go on from a NaN."""
-            nonlocal pending
-            if pending is None:
-                return
-            k, metrics = pending[0], jax.device_get(pending[1])
-            pending = None
-            metrics = {n: float(v) if v.ndim == 0 else v for n, v in metrics.items()}
-            bad = [n for n, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
-            if bad:
-                raise Diverged(
-                    f"{', '.join(bad)} not finite at step {k} (batch {k - 1}); the last good checkpoint "
-                    f"is step {saved} in {folder.checkpoints}. Lower the learning rate or change the seed."
-                )
-            if check is not None:
-                check(k, metrics)
-            line = row(metrics, totals)
-            rate = (k - first) / max(time.time() - started, 1e-9)
-            beat.progress(
-                step=k,
-                steps=steps,
-                phase="training",
-                eta_seconds=(steps - k) / max(rate, 1e-9),
-                **{n: line[n] for n in ("loss", "tokens_per_second") if n in line},
-            )
-            if k % log_every == 0 or k == steps:
-                sink.write({"step": k, **line})
+    def states() -> list[TrainState]:
+        """The members' states, laid out as they came."""
+        return [
+            jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tree, r.member.state)
+            for r, tree in zip(group, layout.split(state), strict=False)
+        ]
 
-        def save(k: int) -> None:
-            nonlocal saved, saved_at
+    def save(k: int) -> None:
+        nonlocal saved_at
+        flush()
+        for r, tree in zip(group, states(), strict=True):
+            if r.error is None:
+                r.save(k, tree)
+        saved_at = time.time()
+
+    with ExitStack() as stack:
+        for r in group:
+            r.start(runtime, stack, steps)
+        for t in range(done, steps):
+            state, metrics = step(state, layout.join([r.member.batch_at(t) for r in group]))
             flush()
-            checkpoints.save(k, state, {"totals": dict(totals)})  # written later
-            saved, saved_at = k, time.time()
-
-        try:
-            for t in range(done, steps):
-                state, metrics = step(state, batch_at(t))
-                flush()
-                pending = (t + 1, metrics)
-                if runtime.stop.is_set():
-                    save(t + 1)
-                    raise Stopped(f"stopped at step {t + 1} of {steps}; a checkpoint is saved")
-                if time.time() - saved_at > runtime.checkpoint_seconds:
-                    save(t + 1)
-            flush()
-            if saved < steps or restored is None:
-                save(steps)
-        finally:
-            checkpoints.close()
-    return state
+            pending = (t + 1, metrics)
+            stop = runtime.stop.is_set()
+            if stop or time.time() - saved_at > runtime.checkpoint_seconds:
+                save(t + 1)
+            if all(r.error for r in group):
+                break
+            if stop:
+                raise Stopped(f"stopped at step {t + 1} of {steps}; a checkpoint is saved")
+        flush()
+        if any(r.saved < steps for r in group):
+            save(steps)
+    return [r.error or tree for r, tree in zip(group, states(), strict=True)]
 
 
 def _truncate_metrics(folder: CellFolder, step: int) -> None:

@@ -30,6 +30,10 @@ def _adam(optim: OptimConfig) -> optax.GradientTransformation:
     )
 
 
+# Zeros of the parameters' shapes, whatever the numbers in the optimizer's configuration.
+_moments = jax.jit(_adam(OptimConfig()).init)
+
+
 def hyper_parameters(optim: OptimConfig, start: int, end: int) -> dict[str, jax.Array]:
     """The numbers of a cell that runs the optimizer steps [start, end), as arrays: cells that differ
     in them alone share one compiled step."""
@@ -47,7 +51,7 @@ def init_state(params: Any, optim: OptimConfig, steps: int, **extra: Any) -> Tra
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt=jax.jit(_adam(optim).init)(params),
+        opt=_moments(params),
         hyper=hyper_parameters(optim, 0, steps),
         extra={k: jnp.asarray(v) for k, v in extra.items()},
     )

@@ -59,10 +59,8 @@ def gradients(
     return grads, {"loss": total * scale, "weight": weight, **metrics}
 
 
-def make_train_step(
-    objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1
-) -> Step:
-    """The compiled step. The state's buffers are donated."""
+def train_step(objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1) -> Step:
+    """One optimizer step as a pure function."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
@@ -70,4 +68,11 @@ def make_train_step(
         state, moved = apply_gradients(state, grads, optim, rate)
         return state.replace(step=state.step + 1), {**metrics, **moved}
 
-    return jax.jit(step, donate_argnums=0)
+    return step
+
+
+def make_train_step(
+    objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1
+) -> Step:
+    """The compiled step. The state's buffers are donated."""
+    return jax.jit(train_step(objective, optim, axes, accumulate), donate_argnums=0)
