@@ -15,7 +15,7 @@ from typing import Any
 from launch import machine
 from launch.display import last_metrics
 from launch.graph import forgotten, needed
-from rlhf_jax import aot, tables
+from rlhf_jax import aot, bench, tables
 from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3
   rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10
   rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096
+  rlhf-jax bench train --against torch                 this machine's speed, and PyTorch's
 """
 
 
@@ -147,6 +148,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "collectives, an estimate of its time.",
                 "rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096")  # fmt: skip
     aot.add_arguments(p)
+
+    p = command("bench", _bench, "How fast this machine trains, samples, reads and compiles, and whether "
+                "PyTorch is faster.",
+                "rlhf-jax bench train --against torch --shapes 4x128 8x256")  # fmt: skip
+    bench.add_arguments(p)
     return parser, commands
 
 
@@ -158,6 +164,10 @@ def _count(text: str) -> int:
 
 def _aot(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return aot.command(args)
+
+
+def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    return bench.command(args)
 
 
 # --- studies ---------------------------------------------------------------------------------

@@ -1,0 +1,11 @@
+"""`rlhf-jax bench`: how fast the product's own programs are on this machine, and against torch.
+
+`cli` reads the command, `measure` says what there is to measure, `tables` prints it; `shapes` is the
+ladder that everything is measured on, `rows` the tokens, `peers` the protocol with the measured
+processes. `train` measures training, and `agreement` checks that both sides compute the same. The
+processes: `train_program`, `torch_peer`, `decode_program`, `data_program`, `compile_program`.
+"""
+
+from rlhf_jax.bench.cli import add_arguments, command
+
+__all__ = ["add_arguments", "command"]
