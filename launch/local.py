@@ -92,6 +92,8 @@ class _Launch:
                  folder: Path, display: Silent) -> None:  # fmt: skip
         self.graph, self.count, self.threads = graph, count, threads
         self.command, self.folder, self.display = command, folder, display
+        # A population's members lie on the cores of a CPU; an accelerator has devices of its own.
+        self.devices = 1 if machine.accelerator() else machine.cores()
         self.events: SimpleQueue[tuple[Worker | None, Any]] = SimpleQueue()
         self.workers: list[Worker] = []
         self.signal = 0
@@ -115,18 +117,27 @@ class _Launch:
                 for job in held:
                     self.graph.finish(job, "held", None)
                 continue
-            idle = next((w for w in self.workers if not w.cells), None)
-            if idle is None:
-                if len(self.workers) >= self.count:
-                    return
-                idle = self._start()
+            worker = self._idle(self.devices if len(jobs) > 1 else 1)
+            if worker is None:
+                return
             self.graph.begin(jobs)
-            idle.give([j.name for j in jobs])
+            worker.give([j.name for j in jobs])
 
-    def _start(self) -> Worker:
+    def _idle(self, devices: int) -> Worker | None:
+        """A worker with nothing to do. One with another number of devices makes room for it: that
+        number is set when a process starts."""
+        idle = [w for w in self.workers if not w.cells]
+        for worker in idle:
+            if worker.devices == devices:
+                return worker
+        if len(self.workers) >= self.count:
+            if not idle:
+                return None
+            idle[0].dismiss()
+            self.workers.remove(idle[0])
         slot = min(set(range(self.count)) - {w.slot for w in self.workers})
         log = self.folder / f"worker-{slot}.log"
-        worker = Worker(self.command, self.threads, log, self.events, slot)
+        worker = Worker(self.command, self.threads, log, self.events, slot, devices)
         self.workers.append(worker)
         return worker
 
@@ -144,7 +155,8 @@ class _Launch:
                 self.deadline = 0.0
             self.signal = self.signal or what
         elif what is None:
-            self.workers.remove(worker)
+            if worker in self.workers:
+                self.workers.remove(worker)
             for cell in worker.cells:
                 self._died(worker, self.graph.jobs[cell])
         elif what.get("cell") in worker.cells:

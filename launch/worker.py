@@ -27,14 +27,20 @@ class Worker:
 
     Puts `(self, answer)` into `events` for every answer, and `(self, None)` when it has died.
     Attributes: `cells`, the names it works on; `log`, where its other output goes;
-    `slot`, its number among the workers that run at once.
+    `slot`, its number among the workers that run at once; `devices` that a CPU is split into.
     """
 
     def __init__(
-        self, command: Sequence[str], threads: int, log: Path, events: SimpleQueue[Any], slot: int
+        self,
+        command: Sequence[str],
+        threads: int,
+        log: Path,
+        events: SimpleQueue[Any],
+        slot: int,
+        devices: int = 1,
     ) -> None:
         self.cells: list[str] = []
-        self.log, self.slot = log, slot
+        self.log, self.slot, self.devices = log, slot, devices
         self._events = events
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as stderr:
@@ -47,7 +53,7 @@ class Worker:
                 errors="replace",
                 # Only the number of threads may depend on how a study is launched: a CPU matrix
                 # product that is split differently is rounded differently.
-                env=worker_environment(threads),
+                env=worker_environment(threads, devices),
                 # A terminal's Ctrl-C reaches the launcher alone, which then asks its workers once.
                 process_group=0,
             )

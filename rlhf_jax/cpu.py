@@ -1,15 +1,18 @@
 """What is set before a process computes on a CPU. All of it is here; none of it changes a result beyond
 rounding.
 
-| setting                            | why                                                              |
-|------------------------------------|------------------------------------------------------------------|
-| NPROC, OMP and OPENBLAS threads    | how many threads the process may use                             |
-| --xla_cpu_multi_thread_eigen=false | with one thread: no pool to hand work to                         |
-| --xla_force_host_platform_device_  | one device a core, over which the members of a population are    |
-|   count                            | spread; other cells use the first                                |
-| glibc.malloc.hugetlb=1             | the step's buffers in huge pages: without, a fifth of a step goes |
-|                                    | to page faults and address translation (Linux, transparent huge  |
-|                                    | pages `madvise` or `always`; ignored elsewhere)                  |
+| setting                             | why                                                               |
+|-------------------------------------|-------------------------------------------------------------------|
+| NPROC, OMP and OPENBLAS threads     | how many threads the process may use                              |
+| --xla_cpu_multi_thread_eigen=false  | with one thread: no pool to hand work to                          |
+| --xla_force_host_platform_device_   | in a worker for populations: a device a core, for members to lie  |
+|   count                             | on (it makes XLA use that many threads, whatever NPROC says)      |
+| glibc.malloc.hugetlb=1              | the step's buffers in huge pages (Linux, transparent huge pages   |
+|                                     | `madvise` or `always`; ignored elsewhere)                         |
+| glibc.malloc.mmap_max=0,            | the memory of a step is kept for the next one: without, it goes   |
+|   trim_threshold, arena_max=1       | back to the kernel after each step, and a tenth of a step is      |
+|                                     | spent on taking and clearing it again. Costs up to half as much   |
+|                                     | memory again                                                      |
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ def cores() -> int:
     return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
 
-def worker_environment(threads: int | None) -> dict[str, str]:
+MALLOC = ("hugetlb=1", "mmap_max=0", "trim_threshold=1000000000000", "arena_max=1")
+
+
+def worker_environment(threads: int | None, devices: int = 1) -> dict[str, str]:
     """The environment of a process with `threads` CPU threads (None: as many as there are): ours, with
     the settings of the table added to it. glibc reads its own at the start of a process only."""
     env = dict(os.environ)
@@ -40,8 +46,10 @@ def worker_environment(threads: int | None) -> dict[str, str]:
         env |= {"NPROC": count, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         if threads == 1:
             _add(env, "XLA_FLAGS", " ", "--xla_cpu_multi_thread_eigen=false")
-    _add(env, "XLA_FLAGS", " ", f"--xla_force_host_platform_device_count={cores()}")
-    _add(env, "GLIBC_TUNABLES", ":", "glibc.malloc.hugetlb=1")
+    if devices > 1:
+        _add(env, "XLA_FLAGS", " ", f"--xla_force_host_platform_device_count={devices}")
+    for setting in MALLOC:
+        _add(env, "GLIBC_TUNABLES", ":", f"glibc.malloc.{setting}")
     return env
 
 

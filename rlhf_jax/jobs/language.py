@@ -34,7 +34,6 @@ from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
 from rlhf_jax.train.step import Objective
 
-
 _init = jax.jit(init, static_argnums=0)
 
 

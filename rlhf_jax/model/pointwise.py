@@ -4,9 +4,11 @@ its input, and works the rest out again there; memory traffic costs more than ar
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 # Without the barriers that keep the compiler from merging both passes: it does not, here.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -15,18 +17,58 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 def norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int = 0) -> jax.Array:
     """RMSNorm over an axis (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016) where there is a
     bias. In float32."""
+    return _norm(x, gain, bias, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int) -> jax.Array:
+    return _norm_forward(x, gain, bias, axis)[0]
+
+
+def _normalized(x: jax.Array, centred: bool, axis: int) -> tuple[jax.Array, jax.Array]:
+    """(x with mean 0, if `centred`, and mean square 1 along the axis; what it was multiplied by)."""
+    y = x.astype(jnp.float32)
+    weights = jnp.full(x.shape[axis], 1 / x.shape[axis], jnp.float32)
+    mean = _along(weights, y, axis) if centred else 0.0
+    variance = _along(weights, jnp.square(y), axis) - jnp.square(mean)
+    scale = jax.lax.rsqrt(variance + 1e-6)
+    return (y - mean) * scale, scale
+
+
+def _norm_forward(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int) -> Any:
     across = (slice(None), *[None] * (x.ndim - 1 - axis))
+    y, _ = _normalized(x, bias is not None, axis)
+    y = y * gain[across] if bias is None else y * gain[across] + bias[across]
+    return y.astype(x.dtype), (x, gain, bias)
 
-    @_recomputed
-    def normed(x: jax.Array, gain: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = x.astype(jnp.float32)
-        if bias is not None:
-            y -= jnp.mean(y, axis, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + 1e-6)
-        y = y * gain[across] if bias is None else y * gain[across] + bias[across]
-        return y.astype(x.dtype)
 
-    return normed(x, gain, bias)
+def _norm_backward(axis: int, saved: Any, g: jax.Array) -> Any:
+    x, gain, bias = saved
+    across = (slice(None), *[None] * (x.ndim - 1 - axis))
+    y, scale = _normalized(x, bias is not None, axis)
+    g = g.astype(jnp.float32)
+    gy = g * y
+    weights = gain / x.shape[axis]
+    to_x = g * gain[across] - y * _along(weights, gy, axis)
+    if bias is not None:
+        to_x -= _along(weights, g, axis)
+    to_x = (to_x * scale).astype(x.dtype)
+    return to_x, _across(gy, axis), None if bias is None else _across(g, axis)
+
+
+def _along(weights: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    letters = "abcd"[: x.ndim]
+    k = letters[axis]
+    return jnp.expand_dims(jnp.einsum(f"{k},{letters}->{letters.replace(k, '')}", weights, x), axis)
+
+
+def _across(x: jax.Array, axis: int) -> jax.Array:
+    if x.ndim > 2:
+        return jnp.sum(x, [i for i in range(x.ndim) if i != axis])
+    return jnp.einsum("ab,b->a", x, jnp.ones(x.shape[1]), out_sharding=PartitionSpec(None))
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
 
 
 @_recomputed
