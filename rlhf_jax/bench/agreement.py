@@ -35,14 +35,33 @@ def check(
     Raises:
       ConfigError: they differ by more than the tolerance; it names what differs.
     """
-    first = _relative(losses[0], reference[0])
-    _within(name, "the loss of the first step", first, FIRST, f"{losses[0]} and {reference[0]}")
+    first = _first(name, losses, reference)
     worst, array = _worst(name, gradients, reference_gradients)
     _within(name, f"the gradient of {array}", worst, FIRST, "see rlhf_jax/bench/torch_peer.py")
-    later = _relative(losses[STEPS], reference[STEPS])
-    _within(name, f"the loss after {STEPS} steps", later, LATER,
+    return Agreement(first, worst, _after(name, losses, reference))
+
+
+def same_losses(name: str, losses: list[float], reference: list[float]) -> None:
+    """The same without gradients.
+
+    Raises:
+      ConfigError: the losses differ by more than the tolerance.
+    """
+    _first(name, losses, reference)
+    _after(name, losses, reference)
+
+
+def _first(name: str, losses: list[float], reference: list[float]) -> float:
+    apart = _relative(losses[0], reference[0])
+    _within(name, "the loss of the first step", apart, FIRST, f"{losses[0]} and {reference[0]}")
+    return apart
+
+
+def _after(name: str, losses: list[float], reference: list[float]) -> float:
+    apart = _relative(losses[STEPS], reference[STEPS])
+    _within(name, f"the loss after {STEPS} steps", apart, LATER,
             f"{losses[STEPS]} and {reference[STEPS]}")  # fmt: skip
-    return Agreement(first, worst, later)
+    return apart
 
 
 def _relative(a: float, b: float) -> float:

@@ -11,8 +11,9 @@ from rlhf_jax.bench.shapes import LADDER, Shape
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("what", choices=("train", "decode", "data", "compile"),
-                   help="the training step; sampling; reading batches; compiling the step")  # fmt: skip
+    p.add_argument("what", choices=("train", "population", "decode", "data", "compile"),
+                   help="the training step; members of a population together; sampling; reading "
+                        "batches; compiling the step")  # fmt: skip
     p.add_argument("--shapes", metavar="NAME", nargs="+",
                    help=f"of {', '.join(s.name for s in LADDER)}, layers x width (default: all)")  # fmt: skip
     p.add_argument("--rounds", metavar="N", type=int, default=7, help="turns of each (default: 7)")

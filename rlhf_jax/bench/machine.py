@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from launch.machine import cores
+from rlhf_jax.cpu import cores
 
 
 def machine() -> dict[str, Any]:

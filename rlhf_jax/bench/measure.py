@@ -1,4 +1,4 @@
-"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train` has its own module;
+"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train` and `bench population` have their own modules;
 the others ask one question of a fresh process a shape. No jax."""
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.machine import cores
 from rlhf_jax.bench.machine import machine
 from rlhf_jax.bench.peers import ours
+from rlhf_jax.bench.population import bench_population
 from rlhf_jax.bench.shapes import Shape, chosen
 from rlhf_jax.bench.train import Log, Settings, bench_train, find_torch
 from rlhf_jax.config import ConfigError, suggest, to_json
+from rlhf_jax.cpu import cores
 
 FEWEST = 5  # rounds of a comparison: a median of fewer is one lucky turn
 
@@ -98,4 +99,10 @@ def _each(
     return {"shapes": rows, "threads": settings.threads, "machine": machine()}
 
 
-BENCHMARKS = {"train": bench_train, "decode": _decode, "data": _data, "compile": _compile}
+BENCHMARKS = {
+    "train": bench_train,
+    "population": bench_population,
+    "decode": _decode,
+    "data": _data,
+    "compile": _compile,
+}

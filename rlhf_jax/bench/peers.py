@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.cpu import worker_environment
@@ -23,19 +23,30 @@ Operation = Callable[..., dict[str, Any]]
 LAST_WORDS = 1500  # characters of a dead process's stderr that are shown
 
 
+class Asked(Protocol):
+    """What answers questions."""
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]: ...
+
+
 class Peer:
     """One running program. A context manager: the process ends with the block."""
 
     def __init__(
-        self, name: str, command: Sequence[str], threads: int, settings: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        threads: int,
+        settings: Mapping[str, str],
+        devices: int = 1,
     ) -> None:
-        """Starts it as workers are started, with `threads` CPU threads, and `settings` added to its
-        environment."""
+        """Starts it as workers are started, with `threads` CPU threads (or one a device), and
+        `settings` added to its environment."""
         self.name = name
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            text=True, env={**worker_environment(threads), **settings},
+            text=True, env={**worker_environment(threads, devices), **settings},
         )  # fmt: skip
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -81,10 +92,11 @@ class Peer:
         self._stderr.close()
 
 
-def ours(program: str, threads: int) -> Peer:
+def ours(program: str, threads: int, devices: int = 1) -> Peer:
     """A program of this package. Nothing compiled is kept, unless the program says so."""
     command = (sys.executable, "-m", f"rlhf_jax.bench.{program}")
-    return Peer("rlhf-jax", command, threads, {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return Peer("rlhf-jax", command, threads, fresh, devices)
 
 
 def serve(operations: Mapping[str, Operation]) -> None:

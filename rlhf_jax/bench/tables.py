@@ -28,6 +28,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("memory MB", "peak_memory_bytes", "MB"),
         ("others", "others_share_of_cpu", ".0%"),
     ),
+    "population": (
+        ("one by one", "sequential", ",.0f"),
+        ("workers", "workers", ",.0f"),
+        ("population", "population", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "ratio_low", ".2f"),
+        ("highest", "ratio_high", ".2f"),
+        ("to workers", "ratio_to_workers", ".2f"),
+        ("lowest", "ratio_to_workers_low", ".2f"),
+        ("highest", "ratio_to_workers_high", ".2f"),
+        ("memory MB", "peak_memory_bytes", "MB"),
+        ("others", "others_share_of_cpu", ".0%"),
+    ),
     "decode": (
         ("tokens/s", "tokens_per_second", ",.0f"),
         ("prefill ms", "prefill_seconds", "ms"),
@@ -68,6 +81,9 @@ def show(what: str, found: dict[str, Any]) -> None:
     print(f"\n{found['threads']} threads on {at['cpu']}, {at['cores']} cores.")
     if "peak_flops" in found:
         print(f"Peak: {found['peak_flops']:.3g} FLOP/s, the best float32 product of 2048 x 2048.")
+    if "members" in found:
+        print(f"Tokens/s of {found['members']} members: one after the other with all threads, in one-thread "
+              "workers side by side, and as one program.")  # fmt: skip
     if "geomean" in found:
         print(f"Tokens/s over torch's, geometric mean: {found['geomean']:.2f} (above 1: rlhf-jax is "
               f"faster). Medians of {found['rounds']} rounds; ceiling: the ratio if we reached the peak; "

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhf_jax.bench.agreement import STEPS, Agreement, check
 from rlhf_jax.bench.machine import busy_seconds, machine
-from rlhf_jax.bench.peers import Peer, ours
+from rlhf_jax.bench.peers import Asked, Peer, ours
 from rlhf_jax.bench.shapes import Shape
 from rlhf_jax.config import ConfigError, to_json
 from rlhf_jax.scaling.flops import flops_per_token
@@ -54,7 +54,8 @@ class Settings:
 class Side:
     """One implementation that is ready to be timed."""
 
-    peer: Peer
+    peer: Asked
+    tokens: int  # of a step
     losses: list[float]  # of steps 1 to STEPS + 1
     step_seconds: float
     compile_seconds: float  # of the first step, less a step
@@ -126,7 +127,7 @@ def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, dict[str, 
         peer = stack.enter_context(ours("train_program", settings.threads))
         versions = {"ours": peer.ask("load", shape=to_json(shape))["versions"]}
         log(f"{shape.name}: rlhf-jax compiles, and takes {STEPS + 1} steps")
-        sides = {"ours": ready(peer)}
+        sides = {"ours": ready(peer, shape.tokens)}
         row: Row = {"name": shape.name}
         if settings.torch is not None:
             exported = peer.ask("export", path=str(folder / "start.npz"))
@@ -139,7 +140,7 @@ def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, dict[str, 
                     "load", path=str(folder / "start.npz"), optim=exported["optim"],
                     threads=settings.threads, compiled=name == "torch_compiled",
                 )["versions"]  # fmt: skip
-                sides[name] = ready(other)
+                sides[name] = ready(other, shape.tokens)
                 apart.append(_agree(name, sides, folder))
             row |= Agreement(*(max(a) for a in zip(*apart, strict=True)))._asdict()
         before = _peaks(sides)
@@ -168,13 +169,13 @@ def _torch(name: str, settings: Settings, folder: Path) -> Peer:
     return Peer(name, settings.torch, settings.threads, fresh)
 
 
-def ready(peer: Peer) -> Side:
+def ready(peer: Asked, tokens: int) -> Side:
     """Lets a fresh process take the steps that both sides are compared on."""
     first = peer.ask("steps", count=1)
     rest = peer.ask("steps", count=STEPS)
     seconds = rest["seconds"] / STEPS
     return Side(
-        peer, first["losses"] + rest["losses"], seconds, max(first["seconds"] - seconds, 0.0),
+        peer, tokens, first["losses"] + rest["losses"], seconds, max(first["seconds"] - seconds, 0.0),
         rest["peak_memory_bytes"],
     )  # fmt: skip
 
@@ -201,7 +202,7 @@ def in_turns(
             answer = sides[name].peer.ask("steps", count=steps[name])
             elsewhere += max(0.0, busy_seconds() - before - answer["cpu_seconds"])
             wall += answer["seconds"]
-            rates[name].append(shape.tokens * steps[name] / answer["seconds"])
+            rates[name].append(sides[name].tokens * steps[name] / answer["seconds"])
         said = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
         log(f"{shape.name}: round {n + 1} of {settings.rounds}, tokens/s: {said}")
     others = elsewhere / (wall * (os.cpu_count() or 1))
