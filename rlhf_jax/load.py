@@ -41,7 +41,7 @@ def load_run(path: str | Path) -> Run:
             f"{path} is not a folder of a trained cell (no config.json or no checkpoints); "
             "`rlhf-jax status STUDY` lists the folders"
         )
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])  # a single prompt cannot be spread over more
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)
     model = from_json(ModelConfig, config["model"])

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rlhf_jax.model.axes import platform
+
 # Without the barriers that keep the compiler from merging both passes: it does not, here.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
@@ -29,27 +31,26 @@ def _normalized(x: jax.Array, centred: bool, axis: int) -> tuple[jax.Array, jax.
     """(x with mean 0, if `centred`, and mean square 1 along the axis; what it was multiplied by)."""
     y = x.astype(jnp.float32)
     weights = jnp.full(x.shape[axis], 1 / x.shape[axis], jnp.float32)
-    mean = _along(weights, y, axis) if centred else 0.0
-    variance = _along(weights, jnp.square(y), axis) - jnp.square(mean)
-    scale = jax.lax.rsqrt(variance + 1e-6)
-    return (y - mean) * scale, scale
+    if centred:
+        y -= _along(weights, y, axis)
+    scale = jax.lax.rsqrt(_along(weights, jnp.square(y), axis) + 1e-6)
+    return y * scale, scale
 
 
 def _norm_forward(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int) -> Any:
-    across = (slice(None), *[None] * (x.ndim - 1 - axis))
     y, _ = _normalized(x, bias is not None, axis)
-    y = y * gain[across] if bias is None else y * gain[across] + bias[across]
+    y = y * _on_axis(gain, x, axis)
+    if bias is not None:
+        y += _on_axis(bias, x, axis)
     return y.astype(x.dtype), (x, gain, bias)
 
 
 def _norm_backward(axis: int, saved: Any, g: jax.Array) -> Any:
     x, gain, bias = saved
-    across = (slice(None), *[None] * (x.ndim - 1 - axis))
     y, scale = _normalized(x, bias is not None, axis)
     g = g.astype(jnp.float32)
-    gy = g * y
-    weights = gain / x.shape[axis]
-    to_x = g * gain[across] - y * _along(weights, gy, axis)
+    gy, weights = g * y, gain / x.shape[axis]
+    to_x = g * _on_axis(gain, x, axis) - y * _along(weights, gy, axis)
     if bias is not None:
         to_x -= _along(weights, g, axis)
     to_x = (to_x * scale).astype(x.dtype)
@@ -57,15 +58,25 @@ def _norm_backward(axis: int, saved: Any, g: jax.Array) -> Any:
 
 
 def _along(weights: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-    letters = "abcd"[: x.ndim]
-    k = letters[axis]
-    return jnp.expand_dims(jnp.einsum(f"{k},{letters}->{letters.replace(k, '')}", weights, x), axis)
+    """Weighted sum along the axis, which stays with length 1. On a CPU as a product, which is several
+    times faster there; elsewhere products round float32 to less."""
+    if platform() == "cpu":
+        letters = "abcd"[: x.ndim]
+        k = letters[axis]
+        total = jnp.einsum(f"{k},{letters}->{letters.replace(k, '')}", weights, x)
+        return jnp.expand_dims(total, axis)
+    return jnp.sum(_on_axis(weights, x, axis) * x, axis, keepdims=True)
 
 
 def _across(x: jax.Array, axis: int) -> jax.Array:
-    if x.ndim > 2:
-        return jnp.sum(x, [i for i in range(x.ndim) if i != axis])
-    return jnp.einsum("ab,b->a", x, jnp.ones(x.shape[1]), out_sharding=PartitionSpec(None))
+    """Sum over all other axes."""
+    if platform() == "cpu" and x.ndim == 2:
+        return jnp.einsum("ab,b->a", x, jnp.ones(x.shape[1]), out_sharding=PartitionSpec(None))
+    return jnp.sum(x, [i for i in range(x.ndim) if i != axis])
+
+
+def _on_axis(v: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    return v[(slice(None), *[None] * (x.ndim - 1 - axis))]
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
