@@ -200,6 +200,13 @@ def test_training_is_measured_and_json_is_all_that_is_printed(capsys):
     assert row["fraction_of_peak"] == pytest.approx(flops / found["peak_flops"])
 
 
+def test_a_population_computes_what_a_cell_computes_and_is_measured(capsys):
+    row = measured("population", capsys)
+    for name in ("sequential", "workers", "population"):
+        assert row[name] > 0
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
 def test_sampling_is_measured(capsys):
     row = measured("decode", capsys)
     assert row["tokens_per_second"] > 0 and 0 < row["tokens"] <= 64 * 32

@@ -1,8 +1,6 @@
 """Guarantees of `rlhf_jax.data.packing` and `rlhf_jax.data.loader`."""
 
 import itertools
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.config import ConfigError
-from rlhf_jax.data import pack_examples, prefetch
+from rlhf_jax.data import pack_examples
 from rlhf_jax.data.loader import batch_rows, permute
 from rlhf_jax.data.packing import batch_of, pack
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
@@ -105,21 +103,3 @@ def test_batches_tile_epochs_without_losing_a_row(n, size, seed):
     flat = np.concatenate([batch_rows(n, size, seed, t) for t in range(n)])  # `size` epochs
     for epoch in flat.reshape(size, n):
         assert sorted(epoch) == list(range(n))
-
-
-def test_prefetch_yields_in_order_and_stops_its_thread():
-    calls = []
-    items = prefetch(lambda t: calls.append(t) or t * t, start=3, depth=2)
-    assert [next(items) for _ in range(4)] == [9, 16, 25, 36]
-    items.close()
-    count = len(calls)
-    time.sleep(0.1)
-    assert len(calls) == count <= 8
-    assert not any(t.name == "prefetch" for t in threading.enumerate())
-
-
-def test_prefetch_raises_the_error_at_the_item_that_failed():
-    items = prefetch(lambda t: 1 // (2 - t), start=0)
-    assert [next(items), next(items)] == [0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(items)

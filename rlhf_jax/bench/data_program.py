@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import statistics
@@ -17,7 +16,7 @@ from rlhf_jax.bench.peers import serve
 from rlhf_jax.bench.shapes import Shape
 from rlhf_jax.bench.train_program import Training
 from rlhf_jax.config import CorpusConfig, from_json
-from rlhf_jax.data import Batch, Corpus, prefetch, prepare
+from rlhf_jax.data import Batch, Corpus, prepare
 from rlhf_jax.parallel import AXES, place_batch
 
 DOCUMENTS, WORDS = 400, 300  # of a document; a thousand rows or two in all
@@ -41,8 +40,8 @@ def corpus(root: Path, shape: Shape) -> Corpus:
 
 def measure(shape: dict[str, Any], rounds: int, seconds: float, root: str) -> dict[str, Any]:
     """Seconds to read a batch and to place it, and of a step in the product's loop: with the loader
-    called in the loop (as the product does), with `prefetch`'s thread calling it ahead, and with one
-    batch that is there already. In turns of about `seconds`; medians over `rounds`."""
+    called in the loop (as the product does), and with one batch that is there already. In turns of
+    about `seconds`; medians over `rounds`."""
     at = from_json(Shape, shape)
     text, training = corpus(Path(root), at), Training(at)
 
@@ -56,14 +55,8 @@ def measure(shape: dict[str, Any], rounds: int, seconds: float, root: str) -> di
     training.run([ready] * 2)
     count = max(2, round(seconds * 5 / _seconds(lambda: training.run([ready] * 5))))
 
-    def prefetched() -> None:
-        batches = prefetch(batch_at, 0)
-        training.run(itertools.islice(batches, count))
-        batches.close()  # type: ignore[attr-defined]
-
     turns: dict[str, Callable[[], Any]] = {
         "step_seconds": lambda: training.run(map(batch_at, range(count))),
-        "step_with_prefetch": prefetched,
         "step_without_loader": lambda: training.run([ready] * count),
     }
     taken: dict[str, list[float]] = {name: [] for name in turns}
@@ -71,9 +64,6 @@ def measure(shape: dict[str, Any], rounds: int, seconds: float, root: str) -> di
         for name in list(turns)[:: 1 if n % 2 == 0 else -1]:
             taken[name].append(_seconds(turns[name]) / count)
     steps = {name: statistics.median(each) for name, each in taken.items()}
-    gains = [
-        a / b - 1 for a, b in zip(taken["step_seconds"], taken["step_with_prefetch"], strict=True)
-    ]
     read_seconds = statistics.median(_seconds(read, t) for t in range(READS))
     batch = read(0)
     place_seconds = statistics.median(
@@ -85,7 +75,6 @@ def measure(shape: dict[str, Any], rounds: int, seconds: float, root: str) -> di
         "place_seconds": place_seconds,
         **steps,
         "share_of_step": (read_seconds + place_seconds) / steps["step_seconds"],
-        "prefetch_gain": statistics.median(gains),
     }
 
 

@@ -54,8 +54,6 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("step ms", "step_seconds", "ms"),
         ("loader / step", "share_of_step", ".2%"),
         ("step without loader", "step_without_loader", "ms"),
-        ("with prefetch", "step_with_prefetch", "ms"),
-        ("prefetch gains", "prefetch_gain", "+.2%"),
     ),
     "compile": (
         ("trace and lower s", "lower_seconds", ".2f"),

@@ -1,7 +1,6 @@
 """Text to batches: sources, corpora, tokenizer, packing, the deterministic loader, feedback."""
 
 from .corpus import Corpus, find, prepare
-from .loader import prefetch
 from .packing import Batch, pack_examples
 from .tokenizer import ASSISTANT, BOS, CONTROL, END, EOS, MASK, PAD, UNK, USER, Tokenizer
 
@@ -20,6 +19,5 @@ __all__ = [
     "Tokenizer",
     "find",
     "pack_examples",
-    "prefetch",
     "prepare",
 ]

@@ -9,14 +9,9 @@ of (seed, t) alone, whatever was loaded before, and by however many hosts.
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
 _ROUNDS = 4
 
 
@@ -65,45 +60,3 @@ def batch_rows(n_rows: int, batch_size: int, seed: int, t: int) -> np.ndarray:
         here = epochs == epoch
         out[here] = permute(index[here], n_rows, seed, int(epoch))
     return out
-
-
-def prefetch(fn: Callable[[int], T], start: int, depth: int = 2) -> Iterator[T]:
-    """fn(start), fn(start + 1), ... computed by a thread up to `depth` ahead.
-
-    An exception in `fn` is raised where its item is asked for. Closing the iterator (or leaving it
-    to the garbage collector) stops the thread, after the call that it is in.
-    """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: tuple[T | None, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.05)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        t = start
-        while not stop.is_set():
-            try:
-                put((fn(t), None))
-            except BaseException as e:
-                return put((None, e))
-            t += 1
-
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
-
-    def items() -> Iterator[T]:
-        thread.start()
-        try:
-            while True:
-                value, error = ready.get()
-                if error is not None:
-                    raise error
-                yield value  # type: ignore[misc]
-        finally:
-            stop.set()
-            thread.join()
-
-    return items()
