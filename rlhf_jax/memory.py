@@ -17,7 +17,7 @@ def training_bytes(model: ModelConfig, batch: int, s: int, trained: int) -> floa
         8 * model.width + 2 * model.heads * model.C + 2 * model.K * model.C + 3 * model.F
     )
     scores = 2 * batch * model.heads * s * s
-    kept = {"none": model.layers, "dots": model.layers, "full": 1}[model.remat]
+    kept = {"none": model.layers, "dots": model.layers, "offload": 1, "full": 1}[model.remat]
     carried = model.layers * rows * model.width
     word = 2 if model.compute == "bfloat16" else 4
     activations = word * (kept * (layer + scores) + carried)

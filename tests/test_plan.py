@@ -63,6 +63,8 @@ def test_more_work_needs_more_memory_and_time(rlhf_study, tmp_path):
     remat = replace(rlhf_study["base"].model, layers=8, remat="full")
     deep = replace(remat, remat="none")
     assert base(batch=64, model=remat).memory < base(batch=64, model=deep).memory
+    offload = replace(remat, remat="offload")  # products lie in the host's memory
+    assert base(batch=64, model=offload).memory == base(batch=64, model=remat).memory
 
 
 def test_memory_of_a_model_of_known_size_is_about_right(rlhf_study, tmp_path):

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.cpu import cores
+from rlhf_jax.runs import cpu_name
 
 
 def machine() -> dict[str, Any]:
     """The CPU's name and the cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return {"cpu": name, "cores": cores()}
+    return {"cpu": cpu_name(), "cores": cores()}
 
 
 def busy_seconds() -> float:

@@ -22,6 +22,7 @@ from rlhf_jax.model import init, param_axes
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, make_mesh, place, place_batch
 from rlhf_jax.train import gradients, init_state, make_train_step
+from rlhf_jax.train.metrics import matmul_peak
 from rlhf_jax.train.state import learning_rate
 
 OPTIM = OptimConfig()
@@ -79,20 +80,6 @@ def peak_memory() -> int:
     """Most bytes that this process has had in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def matmul_peak(n: int = 2048, tries: int = 8) -> float:
-    """FLOP/s of the best of several float32 products of two n x n matrices. Large, so that starting
-    the threads and packing the operands do not count; the best, because this is the machine's limit."""
-    x = jax.random.normal(jax.random.key(0), (n, n), jnp.float32)
-    multiply = jax.jit(jnp.matmul)
-    multiply(x, x).block_until_ready()
-    best = float("inf")
-    for _ in range(tries):
-        start = time.perf_counter()
-        multiply(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
 
 
 class Program:
