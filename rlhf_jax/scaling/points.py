@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.config import suggest
 
-NUMERIC = ("params", "tokens", "flops", "loss", "stderr")
+NUMERIC = ("params", "tokens", "flops", "loss", "stderr", "unique_tokens", "error")
 COLUMNS = (*NUMERIC, "budget", "label")
 
 
@@ -29,6 +29,8 @@ class Points:
     Attributes:
       params: N. tokens: D, training tokens seen. flops: C. loss: nats a token, held out.
       stderr: standard error of the loss, or None.
+      unique_tokens: distinct training tokens, where some were repeated, or None.
+      error: a downstream error rate, 0 to 1, or None.
       budget: name of the IsoFLOP budget of each row, or None (then equal C is clustered).
       labels: where each row comes from (a run id, or `file:line`).
       notes: what was computed rather than read.
@@ -39,6 +41,8 @@ class Points:
     flops: np.ndarray
     loss: np.ndarray
     stderr: np.ndarray | None = None
+    unique_tokens: np.ndarray | None = None
+    error: np.ndarray | None = None
     budget: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -70,13 +74,13 @@ class Points:
     def take(self, index: np.ndarray) -> Points:
         """The rows at `index` (integers or a mask of shape (n,))."""
         index = np.arange(len(self))[index]
+        columns: dict[str, Any] = {
+            name: None if (values := getattr(self, name)) is None else values[index]
+            for name in NUMERIC
+        }
         return replace(
             self,
-            params=self.params[index],
-            tokens=self.tokens[index],
-            flops=self.flops[index],
-            loss=self.loss[index],
-            stderr=None if self.stderr is None else self.stderr[index],
+            **columns,
             budget=None if self.budget is None else tuple(self.budget[i] for i in index),
             labels=tuple(self.labels[i] for i in index),
         )
