@@ -52,7 +52,8 @@ class Pretrain(Cell):
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     continues: str | None = None
-    repeat: bool = False  # more tokens than the corpus holds, on purpose
+    unique_tokens: int | None = None  # only so many of the corpus's, the same ones for every seed
+    repeat: bool = False  # more tokens than there are unique ones, on purpose
 
 
 @dataclass(frozen=True)

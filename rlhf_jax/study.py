@@ -136,6 +136,11 @@ class Study:
             )
         if isinstance(cell, Pretrain):
             step = cell.batch * self.corpus.seq_len
+            if cell.unique_tokens is not None and cell.unique_tokens < self.corpus.seq_len:
+                raise ConfigError(
+                    f"{cell.name}: unique_tokens = {cell.unique_tokens} is less than one row "
+                    f"({self.corpus.seq_len})"
+                )
             if cell.tokens < step:
                 raise ConfigError(
                     f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
@@ -154,11 +159,20 @@ class Study:
                     )
 
     def check_corpus(self, train_tokens: int) -> None:
-        """Refuse cells that would see text twice without having asked for it (`repeat`)."""
+        """Refuse cells that would see text twice without having asked for it (`repeat`), or that ask
+        for more unique tokens than there are."""
         for cell in self.cells:
-            if isinstance(cell, Pretrain) and not cell.repeat and cell.tokens > train_tokens:
+            if not isinstance(cell, Pretrain):
+                continue
+            if (cell.unique_tokens or 0) > train_tokens:
                 raise ConfigError(
-                    f"{cell.name}: tokens = {cell.tokens:,}, but the corpus has {train_tokens:,} unique "
+                    f"{cell.name}: unique_tokens = {cell.unique_tokens:,}, but the corpus has "
+                    f"{train_tokens:,} training tokens; add sources or lower it"
+                )
+            unique = cell.unique_tokens or train_tokens
+            if not cell.repeat and cell.tokens > unique:
+                raise ConfigError(
+                    f"{cell.name}: tokens = {cell.tokens:,}, but there are {unique:,} unique "
                     "training tokens; add sources, lower tokens, or set repeat=true"
                 )
 
@@ -199,7 +213,8 @@ def load_callable(import_path: str) -> Any:
 
 
 def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Study:
-    """The study that a Python file describes with its function `study(tiny: bool) -> Study`.
+    """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The file
+    can import its neighbours, as a script can.
 
     Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or `corpus.field=value`.
     """
@@ -207,6 +222,8 @@ def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = 
     if not path.is_file():
         near = sorted(Path("experiments").glob("*.py"))
         raise ConfigError(f"no study file {path}." + suggest(str(path), [str(p) for p in near]))
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

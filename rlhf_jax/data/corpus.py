@@ -40,6 +40,7 @@ from .tokenizer import PAD, Tokenizer, train
 SPLITS = ("train", "validation", "test")
 FORMAT = 1  # of what is derived from text; a change of packing or splitting rules raises it
 _HELDOUT_KEY = 0x4E1D
+_SUBSET_KEY = 0x5B5E7
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,19 @@ class Corpus:
 
         return read_documents(self.folder, split)
 
-    def batch(self, split: str, batch_size: int, seed: int, t: int) -> Batch:
-        """Batch t (B, T) of the endless shuffled epochs of a split: a function of (seed, t)."""
+    def batch(
+        self, split: str, batch_size: int, seed: int, t: int, subset: int | None = None
+    ) -> Batch:
+        """Batch t (B, T) of the endless shuffled epochs of a split: a function of (seed, t).
+
+        subset: of that many rows alone. A smaller subset is part of a larger one, and none depends on
+        the seed.
+        """
         rows = self.rows(split)
-        return batch_of(rows[batch_rows(len(rows), batch_size, seed, t)], self.token_bytes)
+        chosen = batch_rows(subset or len(rows), batch_size, seed, t)
+        if subset is not None:
+            chosen = permute(chosen, len(rows), _SUBSET_KEY)
+        return batch_of(rows[chosen], self.token_bytes)
 
     def heldout(self, batch_size: int = 32) -> list[Batch]:
         """The fixed validation set: exactly `cfg.heldout_tokens` weighted targets, the same ones

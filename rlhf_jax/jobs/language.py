@@ -83,8 +83,10 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
         start = int(restored[0].step)
         state = restored[0].replace(hyper=hyper_parameters(cell.optim, start, steps))
 
+    subset = cell.unique_tokens and cell.unique_tokens // T  # rows; each has at most T targets
+
     def batch_at(t: int) -> Any:
-        batch = ctx.corpus.batch("train", cell.batch, cell.seed, t)
+        batch = ctx.corpus.batch("train", cell.batch, cell.seed, t, subset)
         return place_batch(batch, run.mesh, run.axes) if alone else batch
 
     return Member(ctx.folder, state, batch_at, _row(ctx.model, start, cell.batch, T), ctx.beat)
