@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward, TaskConfig
 from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.scaling.sweep import GridPoint, isoflop_grid, ladder
+from rlhf_jax.scaling.sweep import isoflop_grid, ladder, pretrain
 from rlhf_jax.study import Analysis, Study
 
 # 430k parameters lie outside the sizes of the sweep's learning-rate law (which would say 4.3e-3). Of 3e-3
@@ -47,18 +47,14 @@ def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
         batch=16,
         ratio=(0.01, 200) if tiny else (0.6, 100),
         min_steps=16 if tiny else 400,
+        lr=lambda params, batch_tokens: 1.6e-2 * (params / 1e5) ** -0.9,
     )
-    cells: list[Cell] = [pretrain(p.name, p) for p in points]
+    cells: list[Cell] = [pretrain(p) for p in points]
     corners = (("small", points[0]), ("large", points[-1]))
     for end, point in corners:
         for name, factor in (("third", 1 / 3), ("law", 1.0), ("triple", 3.0)):
-            cells.append(pretrain(f"lr-{end}-{name}", point, factor))
+            cells.append(pretrain(point, f"lr-{end}-{name}", factor))
     return cells
-
-
-def pretrain(name: str, p: GridPoint, factor: float = 1.0) -> Pretrain:
-    optim = OptimConfig(lr=p.lr * factor)
-    return Pretrain(name, model=p.model, tokens=p.tokens, batch=p.batch, optim=optim)
 
 
 def rlhf(corpus: CorpusConfig, tiny: bool) -> list[Cell]:

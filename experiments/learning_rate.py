@@ -10,6 +10,8 @@ compute-optimal for N. Two groups more ask what a trunk of constant learning rat
 
 from __future__ import annotations
 
+from typing import Literal
+
 from small_models import CORPUS, SHAPES
 
 from rlhf_jax.cells import Cell, Pretrain
@@ -17,8 +19,10 @@ from rlhf_jax.config import OptimConfig
 from rlhf_jax.scaling.flops import param_counts
 from rlhf_jax.study import Study
 
+Schedule = Literal["cosine", "wsd"]
+
 # (index of the shape, tokens, batches in rows, schedule)
-GROUPS = (
+GROUPS: tuple[tuple[int, int, tuple[int, ...], Schedule], ...] = (
     (1, 600_000, (4, 8, 16), "cosine"),
     (3, 1_600_000, (4, 8, 16), "cosine"),
     (5, 1_600_000, (8, 16), "cosine"),

@@ -22,3 +22,7 @@ SHAPES = (
     *ladder((24,), CORPUS.vocab, head_width=12),
     *ladder((32, 48, 64, 80, 96, 112, 144), CORPUS.vocab, head_width=16),
 )
+ROWS = 8  # of a batch, for every size and budget: 1,024 tokens, so that small budgets have steps enough
+
+# Peak learning rate of a trunk in proportion to that of a cosine run (experiments/learning_rate.py).
+TRUNK_LR = 0.5

@@ -23,6 +23,11 @@ class TaskConfig:
             raise ConfigError(f"task lengths must be at least 1, got {self}")
 
 
+# Fields that came after a release stay out of run ids while they have their default: a new option leaves
+# finished runs what they were.
+ADDED = {"added": True}
+
+
 @dataclass(frozen=True)
 class Cell:
     """Base of all cells. `PARENTS` maps the fields that name another cell to the kinds allowed."""
@@ -52,7 +57,8 @@ class Pretrain(Cell):
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     continues: str | None = None
-    unique_tokens: int | None = None  # only so many of the corpus's, the same ones for every seed
+    # Only so many of the corpus's, the same ones for every seed.
+    unique_tokens: int | None = field(default=None, metadata=ADDED)
     repeat: bool = False  # more tokens than there are unique ones, on purpose
 
 

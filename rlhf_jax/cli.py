@@ -19,6 +19,7 @@ from rlhf_jax import aot, bench, tables
 from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
+from rlhf_jax.scaling import cost_cli
 from rlhf_jax.study import Study, load_study
 
 DESCRIPTION = "Scaling experiments on language models and RLHF: one study file, one command."
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   rlhf-jax run experiments/demo.py --only 'ppo*' ppo-0.kl_coef=0.1
   rlhf-jax status experiments/demo.py --json
   rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3
+  rlhf-jax cost --preset palm-540b --tokens 780e9      what a known model cost, in FLOPs and dollars
   rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10
   rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096
   rlhf-jax bench train --against torch                 this machine's speed, and PyTorch's
@@ -134,6 +136,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true")
 
+    p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "
+                "given it.", "rlhf-jax cost --preset palm-540b --tokens 780e9")  # fmt: skip
+    cost_cli.add_arguments(p)
+
     p = command("generate", _generate, "Continue a prompt with a trained cell.",
                 'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
     p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
@@ -164,6 +170,10 @@ def _count(text: str) -> int:
 
 def _aot(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return aot.command(args)
+
+
+def _cost(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    return cost_cli.command(args)
 
 
 def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -185,8 +185,8 @@ class Study:
                 if f.name in cell.PARENTS and isinstance(v, str)
                 else to_json(v)
                 for f in fields(cell)
-                if f.name != "name"
                 for v in [getattr(cell, f.name)]
+                if f.name != "name" and not (f.metadata.get("added") and v == f.default)
             }
             for fld in cell.PARENTS:
                 if ":" in str(science[fld]):

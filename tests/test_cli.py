@@ -106,7 +106,7 @@ def test_status_json_tells_states_and_other_commits(command, fake, capsys):
 
 def test_a_corpus_that_is_too_small_is_refused_before_anything_runs(command, fake, capsys):
     assert command("run", "a.tokens=5000") == 2
-    assert "the corpus has 1,000 unique training tokens" in capsys.readouterr().err
+    assert "there are 1,000 unique training tokens" in capsys.readouterr().err
     assert fake.log() == []
     assert command("plan", "a.tokens=5000") == 2
 

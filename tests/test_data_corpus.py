@@ -106,6 +106,20 @@ def test_each_row_comes_once_per_epoch_and_batches_depend_on_seed_and_t_alone(co
     assert (other["tokens"] != batches[0]["tokens"]).any()
 
 
+def test_a_subset_repeats_its_own_rows_lies_in_larger_ones_and_ignores_the_seed(corpus):
+    def rows(subset, seed, batches):
+        found = [corpus.batch("train", 4, seed, t, subset)["tokens"] for t in batches]
+        return [row.tobytes() for batch in found for row in batch]
+
+    n = len(corpus.rows("train"))
+    epoch = rows(8, 0, range(2))
+    assert len(set(epoch)) == 8
+    assert sorted(epoch) == sorted(rows(8, 0, range(2, 4))) == sorted(rows(8, 1, range(2)))
+    assert epoch != rows(8, 1, range(2))
+    assert set(epoch) < set(rows(16, 0, range(4)))
+    assert set(rows(None, 0, range(n // 4 + 1))) == set(rows(n, 0, range(n // 4 + 1)))
+
+
 def test_heldout_set_is_exact_and_the_same_for_every_batch_size(corpus):
     first = np.concatenate([b["targets"][b["weights"] > 0] for b in corpus.heldout(64)])
     for size in (1, 5, 64):

@@ -4,17 +4,19 @@ import math
 
 import pytest
 
-from rlhf_jax.config import ConfigError
+from rlhf_jax.cells import Pretrain
+from rlhf_jax.config import ConfigError, CorpusConfig, OptimConfig
 from rlhf_jax.scaling.flops import train_flops
 from rlhf_jax.scaling.sweep import (
     batch_rows,
-    check_lr,
     depth,
     isoflop_grid,
     isoflop_plan,
     ladder,
-    learning_rate,
+    pretrain,
 )
+from rlhf_jax.scaling.trunk import cost_ratio, trunk_and_branch
+from rlhf_jax.study import Study
 
 SHAPES = ladder((64, 80, 96, 112, 128, 144, 160, 192, 256), vocab=1024, head_width=16)
 BUDGETS = (1e14, 3e14, 1e15)
@@ -72,21 +74,44 @@ def test_the_ladder_follows_its_stated_laws():
         ladder((100,), 1024)
 
 
-def test_learning_rate_is_a_power_law_in_parameters():
-    assert learning_rate(1e5) == pytest.approx(1.6e-2)
-    assert learning_rate(1e6) == pytest.approx(1.6e-2 * 10**-0.9)
+def test_a_point_becomes_a_cell_with_its_batch_tokens_and_rate():
+    point = isoflop_grid(BUDGETS, SHAPES, 128, 64, min_sizes=4)[0]
+    cell = pretrain(point, "mine", factor=3.0, seed=2)
+    assert (cell.name, cell.tokens, cell.batch, cell.seed) == ("mine", point.tokens, point.batch, 2)
+    assert cell.optim.lr == pytest.approx(3 * point.lr)
+    assert pretrain(point).name == point.name
 
 
-def test_lr_check_needs_worse_runs_on_both_sides():
-    good = check_lr([(1e-3, 3.2, 0.01), (2e-3, 3.0, 0.01), (4e-3, 3.1, 0.01)])
-    assert good.interior
-    assert good.resolved
-    assert good.best_lr == 2e-3
-    assert not check_lr([(1e-3, 3.0, 0.01), (2e-3, 3.1, 0.01), (4e-3, 3.2, 0.01)]).interior
-    flat = check_lr([(1e-3, 3.01, 0.01), (2e-3, 3.0, 0.01), (4e-3, 3.1, 0.01)])
-    assert flat.interior
-    assert not flat.resolved
-    assert check_lr([(1e-3, 3.2, None), (2e-3, 3.0, None), (4e-3, math.nan, None)]).interior
-    assert check_lr([(1e-3, math.inf, 0)] + [(v, math.nan, 0) for v in (1, 2)]).best_lr is None
-    with pytest.raises(ConfigError, match="at least 3"):
-        check_lr([(1e-3, 3.2, 0.01), (2e-3, 3.0, 0.01)])
+def test_a_trunk_is_trained_once_and_every_branch_ends_at_its_horizon():
+    horizons = [2000, 3000, 4500, 6750]
+    model = ladder((32,), 512, head_width=16)[0]
+    trunk, branches = trunk_and_branch(
+        "w", model, horizons, batch=1, seq_len=8, optim=OptimConfig()
+    )
+    Study("t", (*trunk, *branches), CorpusConfig(vocab=512, seq_len=8))  # the graph is sound
+    assert [b.tokens for b in branches] == [h // 8 * 8 for h in horizons]
+    assert [b.continues for b in branches] == [t.name for t in trunk]
+    assert [t.continues for t in trunk] == [None, *(t.name for t in trunk[:-1])]
+    assert {t.optim.schedule for t in trunk} == {"constant"}
+    assert [t.optim.warmup > 0 for t in trunk] == [True, False, False, False]
+    assert all(b.optim.warmup == 0 and b.optim.schedule == "linear" for b in branches)
+    spent = spent_tokens(trunk + branches)
+    assert spent / sum(horizons) == pytest.approx(cost_ratio(horizons), abs=0.01)
+
+
+def spent_tokens(cells: list[Pretrain]) -> int:
+    """What is trained in all: a cell pays for what lies beyond the one it continues."""
+    ends = {c.name: c.tokens for c in cells} | {None: 0}
+    return sum(c.tokens - ends[c.continues] for c in cells)
+
+
+def test_the_cost_ratio_is_the_published_one():
+    assert cost_ratio([100 ** (i / 3) for i in range(4)]) == pytest.approx(0.83, abs=0.005)
+    assert cost_ratio([1.5**i for i in range(8)]) == pytest.approx(0.49, abs=0.015)
+
+
+def test_horizons_without_a_step_of_their_own_are_refused():
+    model = ladder((32,), 512, head_width=16)[0]
+    for horizons in ([], [800, 800], [800, 804], [8]):
+        with pytest.raises(ConfigError, match=r"horizons|leaves a branch"):
+            trunk_and_branch("w", model, horizons, 1, 8, OptimConfig())

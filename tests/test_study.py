@@ -121,10 +121,18 @@ def test_continuing_needs_the_same_model_and_more_tokens():
 
 
 def test_repeated_text_is_refused_unless_asked_for():
-    with pytest.raises(ConfigError, match=r"tokens = 1,024, but the corpus has 1,000 unique"):
+    with pytest.raises(ConfigError, match=r"tokens = 1,024, but there are 1,000 unique"):
         study(BASE).check_corpus(1000)
     study(BASE).check_corpus(1024)
     study(replace(BASE, repeat=True)).check_corpus(10)
+    few = replace(BASE, unique_tokens=512)
+    with pytest.raises(ConfigError, match=r"tokens = 1,024, but there are 512 unique"):
+        study(few).check_corpus(10_000)
+    study(replace(few, repeat=True)).check_corpus(10_000)
+    with pytest.raises(ConfigError, match=r"unique_tokens = 512, but the corpus has 100"):
+        study(replace(few, repeat=True)).check_corpus(100)
+    with pytest.raises(ConfigError, match="less than one row"):
+        study(replace(BASE, unique_tokens=3))
 
 
 def test_globs_select_cells():

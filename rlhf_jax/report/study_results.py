@@ -15,8 +15,8 @@ from typing import Any, TypeGuard
 from rlhf_jax.config import ConfigError, content_id
 from rlhf_jax.runs import CellFolder, read_json, write_json
 from rlhf_jax.scaling.fits import fit_points
+from rlhf_jax.scaling.learning_rate import check_lr
 from rlhf_jax.scaling.points import FitError, Points, from_rows
-from rlhf_jax.scaling.sweep import check_lr
 
 
 @dataclass(frozen=True)

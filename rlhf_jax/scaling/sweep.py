@@ -9,19 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.cells import Pretrain
+from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.scaling.flops import flops_per_token, param_counts
-
-# The learning-rate law: peak lr = LR0 (N / N0)^-LR_POWER, N all parameters, from trial runs of 10k to 240k
-# parameters at 1e11 to 5e11 FLOPs, 2 to 16 rows of 128 tokens a batch; a factor for the batch (its square
-# root) made the middle of the ladder worse. One place to tune; check it with `check_lr` at the smallest
-# and the largest size of a sweep, and do not trust it far outside of them.
-LR0 = 1.6e-2
-N0 = 1e5
-LR_POWER = 0.9
+from rlhf_jax.scaling.learning_rate import learning_rate
 
 ASPECT = 32  # width / layers; small models want more depth than the 100-odd of large ones
 MIN_LAYERS = 2
@@ -101,13 +94,6 @@ def ladder(
     return tuple(shapes)
 
 
-def learning_rate(params: float) -> float:
-    """Peak learning rate of a model with `params` parameters (all of them): LR0 (N / N0)^-LR_POWER."""
-    if not params > 0:
-        raise ConfigError(f"params is {params}; it must be positive")
-    return float(LR0 * (params / N0) ** -LR_POWER)
-
-
 def batch_rows(tokens: float, seq_len: int, batch: int, min_steps: int = MIN_STEPS) -> int:
     """Rows of a batch: `batch`, halved until `tokens` make at least `min_steps` steps (or it is 1)."""
     while batch > 1 and tokens / (batch * seq_len) < min_steps:
@@ -132,7 +118,7 @@ def isoflop_plan(
       seq_len: targets a row. batch: rows a step, at most; see `batch_rows`.
       ratio: least and most tokens a parameter; it should bracket the minimum.
       available_tokens: of the corpus; a run never repeats data.
-      lr: peak learning rate from the parameter count.
+      lr: peak learning rate of (parameters, tokens a batch).
     """
     if not 0 < ratio[0] < ratio[1]:
         raise ConfigError(f"ratio is {ratio}; expected (least, most) tokens a parameter")
@@ -145,7 +131,7 @@ def isoflop_plan(
         if not (math.isfinite(budget) and budget > 0):
             raise ConfigError(f"budget {budget!r} is not a positive number of FLOPs")
         for model in shapes:
-            point = _point(budget, model, seq_len, batch, min_steps, lr)
+            point = grid_point(budget, model, seq_len, batch, min_steps, lr)
             reason = _refusal(point, ratio, min_steps, available_tokens)
             if reason:
                 refused.append(f"{point.name}: {reason}")
@@ -184,15 +170,29 @@ def isoflop_grid(
     return list(plan.points)
 
 
-def _point(
-    budget: float, model: ModelConfig, seq_len: int, batch: int, min_steps: int, lr
+def grid_point(
+    budget: float,
+    model: ModelConfig,
+    seq_len: int,
+    batch: int,
+    min_steps: int = MIN_STEPS,
+    lr=learning_rate,
 ) -> GridPoint:
+    """The run of one shape that spends a budget; arguments as of `isoflop_plan`."""
     rate = flops_per_token(model, seq_len, "exact")
     params = _size(model)
     rows = batch_rows(budget / rate, seq_len, batch, min_steps)
     steps = round(budget / rate / (rows * seq_len))
     tokens = steps * rows * seq_len
-    return GridPoint(budget, model, params, tokens, steps, rows, seq_len, lr(params), rate * tokens)
+    peak = lr(params, rows * seq_len)
+    return GridPoint(budget, model, params, tokens, steps, rows, seq_len, peak, rate * tokens)
+
+
+def pretrain(point: GridPoint, name: str = "", factor: float = 1.0, seed: int = 0) -> Pretrain:
+    """The point as a cell, at `factor` times its learning rate; cosine schedule over its own tokens."""
+    optim = OptimConfig(lr=point.lr * factor)
+    return Pretrain(name or point.name, model=point.model, tokens=point.tokens, batch=point.batch,
+                    optim=optim, seed=seed)  # fmt: skip
 
 
 def _refusal(
@@ -212,47 +212,3 @@ def _refusal(
 
 def _size(model: ModelConfig) -> int:
     return param_counts(model)["total"]
-
-
-@dataclass(frozen=True)
-class LrCheck:
-    """Whether the best of several learning rates at one size is bracketed.
-
-    best_lr: of the least loss; None when nothing converged. interior: a worse learning rate lies on
-    both sides. resolved: both ends are worse by more than 2 standard errors. reason: in words.
-    """
-
-    best_lr: float | None
-    interior: bool
-    resolved: bool
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def check_lr(results: Sequence[tuple[float, float, float | None]]) -> LrCheck:
-    """Judges (lr, loss, stderr) of one model size; a diverged run has a loss that is not finite.
-
-    Raises:
-      ConfigError: fewer than 3 learning rates, or one given twice.
-    """
-    table = sorted((float(lr), float(loss), float(se or 0.0)) for lr, loss, se in results)
-    rates = [lr for lr, _, _ in table]
-    if len(set(rates)) < len(rates):
-        raise ConfigError(f"a learning rate is given twice: {rates}")
-    if len(table) < 3:
-        raise ConfigError(f"{len(table)} learning rates cannot bracket a minimum; give at least 3")
-    losses = [loss if math.isfinite(loss) else math.inf for _, loss, _ in table]
-    best = min(range(len(table)), key=losses.__getitem__)
-    if math.isinf(losses[best]):
-        return LrCheck(None, False, False, "every run diverged: lower the learning rates")
-    lr = rates[best]
-    if best in (0, len(table) - 1):
-        side = "smallest" if best == 0 else "largest"
-        reason = f"the {side} learning rate, {lr:.3g}, has the lowest loss: extend that side"
-        return LrCheck(lr, False, False, reason)
-    ends = [(losses[i] - losses[best], math.hypot(table[i][2], table[best][2])) for i in (0, -1)]
-    if all(gap > 2 * se for gap, se in ends):
-        return LrCheck(lr, True, True, f"{lr:.3g} is lowest, and both ends are worse")
-    return LrCheck(lr, True, False, f"{lr:.3g} is lowest, but an end is within 2 standard errors")

@@ -1,0 +1,46 @@
+"""Compute-optimal size and tokens, by the three approaches of Hoffmann 2022 on the same runs.
+
+    rlhf-jax run experiments/chinchilla.py --only 'c2e11*' 'c4_*' 'c1_01*' 'c2_28*' 'c5_*'
+    rlhf-jax fit experiments/chinchilla.py --predict 1.153e13      (the largest budget, before it is run)
+    rlhf-jax run experiments/chinchilla.py
+    rlhf-jax run experiments/chinchilla.py --tiny                  the same code in a few minutes
+
+Cost: 1.5e14 FLOPs, about an hour and a half on 2 CPU cores. Six budgets a factor of 2.25 apart, 2e11 to
+1.15e13 FLOPs; one ladder of nine sizes, 14k to 1.07M parameters, each trained to at least three horizons;
+two or three seeds at the budgets up to 2.3e12. No text is seen twice.
+"""
+
+from __future__ import annotations
+
+from small_models import CORPUS, ROWS, SHAPES
+
+from rlhf_jax.cells import Cell
+from rlhf_jax.scaling.sweep import grid_point, pretrain
+from rlhf_jax.study import Analysis, Study
+
+# (budget in FLOPs, the sizes that it trains: first and last index of the ladder, seeds). The smallest and
+# the largest sizes reach beyond what the minima need, so that every size has three horizons.
+BUDGETS = (
+    (2.0e11, (0, 5), 3),
+    (4.5e11, (0, 5), 3),
+    (1.0125e12, (0, 6), 2),
+    (2.278125e12, (1, 8), 2),
+    (5.12578125e12, (2, 8), 1),
+    (1.15330078125e13, (3, 8), 1),
+)
+
+
+def study(tiny: bool = False) -> Study:
+    cells: list[Cell] = []
+    for budget, (first, last), seeds in BUDGETS:
+        for model in SHAPES[first : last + 1]:
+            point = grid_point(budget / 64 if tiny else budget, model, CORPUS.seq_len, ROWS)
+            for seed in range(seeds):
+                cells.append(pretrain(point, f"{point.name}-s{seed}", seed=seed))
+    return Study(
+        name="chinchilla-tiny" if tiny else "chinchilla",
+        title="Compute-optimal models, three ways",
+        corpus=CORPUS,
+        cells=tuple(cells),
+        analyses=(Analysis("isoflop", ("c*-d*",), "compute-optimal size"),),
+    )
