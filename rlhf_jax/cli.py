@@ -20,6 +20,7 @@ from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
 from rlhf_jax.scaling import cost_cli
+from rlhf_jax.scaling.grid import grid
 from rlhf_jax.study import Study, load_study
 
 DESCRIPTION = "Scaling experiments on language models and RLHF: one study file, one command."
@@ -108,6 +109,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     study(p)
     p.add_argument("--json", action="store_true")
     p.add_argument("--workers", metavar="N", type=_count)
+    p.add_argument("--hardware", default="h100", help="prices the runs of a sweep (default h100)")
+    p.add_argument("--mfu", type=float, default=0.4, help="at this share of its peak (default 0.4)")
 
     p = command("status", _status, "Which cells are done, running, waiting, or failed and why.",
                 "rlhf-jax status experiments/demo.py")  # fmt: skip
@@ -290,11 +293,14 @@ def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
     study, runs = _load(args)
+    runs_of_sweep = grid(study, args.hardware, args.mfu)
     plan, corpus_hash = _make_plan(study, runs, args.workers)
     if args.json:
-        print(json.dumps(plan.to_json(), indent=1))
-    else:
-        tables.print_plan(plan, corpus_hash is not None)
+        print(json.dumps(plan.to_json() | {"grid": runs_of_sweep}, indent=1))
+        return 0
+    if runs_of_sweep:
+        tables.print_grid(runs_of_sweep, args.hardware, args.mfu)
+    tables.print_plan(plan, corpus_hash is not None)
     return 0
 
 

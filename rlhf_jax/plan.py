@@ -21,18 +21,18 @@ from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
 
-# Training speed by model width: model GFLOP/s of one CPU core (measured, float32, a 2020s server
-# core), and of one GPU (a guess; small models there wait for kernel launches). Between two rows the
-# rate is interpolated.
+# Training speed by model width: model GFLOP/s of one CPU core (measured, float32, batches of 8 to 16
+# rows of 128, a 2020s server core; the last two rows a guess), and of one GPU (a guess; small models
+# there wait for kernel launches). Between two rows the rate is interpolated.
 GFLOPS: dict[int, tuple[float, float]] = {
-    16: (3.5, 30.0),
-    32: (6.5, 100.0),
-    64: (12.0, 300.0),
-    128: (18.0, 1_000.0),
-    256: (26.0, 4_000.0),
-    512: (33.0, 12_000.0),
-    1024: (36.0, 50_000.0),
-    2048: (38.0, 150_000.0),
+    16: (12.0, 30.0),
+    32: (16.0, 100.0),
+    64: (28.0, 300.0),
+    128: (42.0, 1_000.0),
+    256: (48.0, 4_000.0),
+    512: (60.0, 12_000.0),
+    1024: (65.0, 50_000.0),
+    2048: (65.0, 150_000.0),
 }
 DECODE = 0.25  # share of that rate while sampling: one token a step reads every weight
 COMPILE_SECONDS = 10.0  # a shape's first cell: tracing, compiling, provenance

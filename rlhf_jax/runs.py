@@ -235,7 +235,7 @@ def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Pat
         for c in study.cells
     ]
     analyses = [
-        {"kind": a.kind, "label": a.label, "cells": [c.name for c in study.select(a.cells)]}
+        to_json(a) | {"cells": [c.name for c in study.select(a.cells)]}
         for a in study.analyses
     ]
     write_json(

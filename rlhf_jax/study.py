@@ -30,20 +30,39 @@ from rlhf_jax.config import (
 )
 
 
+ANALYSES = ("isoflop", "lr_check", "lr_law", "data_constrained")
+ACCOUNTS = {
+    "params": ("total", "non_embedding"),
+    "flops": ("exact", "6nd", "kaplan", "palm", "porian", "porian_attention"),
+    "loss": ("heldout", "ends", "curve"),
+}
+
+
 @dataclass(frozen=True)
 class Analysis:
-    """What to conclude: `isoflop` (approaches 2 and 3 over pretraining cells) or `lr_check`
-    (cells of one size at several learning rates). `cells` are names or globs."""
+    """What to conclude from some cells (names or globs).
+
+    kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size at
+    several learning rates; `lr_law`, several sizes and batches at several learning rates;
+    `data_constrained`, repeated text.
+
+    Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where losses at
+    equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses at
+    its horizons, interpolated; `curve`, its training curve (cells that continue each other joined), read
+    on the way as Kaplan 2020 did.
+    """
 
     kind: str
     cells: tuple[str, ...]
     label: str = ""
+    params: str = "total"
+    flops: str = "exact"
+    loss: str = "heldout"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("isoflop", "lr_check"):
-            raise ConfigError(
-                f"analysis {self.kind!r}.{suggest(self.kind, ['isoflop', 'lr_check'])}"
-            )
+        for name, known in (("kind", ANALYSES), *ACCOUNTS.items()):
+            if (given := getattr(self, name)) not in known:
+                raise ConfigError(f"analysis {name} = {given!r}.{suggest(given, list(known))}")
 
 
 @dataclass(frozen=True)

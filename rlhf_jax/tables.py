@@ -70,6 +70,35 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
         print("The corpus is not prepared yet: `run` does that first, and checks its size then.")
 
 
+def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> None:
+    """The runs of a scaling study under every FLOP convention, and what they would cost elsewhere."""
+    conventions = list(rows[0]["flops"])
+    table = _table(
+        ("run",),
+        (
+            "seeds",
+            "N",
+            "D",
+            "D/N",
+            "batch",
+            "steps",
+            "peak lr",
+            *conventions,
+            "chip-hours",
+            "dollars",
+        ),
+    )
+    for r in rows:
+        table.add_row(r["cell"], str(r["seeds"]), f"{r['params']:,}", f"{r['tokens']:,}",
+                      f"{r['tokens_per_param']:.3g}", f"{r['batch_tokens']:,}", f"{r['steps']:,}",
+                      f"{r['lr']:.3g}", *(f"{v:.2e}" for v in r["flops"].values()),
+                      f"{r['chip_hours']:.2g}", f"{r['dollars']:.2g}")  # fmt: skip
+    hours, dollars = (sum(r[key] for r in rows) for key in ("chip_hours", "dollars"))
+    table.add_section()
+    table.add_row("total", *[""] * (len(table.columns) - 3), f"{hours:.3g}", f"{dollars:.3g}")
+    _show(f"The grid (tokens a batch; FLOPs of one seed; {hardware} at {mfu:.0%} MFU)", table)
+
+
 def print_status(found: dict[str, Any]) -> None:
     """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
     table = _table(("cell", "kind", "state"), ("step", "loss", "tokens/s"))

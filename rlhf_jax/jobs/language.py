@@ -102,6 +102,7 @@ def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
             "params": param_counts(cell.model)["total"],
             "param_counts": param_counts(cell.model),
             "train_tokens": tokens,
+            "batch_tokens": cell.batch * T,
             "flops": all_conventions(cell.model, T, tokens),
         }
     }

@@ -12,8 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from rlhf_jax.config import ConfigError, content_id
 from rlhf_jax.runs import CellFolder, read_json, write_json
+from rlhf_jax.scaling.curves import Curve, smooth
 from rlhf_jax.scaling.fits import fit_points
 from rlhf_jax.scaling.learning_rate import check_lr
 from rlhf_jax.scaling.points import FitError, Points, from_rows
@@ -168,33 +171,69 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
     return StudyResults(folder, spec, tuple(cells))
 
 
-def sweep_table(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+def sweep_table(
+    cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
+) -> list[dict[str, Any]]:
     """One row a finished pretraining cell that has a held-out loss: label, run_id, params, tokens,
-    flops (`exact` convention), loss, stderr, bits_per_byte, lr, seed, budget (of its tags)."""
+    flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
+
+    params: which count of the cell's parameters is N (`total`, `non_embedding`). flops: which convention
+    is C.
+    """
     rows = []
     for cell in cells:
-        held = cell.heldout
-        flops = held.get("flops")
-        flops = flops.get("exact") if isinstance(flops, dict) else flops
+        held, config = cell.heldout, cell.config
         if not is_number(held.get("loss")):
             continue
+        counts, compute = held.get("param_counts") or {}, held.get("flops")
+        optim, batch = config.get("optim") or {}, config.get("batch")
         rows.append(
             {
                 "label": cell.name,
                 "run_id": cell.run_id,
-                "params": held.get("params"),
-                "tokens": held.get("train_tokens", cell.config.get("tokens")),
-                "flops": flops,
+                "params": counts.get(params, held.get("params") if params == "total" else None),
+                "tokens": held.get("train_tokens", config.get("tokens")),
+                "flops": compute.get(flops) if isinstance(compute, dict) else compute,
                 "loss": held["loss"],
                 "stderr": held.get("stderr"),
                 "bits_per_byte": held.get("bits_per_byte"),
                 "bits_per_byte_stderr": held.get("bits_per_byte_stderr"),
-                "lr": (cell.config.get("optim") or {}).get("lr"),
-                "seed": cell.config.get("seed"),
-                "budget": cell.tags.get("budget"),
+                "lr": optim.get("lr"),
+                "batch_tokens": held.get("batch_tokens"),
+                "unique_tokens": config.get("unique_tokens"),
+                "seed": config.get("seed"),
             }
         )
     return rows
+
+
+def training_curves(
+    cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
+) -> list[Curve]:
+    """The smoothed training loss of each finished run; cells that continue each other are one run."""
+    by_name = {cell.name: cell for cell in cells}
+    continued = {name for cell in cells for name in cell.parents}
+    curves = []
+    for last in cells:
+        if last.name in continued or not last.done:
+            continue
+        chain = [last]
+        while chain[0].parents and chain[0].parents[0] in by_name:
+            chain.insert(0, by_name[chain[0].parents[0]])
+        logged = [
+            row for cell in chain for row in cell.column("flops", "tokens", "loss") if row[0] > 0
+        ]
+        (row,) = sweep_table([last], params, flops)
+        if len(logged) < 20 or not row["params"] or not row["flops"]:
+            continue
+        c, d, loss = np.array(logged, float).T
+        share = (
+            row["flops"] / row["tokens"] / (c[-1] / d[-1])
+        )  # the convention's FLOPs in exact ones
+        at, smoothed = smooth(c * share, loss)
+        tokens = at / share * (d[-1] / c[-1])
+        curves.append(Curve(last.name, row["params"], at, tokens, smoothed))
+    return curves
 
 
 def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
