@@ -1,4 +1,4 @@
-"""The command line: `rlhf-jax run | plan | status | fit | report | generate`."""
+"""The command line: `rlhf-jax run | plan | status | report | fit | predict | cost | generate | ...`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rlhf_jax import aot, bench, tables
 from rlhf_jax.config import ConfigError, suggest
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
+from rlhf_jax.scaling import cli as scaling_cli
 from rlhf_jax.scaling import cost_cli
 from rlhf_jax.scaling.grid import grid
 from rlhf_jax.study import Study, load_study
@@ -127,17 +128,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="also copy the small results there, to be committed: tables, fits, figures",
     )
 
-    p = command("fit", _fit, "Fit a scaling law to a table of runs (.csv or .jsonl).",
+    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv or .jsonl) or to a study.",
                 "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
-    p.add_argument("file", metavar="FILE")
-    p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
-                   help="loss=NAME and two of params=NAME, tokens=NAME, flops=NAME; "
-                        "the third is computed by C = 6 N D")  # fmt: skip
-    p.add_argument("--approach", type=int, choices=(2, 3), default=3,
-                   help="of Hoffmann 2022: 2 IsoFLOP minima, 3 parametric loss")  # fmt: skip
-    p.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--json", action="store_true")
+    scaling_cli.add_arguments(p)
+
+    p = command("predict", _predict, "What a sweep's finished runs say of a larger budget, before it is run.",
+                "rlhf-jax predict experiments/chinchilla.py --at 1.153e13")  # fmt: skip
+    study(p)
+    p.add_argument(
+        "--at", metavar="FLOPS", type=float, required=True, help="compute of that budget"
+    )
 
     p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "
                 "given it.", "rlhf-jax cost --preset palm-540b --tokens 780e9")  # fmt: skip
@@ -173,6 +173,25 @@ def _count(text: str) -> int:
 
 def _aot(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return aot.command(args)
+
+
+def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    return scaling_cli.command(args)
+
+
+def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from rlhf_jax.report.foretell import foretell
+    from rlhf_jax.report.study_results import read_study
+
+    study, runs = _load(args)
+    corpus_hash = _corpus_hash(study, runs)
+    if corpus_hash is None:
+        raise ConfigError(f"{study.name} has not been run in {args.runs}")
+    folder = write_study(study, runs, corpus_hash, _again(argv))
+    path = foretell(study, read_study(folder, runs.root), args.at)
+    tables.print_prediction(read_json(path) or {})
+    print(f"Kept: {path}")
+    return 0
 
 
 def _cost(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -333,25 +352,7 @@ def _head() -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-# --- fits and samples ------------------------------------------------------------------------
-
-
-def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    from rlhf_jax.scaling.fits import fit_file
-    from rlhf_jax.scaling.points import FitError
-
-    columns = dict(text.partition("=")[::2] for text in args.columns)
-    if not Path(args.file).is_file():
-        raise ConfigError(f"no file {args.file}")
-    try:
-        fit = fit_file(args.file, columns, args.approach, args.resamples, args.seed)
-    except FitError as e:
-        raise ConfigError(str(e)) from None
-    if args.json:
-        print(json.dumps(fit, indent=1))
-        return 0
-    tables.print_fit(f"{args.file}: approach {args.approach}, {fit['n']} runs", fit)
-    return 0
+# --- samples ---------------------------------------------------------------------------------
 
 
 def find_cell(text: str, runs: Runs) -> Path:

@@ -29,7 +29,6 @@ from rlhf_jax.config import (
     to_json,
 )
 
-
 ANALYSES = ("isoflop", "lr_check", "lr_law", "data_constrained")
 ACCOUNTS = {
     "params": ("total", "non_embedding"),

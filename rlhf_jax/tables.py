@@ -146,6 +146,27 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
         print(f"Note: {note}")
 
 
+def print_prediction(said: dict[str, Any]) -> None:
+    """N*, D* and loss at a budget to come, by each approach."""
+    table = _table(("approach",), ("a", "N*", "95%", "D*", "95%", "loss", "95%"))
+    for approach, of in said["approaches"].items():
+        if of.get("refused"):
+            table.add_row(f"{approach}: refused: {of['refused']}")
+            continue
+        cells = [f"{of['a']:.3f}"]
+        for key, form in (("n_star", ",.0f"), ("d_star", ",.0f"), ("loss_star", ".4f")):
+            ends = of["intervals"].get(key)
+            cells.append(number(of.get(key), form))
+            cells.append(" .. ".join(number(end, form) for end in ends) if ends else "")
+        table.add_row(approach, *cells)
+    _show(
+        f"At {said['flops']:.4g} FLOPs, from {said['fitted']} runs of up to {said['below']:.3g}",
+        table,
+    )
+    for run in said["runs"]:
+        print(f"{run['label']}: {run['loss']:.4f} nats a token by approach 3")
+
+
 def print_next_tokens(prompt: str, likeliest: Sequence[tuple[str, float]]) -> None:
     """A next-token distribution with bars."""
     table = _table(("token",), ("probability",))

@@ -9,9 +9,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError, content_id
+from rlhf_jax.config import ConfigError, CorpusConfig, content_id
 from rlhf_jax.report import html
+from rlhf_jax.report.foretell import foretell
+from rlhf_jax.report.study_results import read_study
+from rlhf_jax.scaling.flops import param_counts, train_flops
+from rlhf_jax.scaling.laws import DataConstrained
 from rlhf_jax.scaling.parametric import Law
+from rlhf_jax.scaling.sweep import grid_point, ladder
+from rlhf_jax.scaling.sweep import pretrain as pretrain_cell
+from rlhf_jax.study import Analysis, Study
 
 LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
 EVIL = '<script>alert("x")</script> & </table>'
@@ -39,7 +46,8 @@ def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=T
             "folder": f"cells/{name}-{run_id}"}  # fmt: skip
 
 
-def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done=True):
+def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done=True,
+             batch_tokens=1024, unique=None):  # fmt: skip
     steps = np.arange(1, 101)
     curve = LAW.loss(n, steps / 100 * d) + 0.02 * np.sin(steps)
     metrics = [
@@ -50,9 +58,11 @@ def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done
     held = {
         "loss": float(LAW.loss(n, d) * wobble if loss is None else loss), "stderr": 0.004, "bits_per_byte": 1.9,
         "bits_per_byte_stderr": 0.002, "tokens": 65536, "params": int(n), "train_tokens": int(d),
-        "flops": {"exact": 6 * n * d},
+        "flops": {"exact": 6 * n * d, "kaplan": 6 * n * d * (1 - 0.5 * (1e6 / n) ** 0.5)},
+        "param_counts": {"total": n, "non_embedding": n * (1 - 0.5 * (1e6 / n) ** 0.5)},
+        "batch_tokens": batch_tokens,
     }  # fmt: skip
-    config = {"tokens": int(d), "optim": {"lr": lr}}
+    config = {"tokens": int(d), "optim": {"lr": lr}, "unique_tokens": unique}
     return write_cell(root, "pretrain", name, config, metrics, done, heldout=held)
 
 
@@ -186,7 +196,7 @@ def test_every_figure_has_its_data_and_stands_alone(full):
     names = {p.stem for p in figures.glob("*.svg")}
     assert {"isoflop-parabolas", "isoflop-frontier", "isoflop-residuals", "isoflop-curves", "lr_check",
             "base-curve", "sft-curve", "reward-curves", "reward-calibration", "ppo-curves",
-            "before-after"} == names  # fmt: skip
+            "before-after", "exponents", "isoflop-envelope"} == names  # fmt: skip
     assert names == {p.stem for p in figures.glob("*.csv")}
     for path in figures.glob("*.svg"):
         ElementTree.fromstring(path.read_text())
@@ -195,7 +205,7 @@ def test_every_figure_has_its_data_and_stands_alone(full):
 
 def test_an_unchanged_fit_is_not_made_again(full, monkeypatch):
     folder, root, _ = full
-    monkeypatch.setattr("rlhf_jax.report.study_results.fit_points", None)
+    monkeypatch.setattr("rlhf_jax.report.study_fits.fit_points", None)
     html.build(folder, root, resamples=25)
 
 
@@ -220,6 +230,102 @@ def test_a_study_of_pretraining_alone_has_a_report(tmp_path):
     assert "1 of 1 budgets show a minimum; an exponent needs at least 2" in text
     assert "N and D lie on one line in logs" in text
     assert "This study has no PPO cell." in text
+
+
+def test_one_studys_runs_counted_in_several_ways_stand_side_by_side(tmp_path):
+    cells = []
+    for n in np.geomspace(1e6, 1e8, 10):
+        optimal = (n / LAW.G) ** (1 / LAW.a) / n  # tokens that n is compute-optimal for
+        for d in optimal * np.geomspace(1 / 12, 12, 5):
+            cells.append(pretrain(tmp_path, f"n{n:.3g}-d{d:.3g}", n, d))
+    names = [c["name"] for c in cells]
+    ways = [
+        {"label": "ends", "loss": "ends"},
+        {
+            "label": "counted otherwise",
+            "loss": "ends",
+            "params": "non_embedding",
+            "flops": "kaplan",
+        },
+        {"label": "read on the way", "loss": "curve"},
+    ]
+    folder = write_study(
+        tmp_path, cells, [{"kind": "isoflop", "cells": names, **way} for way in ways]
+    )
+    text = html.build(folder, tmp_path, resamples=20).read_text()
+    ends, otherwise, way = (
+        json.loads((folder / "fits" / f"isoflop-{label}-approach2.json").read_text())
+        for label in ("ends", "counted-otherwise", "read-on-the-way")
+    )
+    assert ends["a"] == pytest.approx(LAW.a, abs=0.03)
+    assert otherwise["a"] > ends["a"] + 0.03
+    assert way["a"] == pytest.approx(LAW.a, abs=0.1)
+    assert "Exponents side by side" in text
+    assert "N: parameters without embeddings" in text
+    assert "read off each size" in text
+
+
+def test_the_learning_rate_law_and_repeated_data_have_sections(tmp_path):
+    rates = []
+    for n in (1e5, 3e5, 1e6):
+        for b in (512, 1024):
+            best = 1e-2 * (n / 1e5) ** -0.5
+            for i, factor in enumerate((0.3, 1.0, 3.0)):
+                loss = 3 + 0.1 * np.log(factor) ** 2
+                rates.append(pretrain(tmp_path, f"lr-{n:.0f}-{b}-{i}", n, 20 * n, factor * best, loss,
+                                      batch_tokens=b))  # fmt: skip
+    law = DataConstrained(E=1.6, A=120.0, B=180.0, alpha=0.34, R_D=8.0, R_N=5.0)
+    repeated = []
+    for n in (1e6, 4e6):
+        for u in (2e6, 8e6, 3e7, 3e8):
+            for d in (u, 4 * u, 16 * u):
+                loss = float(law.predict(params=n, tokens=d, unique_tokens=u))
+                repeated.append(
+                    pretrain(tmp_path, f"u-{n:.0f}-{u:.0f}-{d:.0f}", n, d, 1e-3, loss, unique=u)
+                )
+    folder = write_study(tmp_path, [*rates, *repeated], [
+        {"kind": "lr_law", "cells": [c["name"] for c in rates]},
+        {"kind": "data_constrained", "cells": [c["name"] for c in repeated]},
+    ])  # fmt: skip
+    text = html.build(folder, tmp_path, resamples=10).read_text()
+    assert "lr = 0.01 (N / 100,000)^-0.50 (B / 1,024)^" in text
+    assert "R_D* = 8" in text
+    names = {p.stem for p in (folder / "figures").glob("*.csv")}
+    assert {"lr_law", "data_constrained"} <= names
+
+
+def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):
+    shapes = ladder((16, 24, 32, 48, 64, 96), 512, head_width=8)
+    budgets = (1e12, 2e12, 4e12, 8e12)
+    cells = [pretrain_cell(grid_point(c, m, 128, 8)) for c in budgets for m in shapes]
+    study = Study("demo", tuple(cells), CorpusConfig(vocab=512), (Analysis("isoflop", ("c*",)),))
+
+    def results(done):
+        made = [pretrain(tmp_path / str(done), c.name, param_counts(c.model)["total"], c.tokens)
+                for c in study.cells if done or not c.name.startswith("c8e12")]  # fmt: skip
+        for c, cell in zip(made, study.cells, strict=False):
+            path = tmp_path / str(done) / c["folder"] / "results" / "heldout.json"
+            held = json.loads(path.read_text())
+            held["flops"]["exact"] = train_flops(cell.model, 128, cell.tokens)
+            path.write_text(json.dumps(held))
+        late = [{"name": c.name, "run_id": "ff", "kind": "pretrain", "parents": [], "folder": f"cells/{c.name}-ff"}
+                for c in study.cells[len(made):]]  # fmt: skip
+        return write_study(tmp_path / str(done), [*made, *late], [isoflop([*made, *late])])
+
+    before = results(False)
+    path = foretell(study, read_study(before, tmp_path / "False"), 8e12, resamples=20)
+    said = json.loads(path.read_text())
+    assert said["below"] < 5e12
+    assert [run["label"] for run in said["runs"]] == [c.name for c in cells[-6:]]
+    with pytest.raises(ConfigError, match="there already"):
+        foretell(study, read_study(before, tmp_path / "False"), 8e12)
+    after = results(True)
+    with pytest.raises(ConfigError, match="has begun"):
+        foretell(study, read_study(after, tmp_path / "True"), 8e12)
+    path.rename(after / "prediction.json")
+    text = html.build(after, tmp_path / "True", resamples=20).read_text()
+    assert "Predicted before it was run" in text
+    assert "the loss of each of the 6 runs: missed by 0." in text
 
 
 def test_a_study_of_rlhf_alone_has_a_report(tmp_path):

@@ -1,6 +1,7 @@
 """Fits against a public table, known laws, and data that show no law."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from scipy.optimize import minimize
 
 from rlhf_jax.scaling.fits import fit_file, fit_points
 from rlhf_jax.scaling.isoflop import fit_isoflop
-from rlhf_jax.scaling.parametric import Law, _Surface, fit_parametric
-from rlhf_jax.scaling.points import FitError, Points, from_rows, read_table
+from rlhf_jax.scaling.parametric import Law, deleted_residuals, fit_law, fit_parametric
+from rlhf_jax.scaling.points import Points, from_rows, read_table
+from rlhf_jax.scaling.separable import disagreement, fit_separable
+from rlhf_jax.scaling.surface import Surface
 
 TABLE = Path(__file__).parent / "data" / "kyo_takano.csv"
 COLUMNS = {"params": "N", "tokens": "D", "loss": "loss"}
@@ -66,8 +69,60 @@ def test_an_independent_optimizer_finds_no_lower_objective():
     assert best < ours * 1.05
 
 
+def test_newton_on_resamples_ends_where_l_bfgs_does_or_lower():
+    surface, rng = Surface(read_table(TABLE, COLUMNS)), np.random.default_rng(0)
+    theta, _ = surface.minimise(surface.starts()[100], rounds=20)
+    n = len(surface.x)
+    weights = rng.multinomial(n, np.full(n, 1 / n), 8).astype(float)
+    losses = surface.log_loss + rng.normal(size=(8, n)) * 0.01
+    ends, values = surface.descend(np.tile(theta, (8, 1)), weights, losses)
+    for i in range(8):
+        other = Surface(read_table(TABLE, COLUMNS))
+        other.log_loss = losses[i]
+        found = minimize(other, theta, args=(weights[i],), jac=True, method="L-BFGS-B",
+                         options={"maxiter": 5000, "maxfun": 9000, "ftol": 1e-15, "gtol": 1e-9})  # fmt: skip
+        assert values[i] <= found.fun * (1 + 1e-6)
+        assert other(ends[i], weights[i])[0] == pytest.approx(values[i], rel=1e-12)
+
+
+@pytest.mark.parametrize("table", ["public", "noisy", "exact"])
+def test_two_optimizers_agree_on_the_objective_and_every_coefficient(table):
+    data = read_table(TABLE, COLUMNS) if table == "public" else points(
+        noise=0.005 if table == "noisy" else 0.0
+    )  # fmt: skip
+    fit, other = fit_parametric(data, resamples=0), fit_separable(data)
+    difference = disagreement(fit, other, len(data))
+    assert abs(difference.pop("objective")) < 1e-6
+    assert max(difference.values()) < 1e-4
+
+
+def test_an_optimum_that_the_second_optimizer_beats_is_refused(monkeypatch):
+    table = points(noise=0.005)
+    better = replace(fit_separable(table), objective=fit_parametric(table, 0).objective * 0.99)
+    monkeypatch.setattr("rlhf_jax.scaling.fits.fit_separable", lambda points: better)
+    fit = fit_points(table, 3, resamples=0)
+    assert "second optimizer" in fit["refused"]
+    assert [fit["a"], fit["frontier"]] == [None, []]
+    slightly = replace(better, objective=fit["objective"] * (1 + 1e-5))
+    monkeypatch.setattr("rlhf_jax.scaling.fits.fit_separable", lambda points: slightly)
+    fit = fit_points(table, 3, resamples=0)
+    assert not fit["refused"]
+    assert any("two optimizers differ" in note for note in fit["notes"])
+
+
+def test_deleted_residuals_are_those_of_fits_without_the_run():
+    table = points(sizes=6, noise=0.005)
+    surface = Surface(table)
+    theta, _ = surface.minimise(surface.starts()[100], rounds=20)
+    found = deleted_residuals(surface, theta)
+    for i in (0, 9, 23):
+        law = fit_law(table.take(np.arange(len(table)) != i))
+        predicted = law.loss(table.params[i], table.tokens[i])
+        assert found[i] == pytest.approx(np.log(table.loss[i] / predicted), abs=1e-6)
+
+
 def test_gradient_and_hessian_are_those_of_the_objective():
-    surface = _Surface(points(noise=0.01))
+    surface = Surface(points(noise=0.01))
     theta = np.array([-1.0, -1.2, 0.5, 0.3, 0.4])
     steps = np.eye(5) * 1e-6
     numeric = [(surface(theta + h)[0] - surface(theta - h)[0]) / 2e-6 for h in steps]
@@ -115,6 +170,55 @@ def test_approach_2_recovers_a_symmetric_law_and_its_exponent():
         low, high = budget.intervals()["n_star"]
         assert low <= budget.n_star * 1.001
         assert high >= budget.n_star * 0.999
+
+
+def test_a_window_takes_the_bias_that_wide_ladders_give_parabolas_and_approach_3_has_none():
+    """alpha != beta, no noise, one wide ladder of sizes for all budgets, so off-centre too."""
+    law = Law(1.7, 400.0, 6000.0, 0.3, 0.45)
+    budgets = np.array([1e18, 1e19, 1e20, 1e21])
+    truth = law.compute_optimal(budgets)[0]
+    n = np.tile(np.geomspace(truth[0] / 5, truth[-1] * 5, 25), 4)
+    c = np.repeat(budgets, 25)
+    table = Points(n, c / (6 * n), c, law.loss(n, c / (6 * n)))
+    whole = []  # the plain parabola through every size
+    for budget in budgets:
+        x = np.log(n[c == budget])
+        c2, c1, _ = np.polyfit(x - x.mean(), table.loss[c == budget], 2)
+        whole.append(x.mean() - c1 / (2 * c2))
+    plain = np.polyfit(np.log(budgets), whole, 1)[0]
+    two = fit_isoflop(table, resamples=0)
+    assert abs(plain - law.a) > 0.05
+    assert abs(two.n_law.exponent - law.a) < 1e-3
+    found = np.log([budget.n_star for budget in two.budgets])
+    assert np.abs(whole - np.log(truth)).min() > 0.14
+    assert np.abs(found - np.log(truth)).max() < 0.03
+    three = fit_parametric(table, resamples=0).law
+    assert three.a == pytest.approx(law.a, abs=1e-6)
+    assert np.log(three.compute_optimal(budgets)[0]) == pytest.approx(np.log(truth), abs=1e-5)
+
+
+def test_runs_outside_the_window_are_named_and_five_sizes_always_stay():
+    wide = points(budgets=(1e19,), sizes=17, span=16.0)
+    budget = fit_isoflop(wide, 0).budgets[0]
+    distance = np.abs(np.log(wide.params / budget.n_star))
+    outside = {wide.labels[i] for i in np.flatnonzero(distance > np.log(4.0))}
+    assert set(budget.outside) == outside
+    assert len(outside) >= 8
+    sparse = points(budgets=(1e19,), sizes=7, span=200.0)
+    fit = fit_points(sparse, 2, 0)["budgets"][0]
+    assert len(fit["outside"]) == 2
+    assert len(fit["points"]) == 7
+    assert any("beyond 4x a parabola is biased" in warning for warning in fit["warnings"])
+
+
+def test_approach_2_predicts_its_largest_budget_from_the_others():
+    law = Law(1.7, 400.0, 400.0, 0.34, 0.34)
+    ahead = fit_points(points(law=law), 2, resamples=0)["extrapolation"]
+    assert [ahead["below"], ahead["flops"]] == pytest.approx([1e20, 1e21])
+    assert ahead["n_log_error"] == pytest.approx(0, abs=1e-6)
+    assert ahead["n_star"] == pytest.approx(law.compute_optimal(1e21)[0], rel=1e-3)
+    few = fit_points(points(budgets=(1e18, 1e19)), 2, resamples=0)["extrapolation"]
+    assert few["refused"].startswith("2 budgets show a minimum")
 
 
 def test_approach_2_intervals_widen_with_noise_and_cover():
@@ -171,34 +275,3 @@ def test_budgets_are_clusters_of_equal_compute_or_the_named_column():
     rows = [{"params": p, "flops": f, "loss": v, "budget": f"{i % 2}"}
             for i, (p, f, v) in enumerate(zip(near.params, near.flops, near.loss, strict=True))]  # fmt: skip
     assert len(fit_isoflop(from_rows(rows), 0).budgets) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "message"),
-    [
-        ("N,D,los\n1,2,3\n", COLUMNS, r"no column 'loss' \(for loss\). Did you mean 'los'"),
-        ("N,D,loss\n1,2,3\n1,x,3\n", COLUMNS, r"t.csv:3, column 'D': tokens is 'x', not a number"),
-        ("N,D,loss\n1,2,nan\n", COLUMNS, r"t.csv:2, column 'loss': loss is nan; it must be positive"),
-        ("N,D,loss\n1,2,-3\n", COLUMNS, r"t.csv:2, column 'loss'"),
-        ("N,D,loss\n1,2\n", COLUMNS, r"t.csv:2 does not have 3 fields"),
-        ("N,loss\n1,2\n", {"params": "N"}, "two of them are needed"),
-        ("N,D,loss\n1,2,3\n", {"parms": "N"}, "'parms' is not one of the roles. Did you mean 'params'"),
-        ("N,D,loss\n", COLUMNS, "no rows"),
-        ("N,D,loss\n1,2,3\n", COLUMNS, "at least 6 runs, not 1"),
-        ("N,D,loss\n" + "1,2,3\n" * 9, COLUMNS, "have 1 and 1"),
-    ],
-)  # fmt: skip
-def test_bad_tables_are_refused_naming_row_and_column(tmp_path, text, columns, message):
-    path = tmp_path / "t.csv"
-    path.write_text(text)
-    with pytest.raises(FitError, match=message):
-        fit_file(path, columns, approach=3, resamples=0)
-
-
-def test_the_third_of_params_tokens_flops_follows_and_is_said(tmp_path):
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"params": 1e6, "flops": 6e15, "val": 3.0, "id": "r-1"}\n')
-    table = read_table(path, {"loss": "val", "label": "id"})
-    assert table.tokens[0] == pytest.approx(1e9)
-    assert table.labels == ("r-1",)
-    assert table.notes == ("tokens computed as C / (6 N)",)

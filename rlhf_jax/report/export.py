@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.report.study_results import read_study, sweep_table
 from rlhf_jax.runs import CellFolder, read_json, write_json
 
 LONG = 64  # lists longer than this stay in the run folder
@@ -13,13 +15,16 @@ TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is 
 
 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
-    """Copy fits and figures to `to`, and write `results.json`: the command, and of every finished cell
-    its configuration, results, time and provenance. Replaces what an earlier export left there."""
+    """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of every
+    finished cell its configuration, results, time and provenance; and `runs.csv`, the pretraining runs as
+    a table that `rlhf-jax fit` reads. Replaces what an earlier export left there."""
     study = read_json(study_folder / "study.json")
     for name in ("fits", "figures"):
         shutil.rmtree(to / name, ignore_errors=True)
         if (study_folder / name).is_dir():
             shutil.copytree(study_folder / name, to / name)
+    if (study_folder / "prediction.json").exists():
+        shutil.copy(study_folder / "prediction.json", to)
     cells = []
     for cell in study["cells"]:
         folder = CellFolder(runs_root / cell["folder"])
@@ -36,6 +41,12 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
             }
         )
     write_json(to / "results.json", {**study, "cells": cells})
+    rows = sweep_table(read_study(study_folder, runs_root).of("pretrain"))
+    if rows:
+        with (to / "runs.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
     return to
 
 

@@ -12,27 +12,19 @@ from typing import Any
 
 from rlhf_jax.report import plots_scaling
 from rlhf_jax.report import rlhf_sections as rlhf
+from rlhf_jax.report import scaling_sections as scaling
 from rlhf_jax.report.markup import (
     Html,
     cell_link,
     figure,
-    fixed,
-    interval,
     number,
     page,
     paragraph,
     plus_minus,
-    run_link,
     table,
 )  # fmt: skip
-from rlhf_jax.report.study_results import (
-    Fits,
-    StudyResults,
-    is_number,
-    read_study,
-    run_fits,
-    sweep_table,
-)
+from rlhf_jax.report.study_fits import Fits, run_fits
+from rlhf_jax.report.study_results import StudyResults, read_study
 from rlhf_jax.report.style import Plot, count, power
 
 
@@ -62,7 +54,7 @@ def build(
     sections = [
         ("summary", "Summary", _summary(study, fits)),
         ("data", "Data", _data(study)),
-        *_scaling(study, fits, draw),
+        *scaling.sections(study, fits, draw),
         ("base", "Base model", _base(study, draw)),
         ("sft", "Supervised fine-tuning", _sft(study, draw)),
         ("reward", "Reward model", rlhf.reward(study, draw)),
@@ -92,12 +84,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _summary(study: StudyResults, fits: Fits) -> str:
-    lines = [_exponent_line(2, name, fit) for name, fit in fits.isoflop.items()]
-    lines += [_exponent_line(3, name, fit) for name, fit in fits.parametric.items()]
-    lines += [
-        f"Learning-rate check{_of(name)}: {check['reason']}."
-        for name, check in fits.lr_check.items()
-    ]
+    lines = scaling.headlines(fits)
     for cell in _bases(study):
         held = cell.heldout
         lines.append(
@@ -114,28 +101,6 @@ def _summary(study: StudyResults, fits: Fits) -> str:
     return (
         '<ul class="headline">' + "".join(f"<li>{paragraph(line)}</li>" for line in lines) + "</ul>"
     )
-
-
-def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
-    title = "IsoFLOP" if approach == 2 else "parametric"
-    if fit.get("refused"):
-        return f"Approach {approach} ({title}){_of(name)}: no exponent. {_sentence(fit['refused'])}"
-    ends = fit.get("intervals", {})
-    return (
-        f"Approach {approach} ({title}){_of(name)}: N* ∝ C^{fit['a']:.3f}, 95% interval "
-        f"{interval(ends.get('a'), 3)}; D* ∝ C^{fit['b']:.3f} {interval(ends.get('b'), 3)}. "
-        f"Hoffmann 2022: 0.49 and 0.51 (approach 2)."
-    )
-
-
-def _of(name: str) -> str:
-    """` (label)` of an analysis that has one."""
-    label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
-    return f" ({label.replace('-', ' ')})" if label else ""
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _data(study: StudyResults) -> str:
@@ -161,108 +126,6 @@ def _data(study: StudyResults) -> str:
 
 def _escape(text: Any) -> str:
     return paragraph(str(text))[3:-4]
-
-
-def _scaling(study: StudyResults, fits: Fits, draw) -> list[tuple[str, str, str]]:
-    sections = []
-    for name, cells in study.analyses("isoflop"):
-        rows = sweep_table(cells)
-        body = (
-            _sweep_rows(rows) if rows else paragraph("None of its cells has a held-out loss yet.")
-        )
-        body += draw(plots_scaling.training_curves([c for c in cells if c.done], f"{name}-curves"))
-        two, three = fits.isoflop[name], fits.parametric[name]
-        laws = _budgets(two) + draw(plots_scaling.isoflop(two, f"{name}-parabolas"))
-        laws += draw(plots_scaling.frontier(two, three, f"{name}-frontier"))
-        laws += _law(three) + draw(plots_scaling.residuals(three, f"{name}-residuals"))
-        sections += [
-            (name, "Scaling sweep" + _of(name), body),
-            (f"{name}-fits", "Fits" + _of(name), laws),
-        ]
-    for name, check in fits.lr_check.items():
-        tried = [
-            (p["label"], run_link(p["run_id"]), number(p["lr"]), plus_minus(p["loss"], p["stderr"]))
-            for p in check["points"]
-        ]
-        body = paragraph(_sentence(check["reason"]), "" if check["interior"] else "refused")
-        body += table(("cell", "run id", "peak lr", "held-out loss"), tried) if tried else ""
-        body += draw(plots_scaling.lr_check(check, name))
-        sections.append((name, "Learning-rate check" + _of(name), body))
-    return sections
-
-
-def _sweep_rows(rows: list[dict[str, Any]]) -> str:
-    rows = sorted(rows, key=lambda row: (float(f"{row['flops'] or 0:.1e}"), row["params"] or 0))
-    return table(
-        ("cell", "run id", "params N", "tokens D", "D/N", "FLOPs (exact)", "loss (nats/token)", "bits/byte", "peak lr"),
-        [
-            (
-                row["label"], run_link(row["run_id"]), count(row["params"]), count(row["tokens"]),
-                number(row["tokens"] / row["params"], 3) if row["params"] and row["tokens"] else "-",
-                power(row["flops"]) if row["flops"] else "-", plus_minus(row["loss"], row["stderr"]),
-                fixed(row["bits_per_byte"], 4), number(row["lr"], 3),
-            )
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def _budgets(fit: dict[str, Any]) -> str:
-    body = "<h3>Approach 2: IsoFLOP minima</h3>"
-    rows = []
-    for b in fit.get("budgets") or []:
-        ends, said = b["intervals"], b["refused"] or "; ".join(b["warnings"]) or "resolved"
-        verdict = f"refused: {said}" if b["refused"] else said
-        rows.append(
-            (power(b["flops"]), len(b["points"]), count(b["n_star"]), interval(ends.get("n_star"), form=count),
-             count(b["d_star"]), interval(ends.get("d_star"), form=count), fixed(b["loss_star"], 4),
-             interval(ends.get("loss_star"), 4), verdict)
-        )  # fmt: skip
-    if rows:
-        body += table(
-            ("budget", "runs", "N*", "95%", "D*", "95%", "L*", "95%", "verdict"), rows, (8,)
-        )
-    if fit.get("refused"):
-        return body + paragraph("No exponent: " + _sentence(fit["refused"]), "refused")
-    ends = fit["intervals"]
-    body += paragraph(
-        f"a = {fit['a']:.4f} {interval(ends.get('a'), 3)}, b = {fit['b']:.4f} {interval(ends.get('b'), 3)} "
-        f"(95%, {fit['resamples']} bootstrap resamples over runs)."
-    )
-    return body + _notes(fit)
-
-
-def _law(fit: dict[str, Any]) -> str:
-    body = "<h3>Approach 3: L(N, D) = E + A / N^alpha + B / D^beta</h3>"
-    if fit.get("refused"):
-        body += paragraph("No compute-optimal split: " + _sentence(fit["refused"]), "refused")
-    if "E" not in fit:
-        return body
-    ends = fit["intervals"]
-    names = ("E", "A", "B", "alpha", "beta", "a", "b")
-    body += table(
-        ("coefficient", "value", "95%"),
-        [(k, number(fit[k], 6), interval(ends.get(k))) for k in names],
-    )
-    ahead = fit["extrapolation"]
-    lines = [
-        f"{fit['n']} runs; objective {number(fit['objective'], 6)}; {fit['hit_rate']:.0%} of 243 starts reach "
-        f"this optimum; condition number {number(fit['condition'], 3)}.",
-        f"Outliers: {fit['outliers']['policy']}.",
-    ]
-    if "rms_log_error" in ahead and is_number(ahead["rms_log_error"]):
-        lines.append(
-            f"Extrapolation: fitted to the {ahead['fitted']} runs up to {power(ahead['below'])} FLOPs, the law "
-            f"misses the other {ahead['scored']} by {100 * ahead['rms_log_error']:.2f}% rms "
-            f"(mean {100 * ahead['mean_log_error']:+.2f}%)."
-        )
-    else:
-        lines.append(f"Extrapolation not scored: {ahead.get('refused', 'no finite error')}.")
-    return body + "".join(map(paragraph, lines)) + _notes(fit)
-
-
-def _notes(fit: dict[str, Any]) -> str:
-    return "".join(paragraph(_sentence(note), "muted") for note in fit.get("notes", []))
 
 
 def _bases(study: StudyResults) -> list:
@@ -308,7 +171,7 @@ def _limits(study: StudyResults, fits: Fits) -> str:
         "FLOPs are the exact count of matmuls unless another convention is named; the parametric law's "
         "optimum takes C = 6 N D.",
     ]
-    if fits.isoflop:
+    if fits.approaches:
         lines.append(
             "IsoFLOP parabolas are approximations; intervals come from resampling runs, so they hold what "
             "differs between runs and not what all runs share (data, schedule, learning-rate law)."

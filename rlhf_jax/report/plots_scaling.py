@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from rlhf_jax.report.style import (
     render,
     styled,
 )
-from rlhf_jax.scaling.fits import PUBLISHED
+from rlhf_jax.scaling.published import FRONTIERS
 
 
 @styled
@@ -111,31 +111,33 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
 
 
 @styled
-def frontier(two: dict[str, Any], three: dict[str, Any], name: str) -> Plot | None:
-    """N* and D* against compute: both approaches with bands, and published slopes."""
-    if not (two.get("frontier") or three.get("frontier")):
+def frontier(fits: Mapping[int, dict[str, Any]], name: str) -> Plot | None:
+    """N* and D* against compute: every approach with its band, and published slopes.
+
+    fits: by approach.
+    """
+    lines = {k: fit for k, fit in fits.items() if fit.get("frontier")}
+    if not lines:
         return None
-    figure, axes = panels(1, 2, width=7.6, height=4.4)
+    figure, axes = panels(1, 2, width=7.6, height=4.6)
     rows = []
+    good = [b for b in fits.get(2, {}).get("budgets") or [] if not b["refused"]]
     for ax, key, exponent in ((axes[0], "n_star", "a"), (axes[1], "d_star", "b")):
-        good = [b for b in two.get("budgets") or [] if not b["refused"]]
-        for i, (label, fit) in enumerate((("approach 2", two), ("approach 3", three))):
-            line = fit.get("frontier") or []
-            if not line:
-                continue
+        for approach, fit in lines.items():
+            line, label, colour = fit["frontier"], f"approach {approach}", SERIES[_COLOUR[approach]]
             c = [p["flops"] for p in line]
-            ax.plot(c, [p[key] for p in line], color=SERIES[i],
+            ax.plot(c, [p[key] for p in line], color=colour,
                     label=f"{label}: {exponent} = {fit[exponent]:.3f}")  # fmt: skip
             bands = [(p.get("intervals") or {}).get(key) or [None, None] for p in line]
             if all(is_number(low) and is_number(high) for low, high in bands):
-                ax.fill_between(c, *np.array(bands).T, color=SERIES[i], alpha=0.16, linewidth=0)
+                ax.fill_between(c, *np.array(bands).T, color=colour, alpha=0.16, linewidth=0)
             rows += [(label, key, p["flops"], p[key], *b) for p, b in zip(line, bands, strict=True)]
         for b in good:
             interval = b["intervals"].get(key, [b[key]] * 2)
             ax.plot([b["flops"]] * 2, interval, color=SERIES[0], alpha=0.6)
             ax.plot(b["flops"], b[key], "o", color=SERIES[0], markersize=5)
             rows.append(("minimum", key, b["flops"], b[key], *interval))
-        _published(ax, two if two.get("frontier") else three, good, key, exponent)
+        _published(ax, lines[min(lines, key=lambda k: k != 2)], good, key, exponent)
         name_of = "model size N* (parameters)" if key == "n_star" else "training tokens D*"
         log_axis(ax, "x", "training compute C (FLOPs)", power, most=4)
         log_axis(ax, "y", "", count)
@@ -143,9 +145,13 @@ def frontier(two: dict[str, Any], three: dict[str, Any], name: str) -> Plot | No
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
     return Plot(
         name, render(figure, name), ("source", "quantity", "flops", "value", "low", "high"), rows,
-        "Compute-optimal size and tokens. Bands are 95% bootstrap intervals over runs; the right end "
-        "is ten times the largest budget. Published slopes are drawn through the middle of our line. Approach 3 takes C = 6 N D.",
+        "Compute-optimal size and tokens. Bands are 95% bootstrap intervals; the right end is ten times "
+        "the largest budget. Published slopes are drawn through the middle of our line. Approach 3 takes C = 6 N D.",
     )  # fmt: skip
+
+
+_COLOUR = {2: 0, 3: 1, 1: 2}  # of the approaches, in SERIES
+_DASHES = {"hoffmann-2": "--", "hoffmann-3": "-.", "kaplan": ":"}
 
 
 def _published(ax, fit: dict[str, Any], good: list, key: str, exponent: str) -> None:
@@ -157,11 +163,10 @@ def _published(ax, fit: dict[str, Any], good: list, key: str, exponent: str) -> 
         else float(c[len(c) // 3])
     )
     anchor = float(np.exp(np.interp(np.log(middle), np.log(c), np.log([p[key] for p in line]))))
-    wanted = ("Hoffmann 2022, approach 2", "Kaplan 2020")
-    for label, dash in zip(wanted, ("--", ":"), strict=True):
-        slope = PUBLISHED[label][exponent]
+    for law, dash in _DASHES.items():
+        slope = FRONTIERS[law].a if exponent == "a" else 1 - FRONTIERS[law].a
         ax.plot(c, anchor * (c / middle) ** slope, dash, color=MUTED, linewidth=1.3,
-                label=f"{label}: {slope:.2f}")  # fmt: skip
+                label=f"{law}: {slope:.2f}")  # fmt: skip
 
 
 @styled

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from rlhf_jax.config import ConfigError, content_id
-from rlhf_jax.runs import CellFolder, read_json, write_json
+from rlhf_jax.config import ConfigError
+from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.scaling.curves import Curve, smooth
-from rlhf_jax.scaling.fits import fit_points
-from rlhf_jax.scaling.learning_rate import check_lr
-from rlhf_jax.scaling.points import FitError, Points, from_rows
+from rlhf_jax.scaling.points import Points, from_rows
+from rlhf_jax.study import ACCOUNTS
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,19 @@ class CellResult:
 
 
 @dataclass(frozen=True)
+class Analysed:
+    """An analysis (`rlhf_jax.study.Analysis`) of cells that have run. name: a file stem, unique in the
+    study."""
+
+    name: str
+    label: str
+    cells: list[CellResult]
+    params: str
+    flops: str
+    loss: str
+
+
+@dataclass(frozen=True)
 class StudyResults:
     """A study's description and cells. folder: `RUNS/studies/NAME`."""
 
@@ -113,29 +125,27 @@ class StudyResults:
     def of(self, kind: str, done: bool = True) -> list[CellResult]:
         return [cell for cell in self.cells if cell.kind == kind and (cell.done or not done)]
 
-    def analyses(self, kind: str) -> list[tuple[str, list[CellResult]]]:
-        """(name, cells) of each analysis of a kind; the name is a file stem, unique in the study."""
-        named: list[tuple[str, list[CellResult]]] = []
-        for analysis in self.spec.get("analyses", []):
-            if analysis.get("kind") != kind:
+    def analyses(self, *kinds: str) -> list[Analysed]:
+        """The analyses of some kinds (all: every kind), with the study's cells."""
+        found: list[Analysed] = []
+        for spec in self.spec.get("analyses", []):
+            kind, label = spec.get("kind"), spec.get("label") or ""
+            if kinds and kind not in kinds:
                 continue
-            label = "".join(c if c.isalnum() else "-" for c in analysis.get("label") or "")
-            name = f"{kind}-{label}" if label else kind
-            if any(name == taken for taken, _ in named):
-                name = f"{name}-{len(named) + 1}"
-            wanted = set(analysis.get("cells", []))
-            named.append((name, [cell for cell in self.cells if cell.name in wanted]))
-        return named
+            stem = "".join(c if c.isalnum() else "-" for c in label)
+            name = f"{kind}-{stem}" if stem else kind
+            if any(name == other.name for other in found):
+                name = f"{name}-{len(found) + 1}"
+            wanted = set(spec.get("cells", []))
+            cells = [cell for cell in self.cells if cell.name in wanted]
+            accounts = {key: spec.get(key, known[0]) for key, known in ACCOUNTS.items()}
+            found.append(Analysed(name, label, cells, **accounts))
+        return found
 
     @property
     def analysed(self) -> set[str]:
         """Names of the cells that belong to some analysis."""
-        return {
-            c.name
-            for kind in ("isoflop", "lr_check")
-            for _, cells in self.analyses(kind)
-            for c in cells
-        }
+        return {c.name for analysis in self.analyses() for c in analysis.cells}
 
     @property
     def missing(self) -> list[CellResult]:
@@ -186,7 +196,7 @@ def sweep_table(
         if not is_number(held.get("loss")):
             continue
         counts, compute = held.get("param_counts") or {}, held.get("flops")
-        optim, batch = config.get("optim") or {}, config.get("batch")
+        optim = config.get("optim") or {}
         rows.append(
             {
                 "label": cell.name,
@@ -239,65 +249,6 @@ def training_curves(
 def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
     """The rows as a table to fit. Standard errors are of the held-out sample, which all runs share."""
     return from_rows([{k: v for k, v in row.items() if v is not None} for row in rows])
-
-
-@dataclass(frozen=True)
-class Fits:
-    """What the analyses conclude; every value is JSON. A fit that cannot be made is
-    {"refused": reason}."""
-
-    isoflop: dict[str, dict[str, Any]] = field(default_factory=dict)  # approach 2
-    parametric: dict[str, dict[str, Any]] = field(default_factory=dict)  # approach 3
-    lr_check: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
-    """Runs every analysis and writes `fits/NAME.json`; an unchanged fit is read back instead."""
-    fits = Fits()
-    for name, cells in study.analyses("isoflop"):
-        rows = sweep_table(cells)
-        for approach, into in ((2, fits.isoflop), (3, fits.parametric)):
-            path = study.folder / "fits" / f"{name}-approach{approach}.json"
-            into[name] = _cached_fit(path, rows, approach, resamples, seed)
-    for name, cells in study.analyses("lr_check"):
-        path = study.folder / "fits" / f"{name}.json"
-        fits.lr_check[name] = _lr_check(cells)
-        write_json(path, fits.lr_check[name])
-    return fits
-
-
-def _cached_fit(path: Path, rows: list, approach: int, resamples: int, seed: int) -> dict[str, Any]:
-    inputs = content_id([rows, approach, resamples, seed])
-    try:
-        old = read_json(path)
-    except ValueError:
-        old = None
-    if old and old.get("inputs") == inputs:
-        return old
-    try:
-        if len(rows) < 3:
-            raise FitError(f"{len(rows)} of the sweep's cells have a held-out loss")
-        fit = fit_points(sweep_points(rows), approach, resamples, seed)
-    except FitError as e:
-        fit = {"approach": approach, "n": len(rows), "refused": str(e), "notes": []}
-    fit["inputs"] = inputs
-    write_json(path, fit)
-    return fit
-
-
-def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
-    """{"points": [{lr, loss, stderr, label, run_id}], interior, resolved, reason, best_lr}."""
-    rows = [
-        {k: row[k] for k in ("lr", "loss", "stderr", "label", "run_id", "params")}
-        for row in sweep_table(cells)
-        if is_number(row["lr"])
-    ]
-    rows.sort(key=lambda row: row["lr"])
-    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if not c.heldout]}
-    try:
-        return out | check_lr([(r["lr"], r["loss"], r["stderr"]) for r in rows]).to_dict()
-    except ConfigError as e:
-        return out | {"best_lr": None, "interior": False, "resolved": False, "reason": str(e)}
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.isoflop import describe, fit_isoflop
+from rlhf_jax.scaling.curves import Curve
+from rlhf_jax.scaling.envelope import EnvelopeFit, fit_end_points, fit_envelope
+from rlhf_jax.scaling.isoflop import PowerLaw, describe, fit_isoflop, power_law
 from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
 from rlhf_jax.scaling.points import FitError, Points, read_table
+from rlhf_jax.scaling.separable import disagreement, fit_separable
+
+AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
+DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
 # Published compute-optimal exponents, drawn beside ours and never fitted to.
 PUBLISHED = {
@@ -28,8 +35,19 @@ def fit_file(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fits the runs of a CSV or JSONL file; see `read_table` for `columns`, `fit_points` for keys."""
-    return fit_points(read_table(path, columns), approach, resamples, seed)
+    """Fits the runs of a CSV or JSONL file; see `read_table` for `columns`, `fit_points` for keys.
+
+    The result has `file` and its `sha256` too.
+    """
+    return source(path) | fit_points(read_table(path, columns), approach, resamples, seed)
+
+
+def source(path: str | Path) -> dict[str, str]:
+    """{"file", "sha256"} of a table."""
+    path = Path(path)
+    if not path.is_file():
+        raise FitError(f"{path} is not a file")
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def fit_points(
@@ -37,55 +55,177 @@ def fit_points(
 ) -> dict[str, Any]:
     """A fit as JSON values (no NaN; what could not be determined is None with a reason).
 
-    Returns, approach 2: `budgets` (flops, n_star, d_star, loss_star, intervals, refused, warnings,
-    resolved, parabola, center, points), the exponents `a` (N*) and `b` (D*), `intervals`, the
-    prefactors `k_n` and `k_d`, `frontier`, `refused`. Approach 3: `E, A, B, alpha, beta,
-    objective, a, b, G, n, intervals, hit_rate, condition, outliers, residuals, extrapolation,
-    frontier, refused`. Both: `approach, n, resamples, seed, notes`.
+    Returns, approaches 1 and 2: the exponents `a` (N*) and `b` (D*), `intervals`, the prefactors
+    `k_n` and `k_d`, `frontier`, `extrapolation`, `refused`; 1 also `envelope` (flops, params,
+    tokens, loss, label of the holder, kept), from final losses interpolated within each size
+    (`fit_curves` takes training curves); 2 also `budgets` (flops, n_star, d_star, loss_star,
+    intervals, refused, warnings, resolved, outside, parabola, center, points). Approach 3:
+    `E, A, B, alpha, beta, objective, a, b, G, n, intervals, hit_rate, condition, agreement,
+    outliers, residuals, extrapolation, frontier, refused`. All: `approach, n, resamples, seed,
+    notes`, and `points`, the runs fitted (label, run_id, params, tokens, flops, loss).
 
     Raises:
-      FitError: the table cannot be fitted at all (too few runs), or approach is not 2 or 3.
+      FitError: the table cannot be fitted at all (too few runs), or approach is not 1, 2 or 3.
     """
-    if approach not in (2, 3):
-        raise FitError(f"approach is {approach!r}; it must be 2 (IsoFLOP) or 3 (parametric)")
-    fit = _isoflop if approach == 2 else _parametric
-    result = fit(points, resamples, seed)
+    fits: dict[int, Callable] = {1: _ends, 2: _isoflop, 3: _parametric}
+    if approach not in fits:
+        raise FitError(
+            f"approach is {approach!r}; it must be 1 (envelope), 2 (IsoFLOP) or 3 (parametric)"
+        )
+    result = fits[approach](points, resamples, seed)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
-    return _plain({**head, **result})
+    return _plain({**head, **result, "points": points.rows()})
+
+
+def fit_curves(
+    curves: Sequence[Curve], valid_from: float = 0.9, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Approach 1 on training curves, with the keys of `fit_points`; `points` are the curves' ends.
+
+    Args:
+      curves, valid_from: see `fit_envelope`.
+    """
+
+    def law(below: float, draws: int) -> EnvelopeFit:
+        kept = [curve for curve in curves if curve.flops[-1] <= below * 1.01]
+        return fit_envelope(kept, valid_from, draws, seed)
+
+    if not curves:
+        raise FitError("approach 1 got 0 curves; it needs at least one")
+    params, tokens, flops, loss = np.array(
+        [[c.params, c.tokens[-1], c.flops[-1], c.loss[-1]] for c in curves]
+    ).T
+    ends = Points(params, tokens, flops, loss, labels=tuple(curve.label for curve in curves))
+    head = {"approach": 1, "n": len(curves), "resamples": resamples, "seed": seed}
+    notes = [f"a loss counts in the last {1 - valid_from:.0%} of its run's compute"]
+    return _plain({**head, **_envelope(law, ends, resamples, notes), "points": ends.rows()})
+
+
+def _ends(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+    def law(below: float, draws: int) -> EnvelopeFit:
+        return fit_end_points(points.take(points.flops <= below * 1.01), draws, seed)
+
+    notes = [*points.notes, "final losses, interpolated in ln C between each size's horizons"]
+    return _envelope(law, points, resamples, notes)
+
+
+def _envelope(
+    law: Callable[[float, int], EnvelopeFit], ends: Points, resamples: int, notes: list[str]
+) -> dict[str, Any]:
+    """`law` fits the runs that end below a compute."""
+    fit = law(np.inf, resamples)
+    return {
+        **_power_laws(fit.n_law, fit.d_law, ends.flops),
+        "envelope": fit.describe(),
+        "extrapolation": _envelope_ahead(law, fit, ends.flops),
+        "refused": fit.refused,
+        "notes": [*notes, *fit.warnings],
+    }
+
+
+def _envelope_ahead(
+    law: Callable[[float, int], EnvelopeFit], fit: EnvelopeFit, flops: np.ndarray
+) -> dict[str, Any]:
+    """The law of the runs below the largest budget, against the envelope beyond their compute."""
+    below = flops[flops < flops.max() / 1.1]
+    if fit.refused or not len(below):
+        return {"refused": fit.refused or "all runs have one budget"}
+    part = law(float(below.max()), 0)
+    ahead = fit.kept & (fit.flops > part.flops.max() * 1.001)
+    if part.refused or not ahead.any():
+        return {"refused": part.refused or "the envelope has no point beyond the other budgets"}
+    middle = np.flatnonzero(ahead)  # the holder steps: its mean in logs over the stretch
+    own = [float(np.exp(np.log(v[middle]).mean())) for v in (fit.flops, fit.params, fit.tokens)]
+    return _ahead(part.n_law, part.d_law, float(below.max()), *own)
+
+
+def _ahead(
+    n_law: PowerLaw | None, d_law: PowerLaw | None, below: float,
+    flops: float, n_star: float, d_star: float,
+) -> dict[str, Any]:  # fmt: skip
+    """A prediction and its errors, ln predicted - ln found."""
+    assert n_law and d_law
+    predicted = [law.k * flops**law.exponent for law in (n_law, d_law)]
+    return {
+        "below": below,
+        "flops": flops,
+        "n_star": predicted[0],
+        "d_star": predicted[1],
+        "n_log_error": float(np.log(predicted[0] / n_star)),
+        "d_log_error": float(np.log(predicted[1] / d_star)),
+    }
+
+
+def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarray) -> dict:
+    """The keys that approaches 1 and 2 share."""
+    laws, frontier = {"a": n_law, "b": d_law}, []
+    if n_law and d_law:
+        at = _range(flops)
+        n_band, d_band = n_law.band(at), d_law.band(at)
+        frontier = [
+            {
+                "flops": c,
+                "n_star": n_law.k * c**n_law.exponent,
+                "d_star": d_law.k * c**d_law.exponent,
+                "intervals": {"n_star": n_band[:, i].tolist(), "d_star": d_band[:, i].tolist()},
+            }
+            for i, c in enumerate(at.tolist())
+        ]
+    return {
+        **{name: law.exponent if law else None for name, law in laws.items()},
+        "k_n": n_law.k if n_law else None,
+        "k_d": d_law.k if d_law else None,
+        "intervals": {name: law.interval() for name, law in laws.items() if law},
+        "frontier": frontier,
+    }
 
 
 def _isoflop(points: Points, resamples: int, seed: int) -> dict[str, Any]:
     fit = fit_isoflop(points, resamples, seed)
-    laws = {"a": fit.n_law, "b": fit.d_law}
-    frontier = []
-    if fit.n_law and fit.d_law:
-        flops = _range(np.array([budget.flops for budget in fit.budgets]))
-        n_band, d_band = fit.n_law.band(flops), fit.d_law.band(flops)
-        frontier = [
-            {
-                "flops": c,
-                "n_star": fit.n_law.k * c**fit.n_law.exponent,
-                "d_star": fit.d_law.k * c**fit.d_law.exponent,
-                "intervals": {"n_star": n_band[:, i].tolist(), "d_star": d_band[:, i].tolist()},
-            }
-            for i, c in enumerate(flops.tolist())
-        ]
+    outside = [label for budget in fit.budgets for label in budget.outside]
+    notes = [f"{len(outside)} runs beyond 4x of their budget's N* are left out"] if outside else []
     return {
         "budgets": [describe(budget) for budget in fit.budgets],
-        **{name: law.exponent if law else None for name, law in laws.items()},
-        "k_n": fit.n_law.k if fit.n_law else None,
-        "k_d": fit.d_law.k if fit.d_law else None,
-        "intervals": {name: law.interval() for name, law in laws.items() if law},
+        **_power_laws(fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets])),
+        "extrapolation": _isoflop_ahead(points),
         "refused": fit.refused,
-        "frontier": frontier,
-        "notes": [*points.notes, *fit.warnings],
+        "notes": [*points.notes, *fit.warnings, *notes],
     }
+
+
+def _isoflop_ahead(points: Points) -> dict[str, Any]:
+    """The law of the budgets but the largest that shows a minimum, against that minimum."""
+    budgets = fit_isoflop(points, resamples=0).budgets
+    good = [budget for budget in budgets if budget.n_star and budget.d_star]
+    if len(good) < 3:
+        return {
+            "refused": f"{len(good)} budgets show a minimum; 2 to fit and 1 to score are needed"
+        }
+    top = good.pop()
+    n_law, d_law = (
+        power_law(np.array([b.flops for b in good]), np.array([getattr(b, name) for b in good]))
+        for name in ("n_star", "d_star")
+    )
+    assert top.n_star and top.d_star
+    return _ahead(n_law, d_law, good[-1].flops, top.flops, top.n_star, top.d_star)
 
 
 def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
     fit = fit_parametric(points, resamples, seed)
     values = {name: getattr(fit.law, name) for name in NAMES}
-    if fit.refused:
+    agreement, refused, warnings = None, fit.refused, list(fit.warnings)
+    if not refused:
+        agreement = disagreement(fit, fit_separable(points), len(points))
+        if agreement["objective"] > DISAGREE:
+            refused = (
+                f"a second optimizer found an objective lower by {agreement['objective']:.1e} of "
+                "itself: this is not the optimum"
+            )
+        elif abs(agreement["objective"]) > AGREE:
+            warnings.append(
+                f"two optimizers differ by {agreement['objective']:.1e} of the objective"
+            )
+    if refused:
         values |= {"a": None, "b": None, "G": None}
     policy = f"rows beyond 3 robust standard deviations: {len(fit.outliers)}; none dropped"
     return {
@@ -94,6 +234,7 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
         "intervals": {k: v for k, v in fit.intervals().items() if values[k] is not None},
         "hit_rate": fit.hit_rate,
         "condition": fit.condition,
+        "agreement": agreement,
         "outliers": {"policy": policy, "rows": list(fit.outliers)},
         "residuals": [
             {"label": label, "params": n, "tokens": d, "flops": c, "residual": r}
@@ -103,9 +244,9 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
             )
         ],
         "extrapolation": extrapolation(points),
-        "frontier": fit.frontier(_range(points.flops)),
-        "refused": fit.refused,
-        "notes": [*points.notes, *fit.warnings, "the optimum takes C = 6 N D"],
+        "frontier": [] if refused else fit.frontier(_range(points.flops)),
+        "refused": refused,
+        "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
     }  # fmt: skip
 
 

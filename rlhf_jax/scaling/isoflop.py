@@ -2,8 +2,12 @@
 
 A budget whose minimum the runs do not show is refused in words, and the refusal is part of the
 result: no optimum is copied from a neighbour or read off the end of the grid. The parabola itself is
-an approximation: it is biased when alpha != beta and when sizes span more than about 4x each way of
-the minimum, so cross-check it with approach 3.
+an approximation: it is biased when alpha != beta, the more the wider the sizes spread, so runs further
+than 4x from the minimum are left out and named, and approach 3 is the cross-check.
+
+Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over the
+budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget instead
+often leaves 3 or 4 of them for 3 coefficients; COVERAGE_NOTE
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ MIN_SIZES = (
     4  # below: refused (three sizes leave a parabola no residual); at 4: fitted, with a warning
 )
 MIN_RESOLVED = 0.5  # share of resamples that must show an interior minimum too
-WIDE = 4.0  # sizes further than this factor from N* bias the parabola
+WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out
+WINDOW_SIZES = 5  # but never so many that fewer sizes than this remain
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Budget:
       n_star, d_star, loss_star: the minimum; None when refused.
       parabola: (c0, c1, c2) of loss = c0 + c1 u + c2 u^2, u = ln N - center; also of a refused
         concave or one-sided fit, so that it can be drawn. None below `MIN_SIZES`.
+      outside: labels of the runs beyond `WIDE` of N*, which the parabola leaves out.
       draws: bootstrap minima (resamples, 3) of (ln N*, ln D*, L*); NaN where a resample has none.
     """
 
@@ -43,6 +49,7 @@ class Budget:
     center: float = 0.0
     refused: str | None = None
     warnings: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     draws: np.ndarray = field(default_factory=lambda: np.empty((0, 3)))
 
     @property
@@ -100,9 +107,9 @@ class IsoflopFit:
 def fit_isoflop(
     points: Points, resamples: int = 1000, seed: int = 0, tolerance: float = 0.1
 ) -> IsoflopFit:
-    """Fits a parabola per budget, then ln N* and ln D* against ln C; bootstraps over runs.
+    """Fits a parabola per budget, then ln N* and ln D* against ln C; bootstraps the residuals.
 
-    Runs are resampled within their budget; the exponents use whichever budgets resolve in a draw.
+    In each resample the exponents use whichever budgets resolve.
 
     Args:
       points: runs; grouped by `points.budget`, or else by C within a factor 1 + `tolerance`.
@@ -110,11 +117,13 @@ def fit_isoflop(
     """
     if not len(points):
         raise FitError("approach 2 has no runs to fit")
-    groups = _groups(points, tolerance)
-    seeds = np.random.SeedSequence(seed).spawn(len(groups))
+    fits = [_Parabola(points.take(group)) for group in _groups(points, tolerance)]
+    noise = [fit.noise for fit in fits if not fit.refused]
+    pool = np.concatenate(noise) if noise else np.zeros(1)
+    seeds = np.random.SeedSequence(seed).spawn(len(fits))
     budgets = [
-        _fit_budget(points.take(group), resamples, np.random.default_rng(s))
-        for group, s in zip(groups, seeds, strict=True)
+        fit.budget(pool, resamples, np.random.default_rng(s))
+        for fit, s in zip(fits, seeds, strict=True)
     ]
     budgets.sort(key=lambda budget: budget.flops)
     good = [budget for budget in budgets if not budget.refused]
@@ -145,41 +154,109 @@ def _groups(points: Points, tolerance: float) -> list[np.ndarray]:
     return [np.array(group) for group in groups]
 
 
-def _fit_budget(runs: Points, resamples: int, rng: np.random.Generator) -> Budget:
-    flops = float(np.exp(np.log(runs.flops).mean()))
-    sizes = np.unique(runs.params)
-    if len(sizes) < MIN_SIZES:
-        return Budget(
-            flops, runs, refused=f"{len(sizes)} model sizes; a minimum needs at least {MIN_SIZES}"
+class _Parabola:
+    """One budget's weighted least squares of loss = c0 + c1 u + c2 u^2 within its window.
+
+    Attributes:
+      kept: mask of the runs within the window. u: ln N - center of those, as y and weights are.
+      noise: their residuals, standardised by weight and divided by sqrt(1 - leverage).
+    """
+
+    def __init__(self, runs: Points):
+        self.runs = runs
+        self.flops = float(np.exp(np.log(runs.flops).mean()))
+        self.sizes = np.unique(runs.params)
+        self.noise = np.zeros(0)
+        self.refused: str | None = None
+        if len(self.sizes) < MIN_SIZES:
+            self.refused = f"{len(self.sizes)} model sizes; a minimum needs at least {MIN_SIZES}"
+            return
+        self.kept = np.ones(len(runs), bool)
+        self._fit()
+        for _ in range(20):  # a window that has not settled by then swings between two
+            kept = self._window()
+            if (kept == self.kept).all():
+                break
+            self.kept = kept
+            self._fit()
+        self.refused = _refusal(runs.take(self.kept), self.u, self.c)
+
+    def _fit(self) -> None:
+        x, weights = np.log(self.runs.params[self.kept]), np.ones(int(self.kept.sum()))
+        if self.runs.stderr is not None:
+            weights = self.runs.stderr[self.kept] ** -2.0
+        self.center = float(x.mean())
+        self.u, self.y, self.root = x - self.center, self.runs.loss[self.kept], np.sqrt(weights)
+        X = np.stack([np.ones_like(self.u), self.u, self.u**2], 1)
+        scaled = X * self.root[:, None]
+        self.solve = np.linalg.pinv(scaled)  # (3, n): from scaled losses to coefficients
+        self.c = self.solve @ (self.y * self.root)
+        self.fitted = X @ self.c
+        leverage = np.einsum("ni,in->n", scaled, self.solve)
+        self.noise = (self.y - self.fitted) * self.root / np.sqrt(np.maximum(1 - leverage, 1e-3))
+
+    def _window(self) -> np.ndarray:
+        """Runs within `WIDE` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are few."""
+        vertex = -self.c[1] / (2 * self.c[2]) if self.c[2] > 0 else np.nan
+        if self.u.min() < vertex < self.u.max():
+            middle = self.center + vertex
+        else:
+            means = [self.runs.loss[self.runs.params == size].mean() for size in self.sizes]
+            middle = np.log(self.sizes[int(np.argmin(means))])
+        nearest = np.sort(np.abs(np.log(self.sizes) - middle))
+        reach = max(np.log(WIDE), nearest[min(WINDOW_SIZES, len(nearest)) - 1])
+        return np.abs(np.log(self.runs.params) - middle) <= reach + 1e-9
+
+    def budget(self, pool: np.ndarray, resamples: int, rng: np.random.Generator) -> Budget:
+        """The result, with minima resampled from residuals of `pool`."""
+        if self.refused and not len(self.noise):
+            return Budget(self.flops, self.runs, refused=self.refused)
+        parabola = (float(self.c[0]), float(self.c[1]), float(self.c[2]))
+        outside = tuple(self.runs.labels[i] for i in np.flatnonzero(~self.kept))
+        shown: dict[str, Any] = {"parabola": parabola, "center": self.center, "outside": outside}
+        if self.refused:
+            return Budget(self.flops, self.runs, refused=self.refused, **shown)
+        log_n, _, loss_star = self._minima(self.c[None])[0]
+        noise = rng.choice(pool, (resamples, len(self.u))) * rng.choice(
+            [-1.0, 1.0], (resamples, len(self.u))
         )
-    x = np.log(runs.params)
-    center = float(x.mean())
-    u, y = x - center, runs.loss
-    w = np.ones_like(y) if runs.stderr is None else runs.stderr**-2.0
-    c = _parabolas(u, y, w[None])[0]
-    parabola = (float(c[0]), float(c[1]), float(c[2]))
-    refused = _refusal(runs, u, c)
-    if refused:
-        return Budget(flops, runs, parabola=parabola, center=center, refused=refused)
-    log_n, loss_star = center - c[1] / (2 * c[2]), c[0] - c[1] ** 2 / (4 * c[2])
-    draws = _bootstrap(runs, u, y, w, center, resamples, rng)
-    resolved = float(np.mean(np.isfinite(draws[:, 0]))) if resamples else 1.0
-    if resolved < MIN_RESOLVED:
-        reason = f"only {resolved:.0%} of bootstrap resamples show an interior minimum"
-        return Budget(flops, runs, parabola=parabola, center=center, refused=reason, draws=draws)
-    warnings = []
-    if len(sizes) == MIN_SIZES:
-        warnings.append(f"{MIN_SIZES} sizes: one residual degree of freedom; 5 or more are advised")
-    if resolved < 0.9:
-        warnings.append(f"{1 - resolved:.0%} of resamples have no interior minimum")
-    span = np.exp(max(log_n - x.min(), x.max() - log_n))
-    if span > WIDE * 1.5:
-        warnings.append(f"sizes reach {span:.1f}x from N*; beyond {WIDE:.0f}x a parabola is biased")
-    return Budget(
-        flops=flops, points=runs, n_star=float(np.exp(log_n)),
-        d_star=float(np.exp(_log_tokens(runs, log_n))), loss_star=float(loss_star),
-        parabola=parabola, center=center, warnings=tuple(warnings), draws=draws,
-    )  # fmt: skip
+        draws = self._minima((self.fitted * self.root + noise) @ self.solve.T)
+        resolved = float(np.mean(np.isfinite(draws[:, 0]))) if resamples else 1.0
+        if resolved < MIN_RESOLVED:
+            reason = f"only {resolved:.0%} of bootstrap resamples show an interior minimum"
+            return Budget(self.flops, self.runs, refused=reason, draws=draws, **shown)
+        return Budget(
+            flops=self.flops, points=self.runs, n_star=float(np.exp(log_n)),
+            d_star=float(np.exp(_log_tokens(self.runs, log_n))), loss_star=float(loss_star),
+            warnings=self._warnings(log_n, resolved), draws=draws, **shown,
+        )  # fmt: skip
+
+    def _minima(self, c: np.ndarray) -> np.ndarray:
+        """(ln N*, ln D*, L*) of parabolas (R, 3); NaN where the minimum is not inside the window."""
+        out = np.full((len(c), 3), np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            vertex = -c[:, 1] / (2 * c[:, 2])
+            inside = (c[:, 2] > 0) & (vertex > self.u.min()) & (vertex < self.u.max())
+            out[inside, 0] = self.center + vertex[inside]
+            out[inside, 1] = _log_tokens(self.runs, out[inside, 0])
+            out[inside, 2] = (c[:, 0] - c[:, 1] ** 2 / (4 * c[:, 2]))[inside]
+        return out
+
+    def _warnings(self, log_n: float, resolved: float) -> tuple[str, ...]:
+        warnings = []
+        if len(self.sizes) == MIN_SIZES:
+            warnings.append(
+                f"{MIN_SIZES} sizes: one residual degree of freedom; 5 or more are advised"
+            )
+        if resolved < 0.9:
+            warnings.append(f"{1 - resolved:.0%} of resamples have no interior minimum")
+        x = self.u + self.center
+        span = np.exp(max(log_n - x.min(), x.max() - log_n))
+        if span > WIDE * 1.5:
+            warnings.append(
+                f"sizes reach {span:.1f}x from N*; beyond {WIDE:.0f}x a parabola is biased"
+            )
+        return tuple(warnings)
 
 
 def _refusal(runs: Points, u: np.ndarray, c: np.ndarray) -> str | None:
@@ -199,35 +276,6 @@ def _refusal(runs: Points, u: np.ndarray, c: np.ndarray) -> str | None:
     return None
 
 
-def _parabolas(u: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted least squares of y = c0 + c1 u + c2 u^2 for each row of weights: (R, 3)."""
-    X = np.stack([np.ones_like(u), u, u * u], 1)
-    A = np.einsum("rn,ni,nj->rij", weights, X, X)
-    rhs = np.einsum("rn,ni,n->ri", weights, X, y)
-    return np.linalg.solve(A, rhs[..., None])[..., 0]
-
-
-def _bootstrap(runs, u, y, w, center, resamples, rng) -> np.ndarray:
-    """Minima of resampled budgets, (resamples, 3); draws with under 3 distinct sizes are redrawn."""
-    n = len(u)
-    _, size = np.unique(runs.params, return_inverse=True)
-    counts = np.zeros((resamples, n))
-    for r in range(resamples):
-        while len(np.unique(size[counts[r] > 0])) < 3:
-            counts[r] = np.bincount(rng.integers(0, n, n), minlength=n)
-    draws = np.full((resamples, 3), np.nan)
-    if not resamples:
-        return draws
-    c = _parabolas(u, y, counts * w)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = -c[:, 1] / (2 * c[:, 2])
-        inside = (c[:, 2] > 0) & (vertex > u.min()) & (vertex < u.max())
-        draws[inside, 0] = center + vertex[inside]
-        draws[inside, 1] = _log_tokens(runs, draws[inside, 0])
-        draws[inside, 2] = (c[:, 0] - c[:, 1] ** 2 / (4 * c[:, 2]))[inside]
-    return draws
-
-
 def _log_tokens(runs: Points, log_n: np.ndarray | float) -> np.ndarray | float:
     """ln D at ln N along the budget, between its own runs (exact when C = 6 N D)."""
     sizes, first = np.unique(runs.params, return_index=True)
@@ -236,20 +284,50 @@ def _log_tokens(runs: Points, log_n: np.ndarray | float) -> np.ndarray | float:
 
 def _power_law(budgets: list[Budget], column: int) -> PowerLaw:
     """ln of N* (column 0) or D* (1) on ln C by least squares, and again on every bootstrap draw."""
-    log_c = np.log([budget.flops for budget in budgets])
-    y = np.log(np.array([(b.n_star, b.d_star)[column] for b in budgets], np.float64))
-    slope, intercept = np.polyfit(log_c - log_c.mean(), y, 1)
+    y = np.array([(b.n_star, b.d_star)[column] for b in budgets], np.float64)
     resamples = min(len(b.draws) for b in budgets)
-    draws = np.full((resamples, 2), np.nan)
-    table = np.array([b.draws[:resamples, column] for b in budgets]).reshape(len(budgets), -1)
-    for r in range(resamples):
-        kept = np.isfinite(table[:, r])
-        if kept.sum() < 2:
-            continue
-        x = log_c[kept] - log_c[kept].mean()
-        exponent = float(x @ table[kept, r] / (x @ x))
-        draws[r] = table[kept, r].mean() - exponent * log_c[kept].mean(), exponent
-    return PowerLaw(float(np.exp(intercept - slope * log_c.mean())), float(slope), draws)
+    draws = np.array([b.draws[:resamples, column] for b in budgets]).reshape(len(budgets), -1).T
+    return power_law(np.array([b.flops for b in budgets]), y, log_draws=draws)
+
+
+def power_law(
+    flops: np.ndarray,
+    values: np.ndarray,
+    stderr: np.ndarray | None = None,
+    log_draws: np.ndarray | None = None,
+) -> PowerLaw:
+    """values = k C^exponent by weighted least squares in logs.
+
+    Args:
+      flops: C, (n,). values: N* or D* at each, (n,), positive.
+      stderr: standard errors of ln values, (n,): weights are their inverse squares. Default: equal.
+      log_draws: bootstrap draws of ln values, (resamples, n), NaN where there is none; each gives
+        a draw of the law if it has 2 values or more.
+
+    Raises:
+      FitError: fewer than 2 distinct C, or what is not positive and finite.
+    """
+    flops, values = np.asarray(flops, np.float64), np.asarray(values, np.float64)
+    weights = np.ones_like(flops) if stderr is None else np.asarray(stderr, np.float64) ** -2.0
+    for name, given in (("flops", flops), ("values", values), ("1/stderr^2", weights)):
+        if given.shape != flops.shape or not (np.isfinite(given) & (given > 0)).all():
+            raise FitError(f"a power law needs {name} that are positive, finite and as many as C")
+    if len(np.unique(flops)) < 2:
+        raise FitError("a power law needs at least 2 distinct C")
+    x = np.log(flops)
+    rows = np.log(values)[None]
+    if log_draws is not None:
+        rows = np.concatenate([rows, log_draws])
+    w = np.isfinite(rows) * weights
+    y = np.where(np.isfinite(rows), rows, 0.0)
+    total = np.maximum(w.sum(1), 1e-300)
+    mean_x, mean_y = w @ x / total, (w * y).sum(1) / total
+    dx = x - mean_x[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (w * dx * y).sum(1) / (w * dx * dx).sum(1)
+    slope[(w > 0).sum(1) < 2] = np.nan
+    lines = np.stack([mean_y - slope * mean_x, slope], 1)
+    return PowerLaw(float(np.exp(lines[0, 0])), float(lines[0, 1]), lines[1:])
 
 
 def describe(budget: Budget) -> dict[str, Any]:
@@ -264,6 +342,7 @@ def describe(budget: Budget) -> dict[str, Any]:
         "refused": budget.refused,
         "warnings": list(budget.warnings),
         "resolved": budget.resolved,
+        "outside": list(budget.outside),
         "parabola": None if budget.parabola is None else list(budget.parabola),
         "center": budget.center,
         "points": [

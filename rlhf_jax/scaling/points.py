@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.config import suggest
+from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign, number_hint
 
-NUMERIC = ("params", "tokens", "flops", "loss", "stderr", "unique_tokens", "error")
-COLUMNS = (*NUMERIC, "budget", "label")
-
-
-class FitError(ValueError):
-    """Data that no law can be fitted to: says which row and column, and what to do."""
+__all__ = ["COLUMNS", "NUMERIC", "FitError", "Points", "from_rows", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,8 @@ class Points:
       unique_tokens: distinct training tokens, where some were repeated, or None.
       error: a downstream error rate, 0 to 1, or None.
       budget: name of the IsoFLOP budget of each row, or None (then equal C is clustered).
-      labels: where each row comes from (a run id, or `file:line`).
+      labels: what each row is called (a cell's name, or `file:line`).
+      run_ids: the run folder that each row was read from, or None.
       notes: what was computed rather than read.
     """
 
@@ -45,14 +42,17 @@ class Points:
     error: np.ndarray | None = None
     budget: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
+    run_ids: tuple[str | None, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.loss)
         if not self.labels:
             object.__setattr__(self, "labels", tuple(f"row {i + 1}" for i in range(n)))
-        if (self.budget is not None and len(self.budget) != n) or len(self.labels) != n:
-            raise FitError(f"{n} losses need {n} budgets and labels")
+        for name in ("budget", "labels", "run_ids"):
+            given = getattr(self, name)
+            if given is not None and len(given) != n:
+                raise FitError(f"{n} losses need {n} {name}, not {len(given)}")
         for name in NUMERIC:
             values = getattr(self, name)
             if values is None:
@@ -83,7 +83,19 @@ class Points:
             **columns,
             budget=None if self.budget is None else tuple(self.budget[i] for i in index),
             labels=tuple(self.labels[i] for i in index),
+            run_ids=None if self.run_ids is None else tuple(self.run_ids[i] for i in index),
         )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The runs as JSON values: label, run_id (None where unknown), params, tokens, flops, loss."""
+        ids = self.run_ids or (None,) * len(self)
+        return [
+            {"label": label, "run_id": run_id, "params": n, "tokens": d, "flops": c, "loss": loss}
+            for label, run_id, n, d, c, loss in zip(
+                self.labels, ids, self.params.tolist(), self.tokens.tolist(), self.flops.tolist(),
+                self.loss.tolist(), strict=True,
+            )
+        ]  # fmt: skip
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
@@ -99,7 +111,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
         raise FitError("the table has no rows")
     labels = tuple(str(row.get("label") or f"{where} {i + 1}") for i, row in enumerate(rows))
     present = [name for name in NUMERIC if any(row.get(name) is not None for row in rows)]
-    sizes = [name for name in ("params", "tokens", "flops") if name in present]
+    sizes = [name for name in SIZES if name in present]
     if len(sizes) < 2:
         raise FitError(
             f"of params, tokens and flops the table has {sizes or 'none'}; two of them are needed"
@@ -130,37 +142,31 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
         budget = tuple(str(row.get("budget") or "") for row in rows)
         if "" in budget:
             raise FitError(f"{labels[budget.index('')]}: budget is empty; other rows have one")
-    return Points(**arrays, budget=budget, labels=labels, notes=tuple(notes))
+    ids = tuple(None if (i := row.get("run_id")) in (None, "") else str(i) for row in rows)
+    return Points(
+        **arrays,
+        budget=budget,
+        labels=labels,
+        run_ids=ids if any(ids) else None,
+        notes=tuple(notes),
+    )
 
 
 def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
-    """Points from a CSV (header line) or JSONL file.
+    """Points from a CSV (header line) or JSONL file; UTF-8, with or without a byte-order mark.
 
     Args:
       path: `.csv`, or `.jsonl` with one object a line.
-      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "tokens": "D",
-        "loss": "loss"}`. A name that is left out is looked up under its own name, and is absent
-        if the file has no such column.
+      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`.
+        What is left out is recognised by its name (see `columns.ALIASES`), and `notes` says which
+        column was taken for what.
 
     Raises:
       FitError: naming the file, the line and the column.
     """
-    path, columns = Path(path), dict(columns or {})
-    for key in columns:
-        if key not in COLUMNS:
-            raise FitError(f"columns: {key!r} is not one of the roles.{suggest(key, COLUMNS)}")
+    path, given = Path(path), dict(columns or {})
     records, header = _records(path)
-    for role, name in columns.items():
-        if name not in header:
-            raise FitError(
-                f"{path.name} has no column {name!r} (for {role}).{suggest(name, header)}"
-            )
-    names = {role: columns.get(role, role) for role in COLUMNS}
-    if "loss" not in columns and "loss" not in header:
-        raise FitError(
-            f"{path.name} has no column 'loss'; it has {', '.join(header)}. Say which one it is, "
-            "for instance columns={'loss': 'val_loss'}"
-        )
+    names, notes = assign(header, [record for _, record in records], given, path.name)
     rows = []
     for line, record in records:
         row = {role: record[name] for role, name in names.items() if name in record}
@@ -169,41 +175,65 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
             if row.get(role) is not None:
                 at = f"{path.name}:{line}, column {names[role]!r}"
                 row[role] = _number(row[role], role, at)
-            elif role in columns:
+            elif role in names:
                 raise FitError(f"{path.name}:{line} has no value in column {names[role]!r}")
         rows.append(row)
-    return from_rows(rows, where=path.name)
+    points = from_rows(rows, where=path.name)
+    return replace(points, notes=(*points.notes, *notes))
 
 
 def _records(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
     """[(line number, record)] and the column names in order of appearance."""
     if not path.is_file():
         raise FitError(f"{path} is not a file")
-    if path.suffix == ".csv":
-        with path.open(newline="") as f:
-            reader = csv.DictReader(f)
-            records = [(reader.line_num, row) for row in reader]
-            header = list(reader.fieldnames or [])
-        for line, row in records:
-            if None in row or None in row.values():
-                raise FitError(f"{path.name}:{line} does not have {len(header)} fields")
-    elif path.suffix == ".jsonl":
-        records, header = [], []
-        for line, text in enumerate(path.read_text().splitlines(), 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as e:
-                raise FitError(f"{path.name}:{line} is not JSON: {e}") from None
-            if not isinstance(row, dict):
-                raise FitError(f"{path.name}:{line} is not a JSON object")
-            records.append((line, row))
-            header += [key for key in row if key not in header]
-    else:
+    if path.suffix not in (".csv", ".jsonl"):
         raise FitError(f"{path.name}: expected a .csv or .jsonl file")
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets write a byte-order mark
+    except UnicodeDecodeError:
+        raise FitError(f"{path.name} is not UTF-8 text: save it as CSV in UTF-8") from None
+    if not text.strip():
+        raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
+    records, header = (_csv if path.suffix == ".csv" else _jsonl)(path.name, text)
     if not records:
         raise FitError(f"{path.name} has no rows")
+    return records, header
+
+
+def _csv(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = [field.strip() for field in next(reader)]
+    twice = sorted({field for field in header if header.count(field) > 1 and field})
+    if twice:
+        raise FitError(f"{name}: the header has {twice[0]!r} twice; rename one of them")
+    if not set("".join(header)) - set("0123456789.eE+-, "):
+        raise FitError(f"{name}: the first line, {text.splitlines()[0]!r}, is not a header")
+    records = []
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(header):
+            raise FitError(
+                f"{name}:{reader.line_num} does not have {len(header)} fields as the header does, "
+                f"but {len(fields)}"
+            )
+        records.append((reader.line_num, dict(zip(header, fields, strict=True))))
+    return records, header
+
+
+def _jsonl(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    records, header = [], []
+    for line, content in enumerate(text.splitlines(), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as e:
+            raise FitError(f"{name}:{line} is not JSON: {e}") from None
+        if not isinstance(row, dict):
+            raise FitError(f"{name}:{line} is not a JSON object")
+        records.append((line, row))
+        header += [key for key in row if key not in header]
     return records, header
 
 
@@ -213,7 +243,7 @@ def _number(value: Any, role: str, at: str) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError):
-        raise FitError(f"{at}: {role} is {value!r}, not a number") from None
+        raise FitError(f"{at}: {role} is {value!r}, not a number{number_hint(value)}") from None
     if not math.isfinite(number) or number <= 0:
         raise FitError(
             f"{at}: {role} is {value}; it must be positive and finite "

@@ -1,0 +1,141 @@
+"""What a study's analyses conclude, fitted once and kept as `fits/NAME.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import ConfigError, content_id
+from rlhf_jax.report.study_results import (
+    Analysed,
+    CellResult,
+    StudyResults,
+    is_number,
+    sweep_points,
+    sweep_table,
+    training_curves,
+)
+from rlhf_jax.runs import read_json, write_json
+from rlhf_jax.scaling.curves import at_equal_compute, joined
+from rlhf_jax.scaling.fits import fit_points
+from rlhf_jax.scaling.laws import fit_named
+from rlhf_jax.scaling.learning_rate import check_lr, fit_learning_rate
+from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.predict import score
+
+
+@dataclass(frozen=True)
+class Fits:
+    """By the name of the analysis; every value is JSON. A fit that cannot be made is
+    {"refused": reason}. prediction: the one made before the last budget was run, and its score."""
+
+    approaches: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    lr_check: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lr_law: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data_constrained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prediction: dict[str, Any] | None = None
+
+
+def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
+    """Runs every analysis and writes `fits/NAME.json`; an unchanged fit is read back instead."""
+    fits = Fits(prediction=_prediction(study))
+
+    def kept(name: str, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return _kept(study.folder / "fits" / f"{name}.json", [*inputs, resamples, seed], make)
+
+    for analysis in study.analyses("isoflop"):
+        rows = sweep_table(analysis.cells, analysis.params, analysis.flops)
+        fits.approaches[analysis.name] = {
+            approach: kept(
+                f"{analysis.name}-approach{approach}",
+                [rows, approach, analysis.loss],
+                partial(_approach, analysis, rows, approach, resamples, seed),
+            )
+            for approach in ((1, 2, 3) if analysis.loss == "heldout" else (2,))
+        }
+    for analysis in study.analyses("lr_law"):
+        rows = sweep_table(analysis.cells)
+        fits.lr_law[analysis.name] = kept(analysis.name, [rows], partial(fit_learning_rate, rows))
+    for analysis in study.analyses("data_constrained"):
+        rows = unique_rows(analysis.cells)
+        fits.data_constrained[analysis.name] = kept(
+            analysis.name, [rows], partial(_repetition, rows, resamples, seed)
+        )
+    for analysis in study.analyses("lr_check"):
+        fits.lr_check[analysis.name] = _lr_check(analysis.cells)
+        path = study.folder / "fits" / f"{analysis.name}.json"
+        write_json(path, fits.lr_check[analysis.name])
+    return fits
+
+
+def _approach(
+    analysis: Analysed, rows: list[dict[str, Any]], approach: int, resamples: int, seed: int
+) -> dict[str, Any]:
+    return fit_points(_points(analysis, rows), approach, resamples, seed)
+
+
+def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+    return fit_named("data_constrained", sweep_points(rows), resamples, seed)
+
+
+def unique_rows(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """The sweep's rows; where no subset was asked for, every token seen was unique."""
+    return [
+        row | {"unique_tokens": row["unique_tokens"] or row["tokens"]} for row in sweep_table(cells)
+    ]
+
+
+def _points(analysis: Analysed, rows: list[dict[str, Any]]) -> Points:
+    """The table that an isoflop analysis fits: final losses, or losses at equal compute on the way."""
+    if len(rows) < 3:
+        raise FitError(f"{len(rows)} of the sweep's cells have a held-out loss")
+    if analysis.loss == "heldout":
+        return sweep_points(rows)
+    if analysis.loss == "ends":
+        return at_equal_compute(joined(sweep_points(rows)))
+    return at_equal_compute(training_curves(analysis.cells, analysis.params, analysis.flops))
+
+
+def _kept(path: Path, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    key = content_id(inputs)
+    try:
+        old = read_json(path)
+    except ValueError:
+        old = None
+    if old and old.get("inputs") == key:
+        return old
+    try:
+        fit = make()
+    except FitError as e:
+        fit = {"refused": str(e), "notes": []}
+    fit["inputs"] = key
+    write_json(path, fit)
+    return fit
+
+
+def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
+    """{"points": [{lr, loss, stderr, label, run_id}], interior, resolved, reason, best_lr}."""
+    rows = [
+        {k: row[k] for k in ("lr", "loss", "stderr", "label", "run_id", "params")}
+        for row in sweep_table(cells)
+        if is_number(row["lr"])
+    ]
+    rows.sort(key=lambda row: row["lr"])
+    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if not c.heldout]}
+    try:
+        return out | check_lr([(r["lr"], r["loss"], r["stderr"]) for r in rows]).to_dict()
+    except ConfigError as e:
+        return out | {"best_lr": None, "interior": False, "resolved": False, "reason": str(e)}
+
+
+def _prediction(study: StudyResults) -> dict[str, Any] | None:
+    """`prediction.json` of the study folder with `score` beside it."""
+    said = read_json(study.folder / "prediction.json")
+    rows = [row for a in study.analyses("isoflop") for row in sweep_table(a.cells)]
+    if not said or not rows:
+        return said
+    unique = list({row["label"]: row for row in rows}.values())
+    return said | {"score": score(said, sweep_points(unique))}

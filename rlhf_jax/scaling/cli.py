@@ -1,0 +1,156 @@
+"""The command line of `rlhf-jax fit`. No jax, and at import no numpy or scipy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_jax.config import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from rlhf_jax.scaling.points import Points
+
+APPROACHES = ("1", "2", "3", "all")
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", metavar="TABLE_OR_STUDY",
+                   help="a .csv or .jsonl of runs; a study file; or a folder RUNS/studies/NAME")  # fmt: skip
+    p.add_argument("overrides", metavar="key=value", nargs="*", help="of a study file, as in `run`")
+    p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
+                   help="of a table whose names say too little: loss=NAME and two of params=NAME, "
+                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D")  # fmt: skip
+    p.add_argument("--approach", choices=APPROACHES, default=None,
+                   help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss "
+                        "(default: all)")  # fmt: skip
+    p.add_argument("--law", metavar="NAME", help="another law instead; an unknown name lists them")
+    p.add_argument("--analysis", metavar="NAME",
+                   help="of a study: this isoflop analysis (default: the only one)")  # fmt: skip
+    p.add_argument("--resamples", type=int, default=1000, metavar="N",
+                   help="of the bootstrap; 0: no intervals")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--tiny", action="store_true", help="of a study file: its small form")
+    p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
+    p.add_argument("--json", action="store_true")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Returns 0.
+
+    Raises:
+      ConfigError: what was given cannot be read, or nothing can be fitted to it.
+    """
+    from rlhf_jax.scaling.points import FitError
+
+    if args.resamples < 0:
+        raise ConfigError(f"--resamples is {args.resamples}; it must be 0 or more")
+    if args.law and args.approach:
+        raise ConfigError("--law and --approach are two ways to choose the fit; give one of them")
+    pairs = [text for text in args.columns if "=" in text.strip("=")]
+    if len(pairs) < len(args.columns):
+        wrong = next(text for text in args.columns if text not in pairs)
+        raise ConfigError(f"--columns {wrong!r} is not ROLE=NAME, for instance loss=val_loss")
+    try:
+        points, where = _read(args)
+        fits = _fit(points, args)
+    except FitError as e:
+        raise ConfigError(str(e)) from None
+    if args.json:
+        one = len(fits) == 1
+        print(json.dumps(where | fits[0] if one else where | {"fits": fits}, indent=1))
+        return 0
+    from rlhf_jax import tables
+
+    for fit in fits:
+        name = fit.get("law") or f"approach {fit['approach']}"
+        tables.print_fit(f"{args.source}: {name}, {len(points)} runs", fit)
+    return 0
+
+
+def _fit(points: Points, args: argparse.Namespace) -> list[dict[str, Any]]:
+    from rlhf_jax.scaling.fits import fit_points
+    from rlhf_jax.scaling.points import FitError
+
+    if args.law:
+        from rlhf_jax.scaling.laws import LAWS, fit_named
+
+        if args.law not in LAWS:
+            raise ConfigError(f"--law {args.law!r} is not known.{suggest(args.law, list(LAWS))}")
+        fit = fit_named(args.law, points, args.resamples, args.seed)
+        return [{"law": args.law, **fit, "points": points.rows()}]
+    if args.approach not in (None, "all"):
+        return [fit_points(points, int(args.approach), args.resamples, args.seed)]
+    fits, reasons = [], []
+    for approach in (1, 2, 3):
+        try:
+            fits.append(fit_points(points, approach, args.resamples, args.seed))
+        except FitError as e:
+            reasons.append(str(e))
+            fits.append(
+                {"approach": approach, "n": len(points), "refused": str(e), "notes": [],
+                 "points": points.rows()}
+            )  # fmt: skip
+    if all(fit["refused"] for fit in fits) and reasons:
+        refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)
+        raise FitError(f"no approach can be fitted to these {len(points)} runs:\n{refusals}")
+    return fits
+
+
+def _read(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
+    """The runs, and where they come from as JSON values."""
+    from rlhf_jax.scaling.fits import source
+    from rlhf_jax.scaling.points import read_table
+
+    path = Path(args.source)
+    if path.suffix == ".py" or path.is_dir():
+        if args.columns:
+            raise ConfigError("--columns is for tables; a study's runs say what they are")
+        return _read_study(args)
+    if not path.is_file():
+        raise ConfigError(f"no file {path}")
+    for given, option in ((args.overrides, "key=value"), (args.tiny, "--tiny"),
+                          (args.analysis, "--analysis")):  # fmt: skip
+        if given:
+            raise ConfigError(f"{option} is for studies; {path.name} is a table")
+    columns = dict(text.split("=", 1) for text in args.columns)
+    return read_table(path, columns), source(path)
+
+
+def _read_study(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
+    """The finished cells of a study's isoflop analysis, or all that it pretrained."""
+    from rlhf_jax.report.study_results import read_study, sweep_points, sweep_table
+
+    folder, root = Path(args.source), Path(args.source).resolve().parent.parent
+    if folder.suffix == ".py":
+        from rlhf_jax.runs import Runs
+        from rlhf_jax.study import load_study
+
+        runs = Runs(args.runs)
+        folder, root = runs.study(load_study(args.source, args.tiny, args.overrides)), runs.root
+        if not (folder / "study.json").is_file():
+            again = f"rlhf-jax run {args.source}" + (" --tiny" if args.tiny else "")
+            raise ConfigError(f"{args.source} has not been run in {args.runs}; first: {again}")
+    study = read_study(folder, root)
+    analyses = {analysis.name: analysis for analysis in study.analyses("isoflop")}
+    if args.analysis and args.analysis not in analyses:
+        raise ConfigError(
+            f"no isoflop analysis {args.analysis!r}.{suggest(args.analysis, list(analyses))}"
+        )
+    if len(analyses) > 1 and not args.analysis:
+        raise ConfigError(
+            f"several isoflop analyses: choose with --analysis {' | '.join(analyses)}"
+        )
+    where = {"study": study.folder.name}
+    if analyses:
+        chosen = analyses[args.analysis or next(iter(analyses))]
+        rows = sweep_table(chosen.cells, chosen.params, chosen.flops)
+        where["analysis"] = chosen.name
+        known = f"of the {len(chosen.cells)} cells of {chosen.name}"
+    else:
+        rows = sweep_table(study.cells)
+        known = f"of the {len(study.cells)} cells of {study.folder.name}"
+    if not rows:
+        raise ConfigError(f"none {known} has finished with a held-out loss yet")
+    return sweep_points(rows), where

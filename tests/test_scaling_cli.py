@@ -1,0 +1,125 @@
+"""`rlhf-jax fit` on tables and on studies."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax import cli
+from rlhf_jax.runs import write_json
+from rlhf_jax.scaling.parametric import Law
+
+DATA = Path(__file__).parent / "data"
+LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+
+
+def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1):
+    """A study folder whose finished cells follow a law."""
+    cells = []
+    for c in budgets:
+        for k in range(sizes):
+            n = LAW.compute_optimal(c)[0] * 2.0 ** (k - sizes / 2 + 0.5)
+            name = f"c{c:.0e}-n{k}"
+            folder = root / "cells" / f"{name}-id"
+            cells.append(
+                {"name": name, "run_id": "id", "kind": "pretrain", "folder": f"cells/{name}-id"}
+            )
+            if len(cells) <= unfinished:
+                continue
+            d = c / (6 * n)
+            held = {
+                "loss": float(LAW.loss(n, d)),
+                "params": n,
+                "train_tokens": d,
+                "flops": {"exact": c},
+            }
+            write_json(folder / "config.json", {})
+            write_json(folder / "results" / "heldout.json", held)
+            write_json(folder / "done.json", {"seconds": 1.0})
+    names = [cell["name"] for cell in cells]
+    spec = [{"kind": "isoflop", "label": f"{i}", "cells": names} for i in range(analyses)]
+    folder = root / "studies" / "synthetic"
+    write_json(folder / "study.json", {"cells": cells, "analyses": spec})
+    return folder
+
+
+def fit(capsys, *words):
+    assert cli.main(["fit", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_approach_is_fitted_by_default_and_names_its_source(capsys):
+    found = fit(capsys, DATA / "kyo_takano.csv", "--resamples", "20")
+    assert [f["approach"] for f in found["fits"]] == [1, 2, 3]
+    assert found["file"] == "kyo_takano.csv"
+    assert len(found["sha256"]) == 64
+    assert all(len(f["points"]) == 234 for f in found["fits"])
+    assert f"{found['fits'][2]['E']:.5f}" == "1.78389"
+
+
+def test_approaches_that_a_table_does_not_support_are_refused_beside_the_others(capsys):
+    found = fit(capsys, DATA / "gadre2024.csv", "--resamples", "20")
+    one, two, three = found["fits"]
+    assert "an exponent needs at least" in one["refused"]
+    assert "budgets show a minimum" in two["refused"]
+    assert three["a"] > 0
+    assert (
+        cli.main(["fit", str(DATA / "gadre2024.csv"), "--approach", "2", "--resamples", "0"]) == 0
+    )
+    assert "Refused: " in capsys.readouterr().out
+
+
+def test_a_table_that_supports_nothing_is_wrong_input(tmp_path, capsys):
+    path = tmp_path / "two.csv"
+    path.write_text("N,D,loss\n1e6,2e7,3.5\n2e6,4e7,3.25\n")
+    assert cli.main(["fit", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "no approach can be fitted to these 2 runs" in said
+    assert "approach 3: approach 3 fits 5 coefficients and needs at least 6 runs" in said
+
+
+def test_a_study_folder_is_fitted_by_its_finished_cells(tmp_path, capsys):
+    folder = study(tmp_path)
+    found = fit(capsys, folder, "--approach", "2", "--resamples", "20")
+    assert found["study"] == "synthetic"
+    assert found["analysis"] == "isoflop-0"
+    assert found["n"] == 17
+    assert {p["run_id"] for p in found["points"]} == {"id"}
+    assert found["a"] == pytest.approx(LAW.a, abs=0.02)
+
+
+def test_a_study_with_several_analyses_asks_which(tmp_path, capsys):
+    folder = study(tmp_path, analyses=2)
+    assert cli.main(["fit", str(folder)]) == 2
+    assert "--analysis isoflop-0 | isoflop-1" in capsys.readouterr().err
+    assert (
+        fit(capsys, folder, "--analysis", "isoflop-1", "--approach", "2")["analysis"] == "isoflop-1"
+    )
+    assert cli.main(["fit", str(folder), "--analysis", "isoflop"]) == 2
+    assert "Did you mean 'isoflop-" in capsys.readouterr().err
+
+
+def test_another_law_is_fitted_by_name_and_an_unknown_one_lists_them(capsys):
+    found = fit(capsys, DATA / "muennighoff2023.csv", "--law", "kaplan", "--resamples", "5")
+    assert found["law"] == "kaplan"
+    assert len(found["points"]) == found["n"] == 296
+    assert cli.main(["fit", str(DATA / "kyo_takano.csv"), "--law", "kaplann"]) == 2
+    assert "Did you mean 'kaplan'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no.csv"], "no file no.csv"),
+        ([DATA / "kyo_takano.csv", "--columns", "loss"], "'loss' is not ROLE=NAME"),
+        ([DATA / "kyo_takano.csv", "--tiny"], "--tiny is for studies"),
+        ([DATA / "kyo_takano.csv", "--resamples", "-1"], "must be 0 or more"),
+        ([DATA / "kyo_takano.csv", "--law", "kaplan", "--approach", "3"], "give one of them"),
+        (["experiments/demo.py", "--tiny", "--runs", "none"], "first: rlhf-jax run experiments/demo.py --tiny"),
+        (["."], "has no study.json"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_refused_in_words(words, message, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert cli.main(["fit", *map(str, words)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""Losses at equal compute, read along training or between horizons; predictions and their scores."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.scaling.curves import Curve, at_equal_compute, joined, smooth
+from rlhf_jax.scaling.isoflop import fit_isoflop
+from rlhf_jax.scaling.parametric import Law
+from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.predict import predict, score
+
+LAW = Law(E=1.8, A=60.0, B=120.0, alpha=0.3, beta=0.3)
+SIZES = np.geomspace(1e4, 2e6, 10)
+
+
+def runs(budgets, sizes=SIZES, span=5.0, noise=0.0, seed=0):
+    """Final losses of a known law at whole budgets, sizes within `span` of each optimum."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (n, c / (6 * n), c)
+        for c in budgets
+        for n in sizes
+        if 1 / span < n / LAW.compute_optimal(c)[0] < span
+    ]
+    n, d, c = np.array(rows).T
+    loss = LAW.loss(n, d) * np.exp(noise * rng.normal(size=len(n)))
+    labels = tuple(f"{a:.4g}@{b:.4g}" for a, b in zip(n, c, strict=True))
+    return Points(n, d, c, loss, labels=labels)
+
+
+def test_smoothing_follows_a_falling_curve_to_its_end():
+    rng = np.random.default_rng(0)
+    flops = np.arange(1, 4001) * 1e8
+    truth = 2 + 3 * (flops / 1e8) ** -0.3
+    at, loss = smooth(flops, truth + 0.1 * rng.normal(size=len(flops)))
+    expected = 2 + 3 * (at / 1e8) ** -0.3
+    assert at[-1] == pytest.approx(flops[-1])
+    late = at > 0.1 * flops[-1]
+    assert np.abs(loss - expected)[late].max() < 0.02
+    assert abs((loss - expected)[late].mean()) < 0.004  # a plain mean lags by 0.02 here
+
+
+def test_losses_between_horizons_show_the_minima_of_whole_budgets():
+    table = runs(np.geomspace(1e11, 1e13, 7), span=30.0)
+    between = at_equal_compute(joined(table), budgets=5)
+    assert {label.partition("=")[0] for label in between.labels} == {"N"}
+    fit = fit_isoflop(between, resamples=0)
+    assert fit.n_law.exponent == pytest.approx(LAW.a, abs=0.02)
+    for budget in fit.budgets[1:-1]:
+        assert budget.n_star == pytest.approx(LAW.compute_optimal(budget.flops)[0], rel=0.1)
+
+
+def test_seeds_at_one_horizon_are_averaged():
+    one = runs([1e11, 1e12, 1e13], span=1e3)
+    two = Points(*(np.concatenate([getattr(one, k)] * 2) for k in ("params", "tokens", "flops")),
+                 np.concatenate([one.loss - 0.1, one.loss + 0.1]))  # fmt: skip
+    for a, b in zip(joined(one), joined(two), strict=True):
+        np.testing.assert_allclose(a.loss, b.loss)
+        assert len(a.flops) == 3
+
+
+def test_counting_without_embeddings_and_last_layer_raises_the_exponent():
+    """Kaplan's accounting of runs whose true exponent is 0.5 (Porian 2024; Pearce and Song 2024)."""
+    vocab, curves, kaplan = 512, [], []
+    for width in (16, 24, 32, 48, 64, 96, 144, 216):
+        body, head = 24 * width**2, vocab * width
+        flops = np.geomspace(1e10, 1e14, 60)
+        tokens = flops / (6 * (body + head))
+        curves.append(Curve(f"d{width}", body + head, flops, tokens, LAW.loss(body + head, tokens)))
+        share = body / (body + head)
+        kaplan.append(Curve(f"d{width}", body, flops * share, tokens, curves[-1].loss))
+    all_of_it = fit_isoflop(at_equal_compute(curves), 0).n_law.exponent
+    without = fit_isoflop(at_equal_compute(kaplan), 0).n_law.exponent
+    assert all_of_it == pytest.approx(0.5, abs=0.02)
+    assert without > all_of_it + 0.1
+
+
+def test_curves_that_share_no_compute_are_refused():
+    flops = np.geomspace(1e10, 1e11, 5)
+    apart = [Curve(str(i), 10.0**i, flops * 100**i, flops, flops * 0 + 3) for i in range(1, 8)]
+    with pytest.raises(FitError, match="no two budgets are reached by 5 of the 7 curves"):
+        at_equal_compute(apart)
+
+
+def test_a_prediction_from_small_budgets_meets_the_large_one():
+    small = runs(np.geomspace(1e11, 3e12, 5), noise=1e-3)
+    large = runs([2e13], noise=1e-3, seed=1)
+    planned = [
+        {"label": label, "params": n, "tokens": d}
+        for label, n, d in zip(large.labels, large.params, large.tokens, strict=True)
+    ]
+    said = predict(small, 2e13, planned, resamples=50)
+    n_star, d_star = LAW.compute_optimal(2e13)
+    for approach in ("2", "3"):
+        assert said["approaches"][approach]["n_star"] == pytest.approx(n_star, rel=0.3)
+        low, high = said["approaches"][approach]["intervals"]["d_star"]
+        assert low < said["approaches"][approach]["d_star"] < high
+    assert said["approaches"]["3"]["loss_star"] == pytest.approx(LAW.loss(n_star, d_star), rel=0.01)
+    found = score(said, Points(*(np.concatenate([getattr(small, k), getattr(large, k)])
+                                 for k in ("params", "tokens", "flops", "loss")),
+                               labels=small.labels + large.labels))  # fmt: skip
+    assert found["runs"]["n"] == len(planned)
+    assert found["runs"]["rms_log_error"] < 0.01
+    assert abs(found["approaches"]["3"]["loss_star"]) < 0.01
+    assert found["measured"]["n_star"] == pytest.approx(n_star, rel=0.3)
+
+
+def test_nothing_is_predicted_of_compute_that_runs_have_reached():
+    with pytest.raises(FitError, match="nothing is left to predict"):
+        predict(runs([1e11, 1e12]), 1e12, [])
+
+
+def test_a_prediction_whose_runs_are_missing_says_so():
+    said = {"flops": 1e14, "approaches": {}, "runs": []}
+    assert "no run of this compute" in score(said, runs([1e12]))["measured"]["refused"]
