@@ -17,7 +17,7 @@ from small_models import CORPUS, SHAPES
 from rlhf_jax.cells import Cell, Pretrain
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.scaling.flops import param_counts
-from rlhf_jax.study import Study
+from rlhf_jax.study import Analysis, Study
 
 Schedule = Literal["cosine", "wsd"]
 
@@ -51,4 +51,8 @@ def study(tiny: bool = False) -> Study:
         title="The learning rate as a law of model size and batch",
         corpus=CORPUS,
         cells=tuple(cells),
+        analyses=(
+            Analysis("lr_law", ("cosine-*",), "cosine schedule"),
+            Analysis("lr_check", ("wsd-*",), "a trunk of 80k parameters"),
+        ),
     )

@@ -25,4 +25,4 @@ SHAPES = (
 ROWS = 8  # of a batch, for every size and budget: 1,024 tokens, so that small budgets have steps enough
 
 # Peak learning rate of a trunk in proportion to that of a cosine run (experiments/learning_rate.py).
-TRUNK_LR = 0.5
+TRUNK_LR = 0.8

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_jax import cli
@@ -13,7 +14,7 @@ DATA = Path(__file__).parent / "data"
 LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
 
-def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1):
+def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, loss="heldout"):
     """A study folder whose finished cells follow a law."""
     cells = []
     for c in budgets:
@@ -37,7 +38,9 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1):
             write_json(folder / "results" / "heldout.json", held)
             write_json(folder / "done.json", {"seconds": 1.0})
     names = [cell["name"] for cell in cells]
-    spec = [{"kind": "isoflop", "label": f"{i}", "cells": names} for i in range(analyses)]
+    spec = [
+        {"kind": "isoflop", "label": f"{i}", "cells": names, "loss": loss} for i in range(analyses)
+    ]
     folder = root / "studies" / "synthetic"
     write_json(folder / "study.json", {"cells": cells, "analyses": spec})
     return folder
@@ -86,6 +89,25 @@ def test_a_study_folder_is_fitted_by_its_finished_cells(tmp_path, capsys):
     assert found["n"] == 17
     assert {p["run_id"] for p in found["points"]} == {"id"}
     assert found["a"] == pytest.approx(LAW.a, abs=0.02)
+
+
+def test_an_analysis_of_ends_is_read_off_at_equal_compute_for_approach_2_alone(tmp_path, capsys):
+    """The same sizes at every horizon, so that each has a curve."""
+    folder = study(tmp_path, budgets=(1e16, 1e17, 1e18), unfinished=0, loss="ends")
+    ratio = LAW.compute_optimal(1e17)[0] / LAW.compute_optimal(1e16)[0]
+    for path in sorted((tmp_path / "cells").glob("*/results/heldout.json")):
+        held = json.loads(path.read_text())
+        c = held["flops"]["exact"]
+        held["params"] /= ratio ** round(np.log10(c / 1e17))
+        held["train_tokens"] = c / (6 * held["params"])
+        held["loss"] = float(LAW.loss(held["params"], held["train_tokens"]))
+        write_json(path, held)
+    two = fit(capsys, folder, "--approach", "2", "--resamples", "0")
+    assert any("interpolated along each size's curve" in note for note in two["notes"])
+    assert len(two["budgets"]) == 6
+    three = fit(capsys, folder, "--approach", "3", "--resamples", "0")
+    assert three["n"] == 18
+    assert three["alpha"] == pytest.approx(LAW.alpha, rel=1e-3)
 
 
 def test_a_study_with_several_analyses_asks_which(tmp_path, capsys):

@@ -25,8 +25,8 @@ def test_the_studies_are_of_the_law_and_their_noise_is_what_is_said():
 
 
 def test_a_score_is_the_share_of_intervals_that_hold_the_truth():
-    inside = {name: (0.0, 1.0) for name in NAMES}
-    outside = {name: (1.0, 3.0) for name in NAMES}
+    inside = dict.fromkeys(NAMES, (0.0, 1.0))
+    outside = dict.fromkeys(NAMES, (1.0, 3.0))
     found = score([{"k": inside}, {"k": outside}, {"k": inside}, {"k": inside}])
     assert found["k"]["alpha"] == {"coverage": 0.75, "mean_width": 1.25, "median_width": 1.0}
 

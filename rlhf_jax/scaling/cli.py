@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.config import ConfigError, suggest
 
 if TYPE_CHECKING:
+    from rlhf_jax.scaling.curves import Curve
     from rlhf_jax.scaling.points import Points
 
 APPROACHES = ("1", "2", "3", "all")
@@ -36,6 +38,22 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true")
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is fitted: final losses, and where an analysis reads losses elsewhere, those too.
+
+    Attributes:
+      points: final losses. where: file and sha256, or study and analysis.
+      equal: losses at equal compute, for approach 2, if not the final ones.
+      curves: training curves at a constant rate, for approach 1.
+    """
+
+    points: Points
+    where: dict[str, str]
+    equal: Points | None = None
+    curves: list[Curve] = field(default_factory=list)
+
+
 def command(args: argparse.Namespace) -> int:
     """Returns 0.
 
@@ -53,26 +71,27 @@ def command(args: argparse.Namespace) -> int:
         wrong = next(text for text in args.columns if text not in pairs)
         raise ConfigError(f"--columns {wrong!r} is not ROLE=NAME, for instance loss=val_loss")
     try:
-        points, where = _read(args)
-        fits = _fit(points, args)
+        source = _read(args)
+        fits = _fit(source, args)
     except FitError as e:
         raise ConfigError(str(e)) from None
     if args.json:
         one = len(fits) == 1
-        print(json.dumps(where | fits[0] if one else where | {"fits": fits}, indent=1))
+        print(json.dumps(source.where | (fits[0] if one else {"fits": fits}), indent=1))
         return 0
     from rlhf_jax import tables
 
     for fit in fits:
         name = fit.get("law") or f"approach {fit['approach']}"
-        tables.print_fit(f"{args.source}: {name}, {len(points)} runs", fit)
+        tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit)
     return 0
 
 
-def _fit(points: Points, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from rlhf_jax.scaling.fits import fit_points
+def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
+    from rlhf_jax.scaling.fits import fit_curves, fit_points
     from rlhf_jax.scaling.points import FitError
 
+    points = source.points
     if args.law:
         from rlhf_jax.scaling.laws import LAWS, fit_named
 
@@ -80,12 +99,19 @@ def _fit(points: Points, args: argparse.Namespace) -> list[dict[str, Any]]:
             raise ConfigError(f"--law {args.law!r} is not known.{suggest(args.law, list(LAWS))}")
         fit = fit_named(args.law, points, args.resamples, args.seed)
         return [{"law": args.law, **fit, "points": points.rows()}]
+
+    def fitted(approach: int) -> dict[str, Any]:
+        if approach == 1 and source.curves:
+            return fit_curves(source.curves, 0.0, args.resamples, args.seed)
+        table = source.equal if approach == 2 and source.equal else points
+        return fit_points(table, approach, args.resamples, args.seed)
+
     if args.approach not in (None, "all"):
-        return [fit_points(points, int(args.approach), args.resamples, args.seed)]
+        return [fitted(int(args.approach))]
     fits, reasons = [], []
     for approach in (1, 2, 3):
         try:
-            fits.append(fit_points(points, approach, args.resamples, args.seed))
+            fits.append(fitted(approach))
         except FitError as e:
             reasons.append(str(e))
             fits.append(
@@ -98,9 +124,8 @@ def _fit(points: Points, args: argparse.Namespace) -> list[dict[str, Any]]:
     return fits
 
 
-def _read(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
-    """The runs, and where they come from as JSON values."""
-    from rlhf_jax.scaling.fits import source
+def _read(args: argparse.Namespace) -> Source:
+    from rlhf_jax.scaling import fits
     from rlhf_jax.scaling.points import read_table
 
     path = Path(args.source)
@@ -115,12 +140,18 @@ def _read(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
         if given:
             raise ConfigError(f"{option} is for studies; {path.name} is a table")
     columns = dict(text.split("=", 1) for text in args.columns)
-    return read_table(path, columns), source(path)
+    return Source(read_table(path, columns), fits.source(path))
 
 
-def _read_study(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
+def _read_study(args: argparse.Namespace) -> Source:
     """The finished cells of a study's isoflop analysis, or all that it pretrained."""
-    from rlhf_jax.report.study_results import read_study, sweep_points, sweep_table
+    from rlhf_jax.report.study_results import (
+        read_study,
+        sweep_points,
+        sweep_table,
+        training_curves,
+    )
+    from rlhf_jax.scaling.curves import at_equal_compute, joined
 
     folder, root = Path(args.source), Path(args.source).resolve().parent.parent
     if folder.suffix == ".py":
@@ -143,14 +174,20 @@ def _read_study(args: argparse.Namespace) -> tuple[Points, dict[str, str]]:
             f"several isoflop analyses: choose with --analysis {' | '.join(analyses)}"
         )
     where = {"study": study.folder.name}
-    if analyses:
-        chosen = analyses[args.analysis or next(iter(analyses))]
-        rows = sweep_table(chosen.cells, chosen.params, chosen.flops)
-        where["analysis"] = chosen.name
-        known = f"of the {len(chosen.cells)} cells of {chosen.name}"
-    else:
-        rows = sweep_table(study.cells)
-        known = f"of the {len(study.cells)} cells of {study.folder.name}"
+    chosen = analyses[args.analysis or next(iter(analyses))] if analyses else None
+    accounts = (chosen.params, chosen.flops) if chosen else ()
+    cells = chosen.cells if chosen else study.cells
+    rows = sweep_table(cells, *accounts)
     if not rows:
-        raise ConfigError(f"none {known} has finished with a held-out loss yet")
-    return sweep_points(rows), where
+        raise ConfigError(
+            f"none of the {len(cells)} cells of {chosen.name if chosen else study.folder.name} has "
+            "finished with a held-out loss yet"
+        )
+    points = sweep_points(rows)
+    if not chosen:
+        return Source(points, where)
+    where["analysis"] = chosen.name
+    if chosen.loss == "heldout":
+        return Source(points, where)
+    curves = training_curves(cells, *accounts) if chosen.loss == "curve" else []
+    return Source(points, where, at_equal_compute(curves or joined(points)), curves)

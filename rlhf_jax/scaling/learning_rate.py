@@ -19,9 +19,9 @@ from scipy.stats import t as student
 from rlhf_jax.config import ConfigError
 from rlhf_jax.scaling.points import FitError
 
-LR0, N0, B0 = 1.6e-2, 1e5, 1024  # at N0 parameters and B0 tokens a batch
-N_POWER = 0.9
-B_POWER = 0.0
+LR0, N0, B0 = 1.12e-2, 1e5, 1024  # at N0 parameters and B0 tokens a batch
+N_POWER = 0.60
+B_POWER = 0.52
 NEAR = 0.1  # nats: runs this close to the lowest loss enter the parabola of their group
 
 

@@ -4,9 +4,10 @@ The objective is the sum over runs of Huber(delta = 1e-3) of the log residual, a
 minimised from a grid of starts, by Newton and by L-BFGS, and polished until the gradient vanishes.
 
 Intervals are percentiles of a residual bootstrap. Fitted losses are perturbed by deleted residuals
-(each run's, under the law fitted without it) with random signs, and the law is refitted. Deleting
-matters: a Huber fit at delta = 1e-3 passes almost through several runs, whose own residuals then say
-nothing. COVERAGE_NOTE
+(each run's, under the law fitted without it) times sqrt(1 - leverage), with random signs, and the law
+is refitted. Deleting matters: a Huber fit at delta = 1e-3 passes almost through several runs, whose
+own residuals then say nothing. For least squares the product is residual / sqrt(1 - leverage), whose
+variance is that of the noise. COVERAGE_NOTE
 """
 
 from __future__ import annotations
@@ -278,8 +279,11 @@ def _bootstrap(
     if not resamples:
         return np.empty((0, 5))
     rng, n = np.random.default_rng(seed), len(surface.x)
-    residuals, _ = surface.residual(theta)
-    noise = rng.choice(deleted_residuals(surface, theta), (resamples, n))
+    residuals, shares = surface.residual(theta)
+    basis, _ = np.linalg.qr(surface.jacobian(shares).T)
+    leverage = np.minimum((basis**2).sum(1), 1.0)
+    pool = deleted_residuals(surface, theta) * np.sqrt(1 - leverage)
+    noise = rng.choice(pool, (resamples, n))
     noise *= rng.choice([-1.0, 1.0], (resamples, n))
     log_loss = surface.log_loss + residuals + noise
     best, values = surface.descend(np.tile(theta, (resamples, 1)), log_loss=log_loss)
