@@ -65,6 +65,10 @@ def build(
     ]
     title = str(study.spec.get("title") or study.spec.get("name") or study.folder.name)
     text = page(title, str(study.spec.get("description") or ""), sections)
+    drawn = {plot.name for plot in plots}
+    for old in (study.folder / "figures").glob("*.*"):
+        if old.stem not in drawn:  # of a report that had other sections
+            old.unlink()
     for plot in plots:
         plot.write(study.folder / "figures")
     return _write(study.folder / "report.html", text)

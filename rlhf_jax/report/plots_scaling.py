@@ -32,7 +32,8 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     for cell in cells:
         curve = np.array([r for r in cell.column("flops", "loss") if r[0] > 0], float)
         if len(curve) > 1:
-            curves.append((cell.name, curve[:, 0], _smooth(curve[:, 1])))
+            shown = _some(len(curve))
+            curves.append((cell.name, curve[shown, 0], _smooth(curve[:, 1])[shown]))
     if not curves:
         return None
     figure, (ax,) = panels()
@@ -235,8 +236,10 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
         if len(curve) < 2:
             continue
         colour = SERIES[i % len(SERIES)]
+        shown, smoothed = _some(len(curve)), _smooth(curve[:, 1])
+        curve = curve[shown]
         ax.plot(curve[:, 0], curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-        ax.plot(curve[:, 0], _smooth(curve[:, 1]), color=colour, label=cell.name)
+        ax.plot(curve[:, 0], smoothed[shown], color=colour, label=cell.name)
         if is_number(cell.heldout.get("loss")) and cell.kind == "pretrain":
             ax.axhline(cell.heldout["loss"], color=colour, linestyle="--", linewidth=1.1,
                        label=f"{cell.name}: held out {cell.heldout['loss']:.3f}")  # fmt: skip
@@ -250,6 +253,14 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
     ax.legend(loc="upper right")
     return Plot(name, render(figure, name), ("cell", "x", "loss"), rows,
                 f"{what.capitalize()} loss, raw (faint) and smoothed.")  # fmt: skip
+
+
+MOST = 300  # points of a curve that a figure and its table hold
+
+
+def _some(n: int) -> np.ndarray:
+    """At most `MOST` of n indices, denser at the start, where curves bend; the last one included."""
+    return np.unique(np.geomspace(1, n, min(n, MOST)).round().astype(int)) - 1
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
