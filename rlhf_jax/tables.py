@@ -12,6 +12,7 @@ from rich.text import Text
 
 from launch.display import STYLES, duration, number
 from rlhf_jax.plan import StudyPlan
+from rlhf_jax.scaling.learning_rate import LAW_IN_WORDS
 
 
 def _console() -> Console:
@@ -97,6 +98,8 @@ def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> Non
     table.add_section()
     table.add_row("total", *[""] * (len(table.columns) - 3), f"{hours:.3g}", f"{dollars:.3g}")
     _show(f"The grid (tokens a batch; FLOPs of one seed; {hardware} at {mfu:.0%} MFU)", table)
+    print(f"Peak learning rates are the study's; sweeps take them from the law {LAW_IN_WORDS},\n"
+          "N parameters, B tokens a batch.\n")  # fmt: skip
 
 
 def print_status(found: dict[str, Any]) -> None:
@@ -135,14 +138,22 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
     """The numbers of a fitted law with their intervals, refusals and notes."""
     table = _table(("",), ("fit", "95% interval"))
     intervals = fit.get("intervals") or {}
-    for key, value in fit.items():
-        if isinstance(value, float):
+    found = {**fit, **(fit.get("parameters") or {}), **(fit.get("derived") or {})}
+    for key, value in found.items():
+        if isinstance(value, float) and key != "level":
             interval = " .. ".join(f"{edge:.4g}" for edge in intervals.get(key) or ())
             table.add_row(key, f"{value:.6g}", interval)
     _show(title, table)
     if fit.get("refused"):
         print(f"Refused: {fit['refused']}")
-    for note in fit.get("notes") or []:
+    ahead = fit.get("extrapolation") or {}
+    if "rms_log_error" in ahead:
+        print(f"Fitted below {ahead['below']:.3g} FLOPs, it misses the {ahead['scored']} runs above by "
+              f"{number(ahead['rms_log_error'], '.2%')} rms (ln)")  # fmt: skip
+    elif "n_log_error" in ahead:
+        print(f"Fitted up to {ahead['below']:.3g} FLOPs, it misses N* at {ahead['flops']:.3g} by "
+              f"{ahead['n_log_error']:+.1%} (ln)")  # fmt: skip
+    for note in [*(fit.get("warnings") or []), *(fit.get("notes") or [])]:
         print(f"Note: {note}")
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from rlhf_jax.cells import Pretrain
 from rlhf_jax.config import ConfigError, CorpusConfig, OptimConfig
-from rlhf_jax.scaling.flops import train_flops
+from rlhf_jax.scaling.flops import all_conventions, train_flops
+from rlhf_jax.scaling.grid import grid
 from rlhf_jax.scaling.sweep import (
     batch_rows,
     depth,
@@ -16,7 +17,7 @@ from rlhf_jax.scaling.sweep import (
     pretrain,
 )
 from rlhf_jax.scaling.trunk import cost_ratio, trunk_and_branch
-from rlhf_jax.study import Study
+from rlhf_jax.study import Analysis, Study
 
 SHAPES = ladder((64, 80, 96, 112, 128, 144, 160, 192, 256), vocab=1024, head_width=16)
 BUDGETS = (1e14, 3e14, 1e15)
@@ -115,3 +116,25 @@ def test_horizons_without_a_step_of_their_own_are_refused():
     for horizons in ([], [800, 800], [800, 804], [8]):
         with pytest.raises(ConfigError, match=r"horizons|leaves a branch"):
             trunk_and_branch("w", model, horizons, 1, 8, OptimConfig())
+
+
+def test_the_grid_counts_seeds_conventions_and_what_a_branch_adds():
+    point = isoflop_plan((1e15,), SHAPES, 128, 64).points[0]
+    trunk, branches = trunk_and_branch(
+        "w", point.model, [100_000, 200_000], 8, 128, OptimConfig(lr=1e-3)
+    )
+    seeds = [pretrain(point, f"c-{seed}", seed=seed) for seed in range(3)]
+    study = Study("t", (*seeds, *trunk, *branches), CorpusConfig(vocab=1024),
+                  (Analysis("isoflop", ("c-*",)), Analysis("isoflop", ("w-branch*",))))  # fmt: skip
+    first, small, large = grid(study, "h100", 0.5)
+    assert first["seeds"] == 3
+    assert first["flops"] == all_conventions(point.model, 128, point.tokens)
+    assert first["chip_hours"] == pytest.approx(3 * point.flops / (989e12 * 0.5 * 3600))
+    assert (
+        small["steps"] + large["steps"]
+        == sum(b.tokens - t.tokens for b, t in zip(branches, trunk, strict=True)) // 1024
+    )
+    with pytest.raises(ConfigError, match="MFU is 2"):
+        grid(study, "h100", 2.0)
+    with pytest.raises(ConfigError, match="h100"):
+        grid(study, "h1000", 0.4)

@@ -20,6 +20,7 @@ from rlhf_jax.report.style import (
     render,
     styled,
 )
+from rlhf_jax.scaling.laws import LAWS
 from rlhf_jax.scaling.published import FRONTIERS
 
 
@@ -163,6 +164,43 @@ def repetition(
         name, render(figure, name), ("cell", "params", "tokens", "unique_tokens", "loss", "stderr"), table,
         "Held-out loss when unique subsets of the corpus are repeated; lines are the fitted law.",
     )  # fmt: skip
+
+
+@styled
+def law(fit: Mapping[str, Any], name: str) -> Plot | None:
+    """Any law of `rlhf_jax.scaling.laws`: what it says against what was observed, and its residuals
+    against each input.
+
+    fit: `LawFit.to_json()`.
+    """
+    rows = fit.get("residuals") or []
+    if not rows:
+        return None
+    law = LAWS[fit["law"]](**fit["parameters"])
+    inputs = {key: np.array([row[key] for row in rows]) for key in fit["inputs"]}
+    said = law.predict(**inputs)
+    error = np.array([row["residual"] for row in rows])
+    observed = said * np.exp(-error) if fit["target"] == "loss" else said - error
+    figure, axes = panels(1, 1 + len(inputs), width=2.9 * (1 + len(inputs)), height=3.4)
+    ends = [min(said.min(), observed.min()), max(said.max(), observed.max())]
+    axes[0].plot(ends, ends, color=MUTED, linewidth=1)
+    axes[0].plot(said, observed, "o", color=SERIES[0], markersize=4, alpha=0.7)
+    axes[0].set_xlabel(f"{fit['target']} by the law")
+    axes[0].set_ylabel(f"{fit['target']} observed")
+    for ax, (key, values) in zip(axes[1:], inputs.items(), strict=True):
+        ax.axhline(0, color=MUTED, linewidth=1)
+        ax.plot(values, error, "o", color=SERIES[1], markersize=4, alpha=0.7)
+        if values.max() > 3 * values.min():
+            log_axis(ax, "x", key.replace("_", " "), count, most=4)
+        else:
+            ax.set_xlabel(key.replace("_", " "))
+        ax.set_title("residual (predicted - observed)" if ax is axes[1] else "")
+    table = [
+        (row["label"], *(row[k] for k in inputs), o, p)
+        for row, o, p in zip(rows, observed, said, strict=True)
+    ]
+    return Plot(name, render(figure, name), ("run", *inputs, "observed", "predicted"), table,
+                f"{fit['source']}: the law against the runs it was fitted to.")  # fmt: skip
 
 
 @styled

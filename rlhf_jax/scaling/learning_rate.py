@@ -33,6 +33,9 @@ def learning_rate(params: float, batch_tokens: float) -> float:
     return float(LR0 * (params / N0) ** -N_POWER * (batch_tokens / B0) ** B_POWER)
 
 
+LAW_IN_WORDS = f"{LR0:g} (N / {N0:,.0f})^-{N_POWER:g} (B / {B0:,})^{B_POWER:g}"
+
+
 def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The law through the best learning rate of each (size, batch).
 
