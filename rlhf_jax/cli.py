@@ -16,9 +16,10 @@ from launch import machine
 from launch.display import last_metrics
 from launch.graph import forgotten, needed
 from rlhf_jax import aot, bench, tables
-from rlhf_jax.config import ConfigError, suggest
+from rlhf_jax.config import ConfigError
+from rlhf_jax.kept import restore, results_folder
 from rlhf_jax.plan import StudyPlan, make_plan
-from rlhf_jax.runs import CellFolder, Runs, read_json, status, write_study
+from rlhf_jax.runs import CellFolder, Runs, find_cell, read_json, status, write_study
 from rlhf_jax.scaling import cli as scaling_cli
 from rlhf_jax.scaling import cost_cli
 from rlhf_jax.scaling.grid import grid
@@ -87,6 +88,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                        help="CELL.field=value (CELL may be a glob) or corpus.field=value")  # fmt: skip
         p.add_argument("--tiny", action="store_true", help="the study's small form")
         p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
+        p.add_argument("--kept", action="store_true",
+                       help="cells whose results are kept beside the study file count as done")  # fmt: skip
 
     p = command("run", _run, "Run the cells of a study that are not done, then build its report.",
                 "rlhf-jax run experiments/demo.py --tiny")  # fmt: skip
@@ -184,7 +187,7 @@ def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.report.study_results import read_study
 
     study, runs = _load(args)
-    corpus_hash = _corpus_hash(study, runs)
+    corpus_hash = _corpus_hash(study, runs, args)
     if corpus_hash is None:
         raise ConfigError(f"{study.name} has not been run in {args.runs}")
     folder = write_study(study, runs, corpus_hash, _again(argv))
@@ -209,15 +212,23 @@ def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
     return load_study(args.study, args.tiny, args.overrides), Runs(args.runs)
 
 
-def _corpus_hash(study: Study, runs: Runs) -> str | None:
-    """The corpus's content hash if it has been prepared. Refuses cells that it is too small for."""
+def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | None:
+    """The corpus's content hash if it has been prepared. Refuses cells that it is too small for; brings
+    back kept results if asked to."""
     from rlhf_jax.data.corpus import find
 
     corpus = find(study.corpus, runs.root)
     if corpus is None:
         return None
     study.check_corpus(corpus.tokens("train"))
+    _restore(study, runs, corpus.content_hash, args)
     return corpus.content_hash
+
+
+def _restore(study: Study, runs: Runs, corpus_hash: str, args: argparse.Namespace) -> None:
+    if args.kept:
+        back = restore(study, runs, corpus_hash, results_folder(args.study, study))
+        print(f"{len(back)} cells are done by results that are kept", file=sys.stderr)
 
 
 def _again(argv: Sequence[str]) -> str:
@@ -244,6 +255,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))
+    _restore(study, runs, corpus.content_hash, args)
     command = _again(argv)
     folder = write_study(study, runs, corpus.content_hash, command)
     code = local.run(
@@ -277,7 +289,7 @@ def _build_report(folder: Path, runs: Runs) -> None:
 
 def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
     study, runs = _load(args)
-    corpus_hash = _corpus_hash(study, runs)
+    corpus_hash = _corpus_hash(study, runs, args)
     if corpus_hash is None:
         raise ConfigError(
             f"{study.name} has not been run in {args.runs}; first: rlhf-jax run {args.study}"
@@ -292,16 +304,16 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
-def _make_plan(study: Study, runs: Runs, workers: int | None) -> tuple[StudyPlan, str | None]:
-    corpus_hash = _corpus_hash(study, runs)
-    workers = workers or machine.default_workers()
+def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[StudyPlan, str | None]:
+    corpus_hash = _corpus_hash(study, runs, args)
+    workers = args.workers or machine.default_workers()
     threads = max(1, machine.cores() // workers)
     plan = make_plan(study, runs, corpus_hash, workers, threads, machine.accelerator())
     return plan, corpus_hash
 
 
 def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
-    plan, corpus_hash = _make_plan(study, runs, args.workers)
+    plan, corpus_hash = _make_plan(study, runs, args)
     tables.print_plan(plan, corpus_hash is not None)
     done = {c.name for c in plan.cells if c.state == "done"} - forgotten(study, args.force)
     chosen = needed(study, done, args.only)
@@ -313,7 +325,7 @@ def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
     study, runs = _load(args)
     runs_of_sweep = grid(study, args.hardware, args.mfu)
-    plan, corpus_hash = _make_plan(study, runs, args.workers)
+    plan, corpus_hash = _make_plan(study, runs, args)
     if args.json:
         print(json.dumps(plan.to_json() | {"grid": runs_of_sweep}, indent=1))
         return 0
@@ -325,7 +337,7 @@ def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
     study, runs = _load(args)
-    found = status(study, runs, _corpus_hash(study, runs))
+    found = status(study, runs, _corpus_hash(study, runs, args))
     head = _head()
     for row in found["cells"]:
         if row["run_id"] is None:
@@ -353,31 +365,6 @@ def _head() -> str | None:
 
 
 # --- samples ---------------------------------------------------------------------------------
-
-
-def find_cell(text: str, runs: Runs) -> Path:
-    """The folder that RUN names: a path, STUDY/CELL of a study that has been run, or a cell's name.
-
-    Raises:
-      ConfigError: none is found, or several cells have the name.
-    """
-    if (Path(text) / "config.json").is_file():
-        return Path(text)
-    study, slash, name = text.rpartition("/")
-    if slash:
-        index = read_json(runs.root / "studies" / study / "study.json")
-        for cell in (index or {}).get("cells", []):
-            if cell["name"] == name:
-                return runs.root / cell["folder"]
-    known = {p.parent for p in (runs.root / "cells").glob("*/config.json")}
-    matches = sorted(p for p in known if text in (p.name, p.name.rpartition("-")[0]))
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise ConfigError(f"several cells are named {text!r}: {', '.join(map(str, matches))}")
-    names = sorted({p.name.rpartition("-")[0] for p in known})
-    raise ConfigError(f"no cell {text!r} in {runs.root}." + (suggest(text, names) if names else
-                      " Nothing has been run there; see --runs"))  # fmt: skip
 
 
 def _generate(args: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import to_json
+from rlhf_jax.config import ConfigError, suggest, to_json
 from rlhf_jax.study import Study
 
 STALE_SECONDS = 20.0  # a heartbeat older than this is a dead process's
@@ -277,3 +277,28 @@ def status(study: Study, runs: Runs, corpus_hash: str | None) -> dict[str, Any]:
         states[cell.name] = row["state"]
         rows.append(row)
     return {"study": study.name, "cells": rows}
+
+
+def find_cell(text: str, runs: Runs) -> Path:
+    """The folder that RUN names: a path, STUDY/CELL of a study that has been run, or a cell's name.
+
+    Raises:
+      ConfigError: none is found, or several cells have the name.
+    """
+    if (Path(text) / "config.json").is_file():
+        return Path(text)
+    study, slash, name = text.rpartition("/")
+    if slash:
+        index = read_json(runs.root / "studies" / study / "study.json")
+        for cell in (index or {}).get("cells", []):
+            if cell["name"] == name:
+                return runs.root / cell["folder"]
+    known = {p.parent for p in (runs.root / "cells").glob("*/config.json")}
+    matches = sorted(p for p in known if text in (p.name, p.name.rpartition("-")[0]))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConfigError(f"several cells are named {text!r}: {', '.join(map(str, matches))}")
+    names = sorted({p.name.rpartition("-")[0] for p in known})
+    raise ConfigError(f"no cell {text!r} in {runs.root}." + (suggest(text, names) if names else
+                      " Nothing has been run there; see --runs"))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -11,7 +12,8 @@ import pytest
 
 from launch import local
 from rlhf_jax import cli
-from rlhf_jax.runs import write_json
+from rlhf_jax.report.export import export
+from rlhf_jax.runs import find_cell, write_json
 
 
 @pytest.fixture
@@ -174,12 +176,12 @@ def test_a_run_is_found_by_path_study_and_name(fake):
         {"cells": [{"name": "a", "folder": f"cells/{folder.name}"}]},
     )
     for text in (str(folder), "fake/a", "a", folder.name):
-        assert cli.find_cell(text, fake.runs) == folder
+        assert find_cell(text, fake.runs) == folder
     write_json(fake.runs.root / "cells" / "a-0000000000" / "config.json", {})
     with pytest.raises(cli.ConfigError, match="several cells are named 'a'"):
-        cli.find_cell("a", fake.runs)
+        find_cell("a", fake.runs)
     with pytest.raises(cli.ConfigError, match="no cell 'aa'"):
-        cli.find_cell("aa", fake.runs)
+        find_cell("aa", fake.runs)
 
 
 def test_generate_prints_the_distribution_and_a_continuation(fake, monkeypatch, capsys):
@@ -204,3 +206,28 @@ def test_planning_and_launching_never_import_jax(fake):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_results_kept_beside_the_study_count_as_done_when_run_folders_are_gone(
+    command, fake, capsys
+):
+    assert command("run", "--only", "a", "b", "b-child", "--kept") == 2
+    assert "no results are kept" in capsys.readouterr().err
+    command("run", "--only", "a", "b", "b-child")
+    for name in ("a", "b", "b-child"):
+        write_json(fake.folder(name).path / "config.json", {"kind": "pretrain", "name": name})
+        write_json(fake.folder(name).results / "heldout.json", {"loss": 3.25})
+    study = fake.runs.root / "studies" / "fake"
+    export(study, fake.runs.root, fake.path.parent / "results" / "fake")
+    shutil.rmtree(fake.runs.root / "cells")
+    capsys.readouterr()
+    assert command("status", "--json", "--kept") == 0
+    rows = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["cells"]}
+    # a-child is not done and would start from a's checkpoint, so a has to run again.
+    assert rows == {"a": "waiting", "a-child": "waiting", "a-grandchild": "waiting", "b": "done",
+                    "b-child": "done"}  # fmt: skip
+    assert fake.folder("b").result("heldout") == {"loss": 3.25}
+    (fake.control / "log").unlink()
+    assert command("run", "--kept") == 0
+    assert not any(line.endswith(("b", "b-child")) for line in fake.log())
+    assert set(fake.states().values()) == {"done"}

@@ -44,12 +44,20 @@ def study(
 
 def intervals(points: Points, resamples: int, seed: int, level: float = 0.9) -> Intervals:
     """Of `NAMES`: "reported", as the fits give them, and "case", by resampling runs."""
+    found, law = reported(points, resamples, seed, level)
+    return {"reported": found, "case": _case(points, law, resamples, seed, level)}
+
+
+def reported(
+    points: Points, resamples: int, seed: int, level: float = 0.9
+) -> tuple[dict[str, tuple[float, float]], Law]:
+    """The intervals that the fits give for each of `NAMES`, and approach 3's law."""
     three, two = fit_parametric(points, resamples, seed), fit_isoflop(points, resamples, seed)
     found = three.intervals(level)
-    reported = {name: (found[name][0], found[name][1]) for name in NAMES[:3]}
+    out = {name: (found[name][0], found[name][1]) for name in NAMES[:3]}
     line = two.n_law.interval(level) if two.n_law else None
-    reported[NAMES[3]] = (line[0], line[1]) if line else (np.nan, np.nan)
-    return {"reported": reported, "case": _case(points, three.law, resamples, seed, level)}
+    out[NAMES[3]] = (line[0], line[1]) if line else (np.nan, np.nan)
+    return out, three.law
 
 
 def _case(points: Points, law: Law, resamples: int, seed: int, level: float):

@@ -126,14 +126,17 @@ def _envelope(
 def _envelope_ahead(
     law: Callable[[float, int], EnvelopeFit], fit: EnvelopeFit, flops: np.ndarray
 ) -> dict[str, Any]:
-    """The law of the runs below the largest budget, against the envelope beyond their compute."""
-    below = flops[flops < flops.max() / 1.1]
-    if fit.refused or not len(below):
-        return {"refused": fit.refused or "all runs have one budget"}
+    """The law of the runs in the lower three quarters (in ln C) of the envelope, against the rest."""
+    if fit.refused:
+        return {"refused": fit.refused}
+    low, high = fit.flops[fit.kept][[0, -1]]
+    below = flops[flops <= low**0.25 * high**0.75]
+    if not len(below):
+        return {"refused": "no run ends in the lower three quarters of the envelope"}
     part = law(float(below.max()), 0)
     ahead = fit.kept & (fit.flops > part.flops.max() * 1.001)
     if part.refused or not ahead.any():
-        return {"refused": part.refused or "the envelope has no point beyond the other budgets"}
+        return {"refused": part.refused or "the envelope has no point beyond these runs"}
     middle = np.flatnonzero(ahead)  # the holder steps: its mean in logs over the stretch
     own = [float(np.exp(np.log(v[middle]).mean())) for v in (fit.flops, fit.params, fit.tokens)]
     return _ahead(part.n_law, part.d_law, float(below.max()), *own)

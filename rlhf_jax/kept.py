@@ -1,0 +1,54 @@
+"""Results that the repository keeps count as done where their run folders are gone (`--kept`).
+
+`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and provenance,
+without metrics and checkpoints; so no cell comes back that an unfinished one would start from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_jax.config import ConfigError
+from rlhf_jax.runs import Runs, read_json, write_json
+from rlhf_jax.study import Study
+
+
+def results_folder(study_file: str | Path, study: Study) -> Path:
+    """Where a study's results are kept: `results/NAME` beside its file."""
+    return Path(study_file).parent / "results" / study.name
+
+
+def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]:
+    """Folders for the study's cells that `kept` (an export, or several in its parent) holds results of
+    and RUNS does not, by run id. Returns the names of those that came back.
+
+    Raises:
+      ConfigError: nothing is kept there.
+    """
+    exports = sorted(kept.parent.glob("*/results.json"))
+    if not exports:
+        raise ConfigError(
+            f"no results are kept in {kept.parent}; leave out --kept to run the study"
+        )
+    known = {cell["run_id"]: (cell, path) for path in exports for cell in read_json(path)["cells"]}
+    folders, ids = runs.folders(study, corpus_hash), study.run_ids(corpus_hash)
+    there = {name for name, folder in folders.items() if folder.path.exists()}
+    found = {
+        name for name in folders
+        if name not in there and ids[name] in known and known[ids[name]][0]["done"]
+    }  # fmt: skip
+    while True:  # a cell that will be run needs its parents' checkpoints
+        undone = [c for c in study.cells if c.name not in found and not folders[c.name].done()]
+        needed = {parent for cell in undone for parent in cell.parents()} & found
+        if not needed:
+            break
+        found -= needed
+    for name in sorted(found):
+        cell, path = known[ids[name]]
+        folder = folders[name]
+        for stem, content in cell["results"].items():
+            write_json(folder.results / f"{stem}.json", content)
+        write_json(folder.path / "config.json", cell["config"])
+        write_json(folder.path / "provenance.json", {"sessions": [cell["provenance"]]})
+        write_json(folder.path / "done.json", cell["done"] | {"kept": str(path)})
+    return sorted(found)
