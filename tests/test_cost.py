@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.config import ConfigError
 from rlhf_jax.presets import PRESETS
 from rlhf_jax.scaling import cost_cli
-from rlhf_jax.scaling.cost import compare_laws, training_cost, undertrained_table
+from rlhf_jax.scaling.cost import compare_laws, serving, training_cost, undertrained_table
 from rlhf_jax.scaling.hardware import HARDWARE, run_cost
 from rlhf_jax.scaling.published import FRONTIERS
 
@@ -214,3 +214,18 @@ def test_tables_show_both_readings_of_palm_and_the_known_models(capsys):
     run("--params", "70e9", "--tokens", "1.4e12", "--price", "2")
     text = capsys.readouterr().out
     assert "at $2\n" in text and "Price: given" in text and "gopher" not in text
+
+
+def test_serving_many_tokens_wants_a_smaller_model_and_none_the_chinchilla_point():
+    law = FRONTIERS["besiroglu"].law
+    n, d = law.compute_optimal(5.88e23)
+    alone = {row["law"]: row for row in serving(n, d, 0.0)["laws"]}["besiroglu"]
+    assert alone["params"] == pytest.approx(n, rel=1e-6)
+    assert alone["saving"] == pytest.approx(0, abs=1e-9)
+    busy = {row["law"]: row for row in serving(n, d, 1e13)["laws"]}["besiroglu"]
+    assert busy["params"] < 0.8 * n
+    assert busy["tokens"] > d
+    assert law.loss(busy["params"], busy["tokens"]) == pytest.approx(law.loss(n, d), rel=1e-9)
+    assert 0 < busy["saving"] < 1
+    with pytest.raises(ConfigError, match="inference_tokens is -1"):
+        serving(n, d, -1.0)

@@ -10,6 +10,8 @@ from rlhf_jax.config import ConfigError
 from rlhf_jax.presets import PRESETS, Preset, preset
 from rlhf_jax.scaling.flops import CONVENTIONS, all_conventions, six_nd
 from rlhf_jax.scaling.hardware import Hardware, chip_hours, find_hardware
+from rlhf_jax.scaling.laws import inference_optimal
+from rlhf_jax.scaling.points import FitError
 from rlhf_jax.scaling.published import FRONTIERS
 
 DEFAULT_HARDWARE = "h100"
@@ -191,3 +193,28 @@ def undertrained_table() -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: row["tokens_per_param"])
+
+
+def serving(params: float, tokens: float, inference_tokens: float) -> dict[str, Any]:
+    """The model of the same loss that is cheapest to train and then serve (Sardana 2023), under every
+    published law that has a loss.
+
+    Returns {"tokens": D_inf, "laws": [{law, loss, params, tokens, flops, given_flops, saving}]}, FLOPs as
+    6 N D + 2 N D_inf, `saving` as a share of the given model's.
+
+    Raises:
+      ConfigError: inference_tokens is negative or not finite.
+    """
+    rows = []
+    given = 6.0 * params * tokens + 2.0 * params * inference_tokens
+    for name, frontier in FRONTIERS.items():
+        if frontier.law is None:
+            continue
+        loss = float(frontier.law.loss(params, tokens))
+        try:
+            best = inference_optimal(frontier.law, inference_tokens, loss=loss)
+        except FitError as e:
+            raise ConfigError(str(e)) from None
+        rows.append({"law": name, "loss": loss, "params": best.params, "tokens": best.tokens,
+                     "flops": best.flops, "given_flops": given, "saving": 1 - best.flops / given})  # fmt: skip
+    return {"tokens": inference_tokens, "laws": rows}

@@ -28,6 +28,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="of the peak, 0 to 1 (default: the preset's, else 0.4)")  # fmt: skip
     p.add_argument("--price", type=float, metavar="DOLLARS",
                    help="a chip-hour (default: list prices, low and high)")  # fmt: skip
+    p.add_argument("--inference-tokens", type=float, metavar="D_INF",
+                   help="read or written in the model's life: which model would be cheapest then")  # fmt: skip
     p.add_argument("--table", action="store_true",
                    help="known models against the laws (always shown after a preset)")  # fmt: skip
     p.add_argument("--json", action="store_true")
@@ -35,7 +37,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Returns 0."""
-    from rlhf_jax.scaling.cost import training_cost, undertrained_table
+    from rlhf_jax.scaling.cost import serving, training_cost, undertrained_table
     from rlhf_jax.scaling.published import FRONTIERS
 
     priced = ("preset", "params", "tokens", "hardware", "mfu", "price")
@@ -49,6 +51,10 @@ def command(args: argparse.Namespace) -> int:
         cost = training_cost(
             args.preset, args.params, args.tokens, args.hardware, args.mfu, args.price
         )
+        if args.inference_tokens is not None:
+            cost["inference"] = serving(cost["params"], cost["tokens"], args.inference_tokens)
+    elif args.inference_tokens is not None:
+        raise ConfigError("--inference-tokens is of a model: give --preset or --params too")
     known = undertrained_table() if args.table or args.preset else None
     if args.json:
         if known:
@@ -59,6 +65,8 @@ def command(args: argparse.Namespace) -> int:
     if cost:
         print_cost(cost)
         print_laws(cost)
+        if "inference" in cost:
+            print_serving(cost["inference"])
     if known:
         print_known(known, args.preset)
     return 0
@@ -137,6 +145,18 @@ def print_laws(cost: dict[str, Any]) -> None:
     _show("What published laws would have done (C = 6 N D)",
           ("law", "D* for this N", "C* for this N", "D / D*", "N* for this C", "D* for this C",
            "loss (above the best)", "C that would do"), rows)  # fmt: skip
+
+
+def print_serving(inference: dict[str, Any]) -> None:
+    """The cheapest model of the same loss, training and serving together."""
+    rows = [
+        (r["law"], f"{r['loss']:.4f}", _amount(r["params"]), _amount(r["tokens"]), f"{r['flops']:.3g}",
+         f"{r['given_flops']:.3g}", f"{100 * r['saving']:.1f}%")
+        for r in inference["laws"]
+    ]  # fmt: skip
+    print()
+    _show(f"The same loss, cheapest to train and to serve {_amount(inference['tokens'])} tokens with (6 N D + 2 N D_inf)",
+          ("law", "loss", "N", "D", "FLOPs in all", "of the model given", "saved"), rows)  # fmt: skip
 
 
 def print_known(rows: Sequence[dict[str, Any]], here: str | None = None) -> None:
