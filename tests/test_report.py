@@ -223,6 +223,19 @@ def test_a_failure_leaves_the_old_report_whole(full, monkeypatch):
     assert not list(folder.glob(".report*"))
 
 
+def test_a_diverged_run_is_named_beside_the_fit_that_lacks_it(tmp_path):
+    cells = sweep(tmp_path, budgets=(1e14, 1e15))
+    lost = write_cell(tmp_path, "pretrain", "c0-lost", done=False)
+    failed = tmp_path / lost["folder"] / "failed.json"
+    failed.write_text('{"reason": "loss not finite at step 7"}')
+    folder = write_study(tmp_path, [*cells, lost], [isoflop([*cells, lost])])
+    html.build(folder, tmp_path, resamples=10)
+    for approach in (2, 3):
+        fit = json.loads((folder / "fits" / f"isoflop-approach{approach}.json").read_text())
+        assert "c0-lost is left out: failed: loss not finite at step 7" in fit["notes"]
+        assert fit["n"] == len(cells)
+
+
 def test_a_study_of_pretraining_alone_has_a_report(tmp_path):
     cells = sweep(tmp_path, budgets=(1e14,))
     folder = write_study(tmp_path, cells, [isoflop(cells)])

@@ -51,7 +51,7 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
         fits.approaches[analysis.name] = {
             approach: kept(
                 f"{analysis.name}-approach{approach}",
-                [rows, approach, analysis.loss],
+                [rows, approach, analysis.loss, [c.state for c in analysis.cells if not c.heldout]],
                 partial(_approach, analysis, rows, approach, resamples, seed),
             )
             for approach in ((1, 2, 3) if analysis.loss == "heldout" else (2,))
@@ -74,7 +74,9 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
 def _approach(
     analysis: Analysed, rows: list[dict[str, Any]], approach: int, resamples: int, seed: int
 ) -> dict[str, Any]:
-    return fit_points(_points(analysis, rows), approach, resamples, seed)
+    fit = fit_points(_points(analysis, rows), approach, resamples, seed)
+    left_out = [f"{c.name} is left out: {c.state}" for c in analysis.cells if not c.heldout]
+    return fit | {"notes": [*fit["notes"], *left_out]}
 
 
 def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
