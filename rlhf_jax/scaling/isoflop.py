@@ -7,7 +7,9 @@ than 4x from the minimum are left out and named, and approach 3 is the cross-che
 
 Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over the
 budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget instead
-often leaves 3 or 4 of them for 3 coefficients; COVERAGE_NOTE
+often leaves 3 or 4 of them for 3 coefficients: in the studies of `experiments/interval_coverage.py`
+(noise of 0.2, 0.5 and 1%) its 90% intervals of the exponent hold the truth in 97, 97 and 96% of cases;
+these do in 92, 92 and 90%, and are 20 to 34% narrower.
 """
 
 from __future__ import annotations

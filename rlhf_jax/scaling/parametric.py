@@ -7,7 +7,12 @@ Intervals are percentiles of a residual bootstrap. Fitted losses are perturbed b
 (each run's, under the law fitted without it) times sqrt(1 - leverage), with random signs, and the law
 is refitted. Deleting matters: a Huber fit at delta = 1e-3 passes almost through several runs, whose
 own residuals then say nothing. For least squares the product is residual / sqrt(1 - leverage), whose
-variance is that of the noise. COVERAGE_NOTE
+variance is that of the noise.
+
+In 200 synthetic studies each at noise of 0.2, 0.5 and 1% (`experiments/interval_coverage.py`), 90%
+intervals hold alpha in 89, 90 and 88% of them, beta in 90, 91 and 92%, and a in 93, 93 and 92%. Those
+of the case bootstrap (runs drawn with replacement) hold alpha in 92, 96 and 96%, beta in 93, 95 and
+97%, and a in 97, 99 and 99%, and are 11 to 25% wider.
 """
 
 from __future__ import annotations
