@@ -3,7 +3,7 @@
     rlhf-jax run experiments/chinchilla.py --only 'c2e11*' 'c4_*' 'c1_01*' 'c2_28*' 'c5_*'
     rlhf-jax fit experiments/chinchilla.py --predict 1.153e13      (the largest budget, before it is run)
     rlhf-jax run experiments/chinchilla.py
-    rlhf-jax run experiments/chinchilla.py --tiny                  the same code in a few minutes
+    rlhf-jax run experiments/chinchilla.py --tiny                  the same code in two minutes
 
 Cost: 1.5e14 FLOPs, about an hour on 2 CPU cores. Six budgets a factor of 2.25 apart, 2e11 to
 1.15e13 FLOPs; one ladder of nine sizes, 14k to 1.07M parameters, each trained to at least three horizons;
@@ -12,7 +12,7 @@ two or three seeds at the budgets up to 1e12. No text is seen twice.
 
 from __future__ import annotations
 
-from small_models import CORPUS, ROWS, SHAPES
+from small_models import CORPUS, ROWS, SHAPES, TINY
 
 from rlhf_jax.cells import Cell
 from rlhf_jax.scaling.sweep import grid_point, pretrain
@@ -32,10 +32,10 @@ BUDGETS = (
 
 def study(tiny: bool = False) -> Study:
     cells: list[Cell] = []
-    for budget, (first, last), seeds in BUDGETS:
+    for budget, (first, last), seeds in BUDGETS[:4] if tiny else BUDGETS:
         for model in SHAPES[first : last + 1]:
-            point = grid_point(budget / 64 if tiny else budget, model, CORPUS.seq_len, ROWS)
-            for seed in range(seeds):
+            point = grid_point(budget / TINY if tiny else budget, model, CORPUS.seq_len, ROWS)
+            for seed in range(1 if tiny else seeds):
                 cells.append(pretrain(point, f"{point.name}-s{seed}", seed=seed))
     return Study(
         name="chinchilla-tiny" if tiny else "chinchilla",

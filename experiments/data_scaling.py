@@ -10,7 +10,7 @@ from the whole corpus (no repeats). Subsets are nested, and the held-out set is 
 
 from __future__ import annotations
 
-from small_models import CORPUS, ROWS, SHAPES
+from small_models import CORPUS, ROWS, SHAPES, TINY
 
 from rlhf_jax.cells import Cell, Pretrain
 from rlhf_jax.config import OptimConfig
@@ -35,7 +35,7 @@ def study(tiny: bool = False) -> Study:
             for tokens in TOKENS[:horizons]:
                 if unique and unique > tokens:
                     continue
-                shrink = 32 if tiny else 1
+                shrink = TINY if tiny else 1
                 name = f"d{model.width}-u{unique // 1024}k" if unique else f"d{model.width}-all"
                 cells.append(
                     Pretrain(

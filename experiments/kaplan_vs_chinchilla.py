@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import chinchilla
 import trunk_and_branch
-from small_models import CORPUS
+from small_models import CORPUS, TINY
 
 from rlhf_jax.cells import Cell, Pretrain
 from rlhf_jax.study import Analysis, Study
@@ -30,7 +30,7 @@ def study(tiny: bool = False) -> Study:
             cells.append(cell)
     ends = {c.model: c for c in cells if isinstance(c, Pretrain) and "-trunk-" in c.name}
     for model, last in ends.items():  # the last trunk cell of each size
-        share = min(1.0, WARMUP / (64 if tiny else 1) / last.tokens)
+        share = min(1.0, WARMUP / (TINY if tiny else 1) / last.tokens)
         optim = replace(last.optim, warmup=share)
         cells.append(replace(last, name=f"long-d{model.width}", optim=optim, continues=None))
     return Study(

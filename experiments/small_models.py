@@ -24,5 +24,7 @@ SHAPES = (
 )
 ROWS = 8  # of a batch, for every size and budget: 1,024 tokens, so that small budgets have steps enough
 
+TINY = 32  # by how much the tiny form of a study shrinks its compute
+
 # Peak learning rate of a trunk in proportion to that of a cosine run (experiments/learning_rate.py).
 TRUNK_LR = 0.8

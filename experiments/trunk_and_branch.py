@@ -10,7 +10,7 @@ budgets a factor of 1.5 apart, 2e11 to 2.3e12 FLOPs; at each the same sizes once
 
 from __future__ import annotations
 
-from small_models import CORPUS, ROWS, SHAPES, TRUNK_LR
+from small_models import CORPUS, ROWS, SHAPES, TINY, TRUNK_LR
 
 from rlhf_jax.cells import Cell
 from rlhf_jax.config import OptimConfig
@@ -20,13 +20,13 @@ from rlhf_jax.study import Analysis, Study
 
 BUDGETS = tuple(2e11 * 1.5**j for j in range(7))
 # Index of the ladder: the budgets that it trains, first to last.
-SIZES = {0: (0, 2), 1: (0, 4), 2: (0, 6), 3: (0, 6), 4: (0, 6), 5: (0, 6), 6: (3, 6)}
+SIZES = {0: (0, 2), 1: (0, 4), 2: (0, 6), 3: (0, 6), 4: (0, 6), 5: (1, 6), 6: (3, 6)}
 
 
 def study(tiny: bool = False) -> Study:
     cells: list[Cell] = []
     for index, (first, last) in SIZES.items():
-        budgets = [b / 64 if tiny else b for b in BUDGETS[first : last + 1]]
+        budgets = [b / TINY if tiny else b for b in BUDGETS[first : last + 1]]
         points = [grid_point(b, SHAPES[index], CORPUS.seq_len, ROWS) for b in budgets]
         cells += [pretrain(point, f"{point.name}-s0") for point in points]
         trunk, branches = trunk_and_branch(

@@ -27,6 +27,9 @@ from rlhf_jax.scaling.points import FitError, Points
 from rlhf_jax.scaling.predict import score
 
 
+METHOD = 2  # of fitting; a change of it makes every kept fit anew
+
+
 @dataclass(frozen=True)
 class Fits:
     """By the name of the analysis; every value is JSON. A fit that cannot be made is
@@ -44,7 +47,8 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
     fits = Fits(prediction=_prediction(study))
 
     def kept(name: str, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return _kept(study.folder / "fits" / f"{name}.json", [*inputs, resamples, seed], make)
+        key = [*inputs, resamples, seed, METHOD]
+        return _kept(study.folder / "fits" / f"{name}.json", key, make)
 
     for analysis in study.analyses("isoflop"):
         rows = sweep_table(analysis.cells, analysis.params, analysis.flops)

@@ -38,8 +38,8 @@ def trunk_and_branch(
       ConfigError: horizons that leave a cell without a step of its own.
     """
     step = batch * seq_len
-    ends = [step * round((1 - decay) * h / step) for h in horizons]
     whole = [h // step * step for h in horizons]
+    ends = [step * round((1 - decay) * h / step) for h in whole]
     if not horizons or any(a >= b for a, b in itertools.pairwise([0, *ends])):
         raise ConfigError(
             f"{name}: horizons {list(horizons)} must increase by a batch of {step} at least"
