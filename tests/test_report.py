@@ -196,7 +196,7 @@ def test_every_figure_has_its_data_and_stands_alone(full):
     names = {p.stem for p in figures.glob("*.svg")}
     assert {"isoflop-parabolas", "isoflop-frontier", "isoflop-residuals", "isoflop-curves", "lr_check",
             "base-curve", "sft-curve", "reward-curves", "reward-calibration", "ppo-curves",
-            "before-after", "exponents", "isoflop-envelope"} == names  # fmt: skip
+            "before-after", "exponents", "isoflop-envelope", "isoflop-extrapolation"} == names  # fmt: skip
     assert names == {p.stem for p in figures.glob("*.csv")}
     for path in figures.glob("*.svg"):
         ElementTree.fromstring(path.read_text())

@@ -145,3 +145,25 @@ def test_wrong_input_is_refused_in_words(words, message, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     assert cli.main(["fit", *map(str, words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_figures_of_a_fit_are_drawn_with_their_data(tmp_path, capsys):
+    fit(capsys, DATA / "kyo_takano.csv", "--resamples", "0", "--plot", tmp_path)
+    fit(capsys, DATA / "gadre2024.csv", "--law", "downstream", "--columns", "loss=loss_c4_val",
+        "error=mean_error", "--resamples", "0", "--plot", tmp_path)  # fmt: skip
+    names = {"envelope", "parabolas", "frontier", "residuals", "extrapolation", "downstream"}
+    assert (
+        {p.stem for p in tmp_path.glob("*.svg")}
+        == names
+        == {p.stem for p in tmp_path.glob("*.csv")}
+    )
+    said = (tmp_path / "downstream.csv").read_text().splitlines()
+    assert said[0] == "run,loss,observed,predicted"
+    table = {
+        line.split(",")[0]: line.split(",")
+        for line in (DATA / "gadre2024.csv").read_text().splitlines()
+    }
+    for line in said[1:]:
+        label, loss, observed, _ = line.split(",")
+        assert float(loss) == pytest.approx(float(table[label][4]))
+        assert float(observed) == pytest.approx(float(table[label][5]))

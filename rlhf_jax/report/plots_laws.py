@@ -10,6 +10,7 @@ import numpy as np
 
 from rlhf_jax.report.style import (
     FG,
+    GRID,
     MUTED,
     SERIES,
     Plot,
@@ -164,6 +165,42 @@ def repetition(
         name, render(figure, name), ("cell", "params", "tokens", "unique_tokens", "loss", "stderr"), table,
         "Held-out loss when unique subsets of the corpus are repeated; lines are the fitted law.",
     )  # fmt: skip
+
+
+@styled
+def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
+    """A law fitted below C0 beside the runs above it: losses against compute, and the errors."""
+    ahead = fit.get("extrapolation") or {}
+    runs = ahead.get("runs") or []
+    if not runs:
+        return None
+    figure, axes = panels(1, 2, width=7.6, height=3.4)
+    c, seen, said = (np.array([r[key] for r in runs]) for key in ("flops", "observed", "predicted"))
+    for ax in axes:
+        ax.axvline(ahead["below"], color=MUTED, linestyle="--", linewidth=1.1)
+    for point in fit.get("points") or []:
+        if point["flops"] <= 1.05 * ahead["below"]:
+            axes[0].plot(point["flops"], point["loss"], ".", color=MUTED, markersize=4)
+    axes[0].plot(np.stack([c, c]), np.stack([seen, said]), color=GRID, linewidth=1)
+    axes[0].plot(c, seen, "o", color=SERIES[0], markersize=4.5, label="observed")
+    axes[0].plot(
+        c,
+        said,
+        "x",
+        color=SERIES[1],
+        markersize=5,
+        label=f"predicted from below {power(ahead['below'])}",
+    )
+    axes[0].set_ylabel("held-out loss (nats/token)")
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes[1].axhline(0, color=MUTED, linewidth=1)
+    axes[1].plot(c, 100 * np.log(said / seen), "o", color=SERIES[1], markersize=4.5)
+    axes[1].set_ylabel("ln predicted - ln observed (%)")
+    for ax in axes:
+        log_axis(ax, "x", "training compute C (FLOPs)", power, most=4)
+    rows = [(r["label"], r["flops"], r["observed"], r["predicted"]) for r in runs]
+    return Plot(name, render(figure, name), ("run", "flops", "observed", "predicted"), rows,
+                "Held-out extrapolation: the law of the runs left of the dashed line, and the runs right of it.")  # fmt: skip
 
 
 @styled

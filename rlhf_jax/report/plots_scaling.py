@@ -87,14 +87,14 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
             ax.plot([low, high], [budget["loss_star"]] * 2, color=FG, linewidth=2.5, alpha=0.55)
             ax.plot(budget["n_star"], budget["loss_star"], "D", color=FG, markersize=6, zorder=5)
         text = power(budget["flops"]) + (" " + _short(refused) if refused else "")
-        ends.append((float(n.max()), float(loss[-1]), text, colour))
+        if len(budgets) <= FEW or not refused:  # a table of irregular compute has dozens
+            ends.append((float(n.max()), float(loss[-1]), text, colour))
         rows += [(budget["flops"], p["label"], p["params"], p["tokens"], p["loss"], p["stderr"], refused or "")
                  for p in points]  # fmt: skip
     ax.plot([], [], "D", color=FG, markersize=6, label="minimum, 95% interval")
-    if any(budget["refused"] for budget in budgets):
-        ax.plot(
-            [], [], "--o", color=MUTED, markerfacecolor="none", label="refused: no minimum shown"
-        )
+    if lost := sum(bool(budget["refused"]) for budget in budgets):
+        ax.plot([], [], "--o", color=MUTED, markerfacecolor="none",
+                label=f"{lost} of {len(budgets)} budgets refused: no minimum shown")  # fmt: skip
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     low, high = ax.get_xlim()
     ax.set_xscale("log")
@@ -255,6 +255,7 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
                 f"{what.capitalize()} loss, raw (faint) and smoothed.")  # fmt: skip
 
 
+FEW = 10  # budgets whose refusals are written beside their curves
 MOST = 300  # points of a curve that a figure and its table hold
 
 

@@ -218,6 +218,7 @@ def _fits(name: str, by_approach: dict[int, dict[str, Any]], draw: Draw) -> str:
     body += draw(plots_scaling.frontier(by_approach, f"{name}-frontier"))
     if three:
         body += _law(three) + draw(plots_scaling.residuals(three, f"{name}-residuals"))
+        body += draw(plots_laws.extrapolation(three, f"{name}-extrapolation"))
     return body
 
 

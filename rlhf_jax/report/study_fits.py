@@ -26,7 +26,6 @@ from rlhf_jax.scaling.learning_rate import check_lr, fit_learning_rate
 from rlhf_jax.scaling.points import FitError, Points
 from rlhf_jax.scaling.predict import score
 
-
 METHOD = 2  # of fitting; a change of it makes every kept fit anew
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tiny", action="store_true", help="of a study file: its small form")
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
     p.add_argument("--json", action="store_true")
+    p.add_argument("--plot", type=Path, metavar="DIR",
+                   help="also draw the fits there: .svg figures, each with its data as .csv")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def command(args: argparse.Namespace) -> int:
         fits = _fit(source, args)
     except FitError as e:
         raise ConfigError(str(e)) from None
+    if args.plot:
+        _draw(fits, args.plot)
     if args.json:
         one = len(fits) == 1
         print(json.dumps(source.where | (fits[0] if one else {"fits": fits}), indent=1))
@@ -85,6 +90,26 @@ def command(args: argparse.Namespace) -> int:
         name = fit.get("law") or f"approach {fit['approach']}"
         tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit)
     return 0
+
+
+def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
+    """The figures that the report of a study has, of these fits."""
+    from rlhf_jax.report import plots_laws, plots_scaling
+
+    by_approach = {fit["approach"]: fit for fit in fits if "approach" in fit}
+    one, two, three = (by_approach.get(k, {}) for k in (1, 2, 3))
+    plots = [
+        plots_laws.envelope(one, "envelope"),
+        plots_scaling.isoflop(two, "parabolas"),
+        plots_scaling.frontier(by_approach, "frontier"),
+        plots_scaling.residuals(three, "residuals"),
+        plots_laws.extrapolation(three, "extrapolation"),
+        *(plots_laws.law(fit, fit["law"]) for fit in fits if "law" in fit),
+    ]
+    for plot in plots:
+        if plot is not None:
+            plot.write(folder)
+            print(f"Figure: {folder / plot.name}.svg", file=sys.stderr)
 
 
 def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:

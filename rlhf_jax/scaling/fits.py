@@ -11,21 +11,14 @@ import numpy as np
 
 from rlhf_jax.scaling.curves import Curve
 from rlhf_jax.scaling.envelope import EnvelopeFit, fit_end_points, fit_envelope
+from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.isoflop import PowerLaw, describe, fit_isoflop, power_law
 from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
-from rlhf_jax.scaling.points import FitError, Points, read_table
+from rlhf_jax.scaling.points import FitError, Points, plain, read_table
 from rlhf_jax.scaling.separable import disagreement, fit_separable
 
 AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
 DISAGREE = 1e-3  # the second is lower by more than this share: refused
-
-# Published compute-optimal exponents, drawn beside ours and never fitted to.
-PUBLISHED = {
-    "Hoffmann 2022, approach 2": {"a": 0.49, "b": 0.51},
-    "Hoffmann 2022, approach 3": {"a": 0.46, "b": 0.54},
-    "Besiroglu 2024, refit of approach 3": {"a": 0.513, "b": 0.487},
-    "Kaplan 2020": {"a": 0.73, "b": 0.27},
-}
 
 
 def fit_file(
@@ -74,7 +67,7 @@ def fit_points(
         )
     result = fits[approach](points, resamples, seed)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
-    return _plain({**head, **result, "points": points.rows()})
+    return plain({**head, **result, "points": points.rows()})
 
 
 def fit_curves(
@@ -98,7 +91,7 @@ def fit_curves(
     ends = Points(params, tokens, flops, loss, labels=tuple(curve.label for curve in curves))
     head = {"approach": 1, "n": len(curves), "resamples": resamples, "seed": seed}
     notes = [f"a loss counts in the last {1 - valid_from:.0%} of its run's compute"]
-    return _plain({**head, **_envelope(law, ends, resamples, notes), "points": ends.rows()})
+    return plain({**head, **_envelope(law, ends, resamples, notes), "points": ends.rows()})
 
 
 def _ends(points: Points, resamples: int, seed: int) -> dict[str, Any]:
@@ -246,47 +239,18 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
                 points.flops.tolist(), fit.residuals.tolist(), strict=True,
             )
         ],
-        "extrapolation": extrapolation(points),
+        "extrapolation": extrapolation(points, _surface),
         "frontier": [] if refused else fit.frontier(_range(points.flops)),
         "refused": refused,
         "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
     }  # fmt: skip
 
 
-def extrapolation(points: Points, share: float = 0.75) -> dict[str, Any]:
-    """Fits the `share` of runs of least compute and scores the rest: what a law is for.
-
-    Returns {"below": C0, "fitted", "scored", "rms_log_error", "mean_log_error"} (errors are
-    ln predicted - ln observed above C0), or {"refused": reason}.
-    """
-    order = np.argsort(points.flops, kind="stable")
-    cut = int(len(order) * share)
-    low, high = points.take(order[:cut]), points.take(order[cut:])
-    try:
-        law = fit_law(low)
-    except FitError as e:
-        return {"refused": str(e)}
-    error = np.log(law.loss(high.params, high.tokens)) - np.log(high.loss)
-    return {
-        "below": float(low.flops.max()),
-        "fitted": len(low),
-        "scored": len(high),
-        "rms_log_error": float(np.sqrt(np.mean(error**2))),
-        "mean_log_error": float(error.mean()),
-    }
+def _surface(points: Points) -> Callable[[Points], np.ndarray]:
+    law = fit_law(points)
+    return lambda table: np.asarray(law.loss(table.params, table.tokens))
 
 
 def _range(flops: np.ndarray, beyond: float = 10.0, count: int = 25) -> np.ndarray:
     """A log grid over the budgets and a factor `beyond` above them."""
     return np.geomspace(flops.min(), flops.max() * beyond, count)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only: numpy scalars become floats, and what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -250,3 +250,14 @@ def _number(value: Any, role: str, at: str) -> float:
             "(leave a diverged run out by deleting its row)"
         )
     return number
+
+
+def plain(value: Any) -> Any:
+    """JSON values only: numpy numbers become Python's, and what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rlhf_jax.scaling.laws.family import LawFit, ScalingLaw
-from rlhf_jax.scaling.laws.fitting import extrapolation, fit_generic, point, problem_of
+from rlhf_jax.scaling.laws.fitting import ahead, fit_generic, point, problem_of
 from rlhf_jax.scaling.laws.solve import Objective, linear_start
 from rlhf_jax.scaling.points import FitError, Points
 
@@ -132,7 +132,7 @@ def choose(
                 raise
             reason = f"; more breaks were not tried: {e}"
             break
-        score = extrapolation(broken(column, breaks), points, objective, held)
+        score = ahead(broken(column, breaks), points, objective, held)
         error = score.get("rms_log_error", np.nan)
         if "refused" in score:
             reason = f"; more breaks were not tried: {score['refused']}"

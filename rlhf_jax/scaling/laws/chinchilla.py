@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.scaling.laws.family import LawFit, ScalingLaw
-from rlhf_jax.scaling.laws.fitting import extrapolation
+from rlhf_jax.scaling.laws.fitting import ahead
 from rlhf_jax.scaling.laws.solve import HUBER_LOG, Objective, linear_start
 from rlhf_jax.scaling.parametric import Law, fit_law, fit_parametric
 from rlhf_jax.scaling.points import Points
@@ -102,7 +102,7 @@ class Chinchilla(ScalingLaw):
             condition=found.condition,
             residuals=found.residuals,
             outliers=found.outliers,
-            extrapolation=extrapolation(cls, points),
+            extrapolation=ahead(cls, points),
             refused=found.refused,
             warnings=found.warnings,
             notes=points.notes,

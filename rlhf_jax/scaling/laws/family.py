@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.config import suggest
 from rlhf_jax.scaling.laws.solve import HUBER, HUBER_LOG, Objective
-from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.points import FitError, Points, plain
 
 OUTLIERS = "rows beyond 3 robust standard deviations are named and kept"
 
@@ -199,14 +199,3 @@ class LawFit:
             "warnings": list(self.warnings),
             "notes": list(self.notes),
         })  # fmt: skip
-
-
-def plain(value: Any) -> Any:
-    """JSON values only: numpy numbers become Python's, and what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.config import suggest
+from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.laws.family import LawFit, ScalingLaw
 from rlhf_jax.scaling.laws.solve import HIT, Objective, Problem
 from rlhf_jax.scaling.points import FitError, Points
@@ -133,7 +134,7 @@ def fit_generic(
         condition=condition,
         residuals=residuals,
         outliers=outliers_of(points, residuals),
-        extrapolation=extrapolation(law_class, points, problem.objective, held),
+        extrapolation=ahead(law_class, points, problem.objective, held),
         refused=refused,
         warnings=(*warnings, *_wide(problem, resampled)),
         notes=(*points.notes, *notes),
@@ -190,35 +191,19 @@ def outliers_of(points: Points, residuals: np.ndarray) -> tuple[str, ...]:
     return tuple(points.labels[i] for i in np.flatnonzero(far))
 
 
-def extrapolation(
+def ahead(
     law_class: type[ScalingLaw],
     points: Points,
     objective: Objective | None = None,
     held: Mapping[str, float] | None = None,
-    share: float = 0.75,
 ) -> dict[str, Any]:
-    """Fits the `share` of runs of least compute and scores the rest.
+    """How the law extrapolates: see `rlhf_jax.scaling.extrapolation`."""
 
-    Returns {"below": C0, "fitted", "scored", "rms_log_error", "mean_log_error"} (errors are
-    ln predicted - ln observed above C0), or {"refused": reason}.
-    """
-    order = np.argsort(points.flops, kind="stable")
-    cut = int(len(order) * share)
-    low, high = points.take(order[:cut]), points.take(order[cut:])
-    try:
+    def fitted(low: Points) -> Callable[[Points], np.ndarray]:
         law = point(law_class, low, objective, held)
-    except FitError as e:
-        return {"refused": str(e)}
-    with np.errstate(all="ignore"):
-        predicted = law.predict(**{name: getattr(high, name) for name in law.INPUTS})
-        error = np.log(predicted) - np.log(getattr(high, law.TARGET))
-    return {
-        "below": float(low.flops.max()),
-        "fitted": len(low),
-        "scored": len(high),
-        "rms_log_error": float(np.sqrt(np.mean(error**2))),
-        "mean_log_error": float(error.mean()),
-    }
+        return lambda high: law.predict(**{name: getattr(high, name) for name in law.INPUTS})
+
+    return extrapolation(points, fitted, law_class.TARGET)
 
 
 def _others(found: list, theta: np.ndarray, best: float, count: int = 2) -> list[np.ndarray]:
