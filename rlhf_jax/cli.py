@@ -215,9 +215,11 @@ def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
 def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | None:
     """The corpus's content hash if it has been prepared. Refuses cells that it is too small for; brings
     back kept results if asked to."""
-    from rlhf_jax.data.corpus import find
+    from rlhf_jax.data.corpus import find, prepare
 
     corpus = find(study.corpus, runs.root)
+    if corpus is None and args.kept:  # by its hash the kept results are known to be of this text
+        corpus = prepare(study.corpus, runs.root, lambda text: print(text, file=sys.stderr))
     if corpus is None:
         return None
     study.check_corpus(corpus.tokens("train"))

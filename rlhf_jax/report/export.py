@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.report.study_results import read_study, sweep_table
+from rlhf_jax.report.study_results import read_study, unique_rows
 from rlhf_jax.runs import CellFolder, read_json, write_json
 
 LONG = 64  # lists longer than this stay in the run folder
@@ -41,10 +41,11 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
             }
         )
     write_json(to / "results.json", {**study, "cells": cells})
-    rows = sweep_table(read_study(study_folder, runs_root).of("pretrain"))
+    rows = unique_rows(read_study(study_folder, runs_root).of("pretrain"))
     if rows:
+        known = [key for key in rows[0] if all(row[key] is not None for row in rows)]
         with (to / "runs.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
     return to

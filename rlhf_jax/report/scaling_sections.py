@@ -8,13 +8,14 @@ from typing import Any
 
 from rlhf_jax.report import plots_laws, plots_scaling
 from rlhf_jax.report.markup import fixed, interval, number, paragraph, plus_minus, run_link, table
-from rlhf_jax.report.study_fits import Fits, unique_rows
+from rlhf_jax.report.study_fits import Fits
 from rlhf_jax.report.study_results import (
     Analysed,
     CellResult,
     StudyResults,
     is_number,
     sweep_table,
+    unique_rows,
 )
 from rlhf_jax.report.style import Plot, count, power
 from rlhf_jax.scaling.flops import CONVENTIONS

@@ -17,6 +17,7 @@ from rlhf_jax.report.study_results import (
     sweep_points,
     sweep_table,
     training_curves,
+    unique_rows,
 )
 from rlhf_jax.runs import read_json, write_json
 from rlhf_jax.scaling.curves import at_equal_compute, joined
@@ -84,13 +85,6 @@ def _approach(
 
 def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
     return fit_named("data_constrained", sweep_points(rows), resamples, seed)
-
-
-def unique_rows(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
-    """The sweep's rows; where no subset was asked for, every token seen was unique."""
-    return [
-        row | {"unique_tokens": row["unique_tokens"] or row["tokens"]} for row in sweep_table(cells)
-    ]
 
 
 def _points(analysis: Analysed, rows: list[dict[str, Any]]) -> Points:

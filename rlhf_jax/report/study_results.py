@@ -217,6 +217,13 @@ def sweep_table(
     return rows
 
 
+def unique_rows(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """The sweep's rows; where no subset was asked for, every token seen was unique."""
+    return [
+        row | {"unique_tokens": row["unique_tokens"] or row["tokens"]} for row in sweep_table(cells)
+    ]
+
+
 def training_curves(
     cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
 ) -> list[Curve]:
