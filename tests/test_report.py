@@ -332,6 +332,8 @@ def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):
     assert [run["label"] for run in said["runs"]] == [c.name for c in cells[-6:]]
     with pytest.raises(ConfigError, match="there already"):
         foretell(study, read_study(before, tmp_path / "False"), 8e12)
+    text = html.build(before, tmp_path / "False", resamples=20).read_text()
+    assert "No run of this compute is done" in text
     after = results(True)
     with pytest.raises(ConfigError, match="has begun"):
         foretell(study, read_study(after, tmp_path / "True"), 8e12)

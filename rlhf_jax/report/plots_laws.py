@@ -297,7 +297,8 @@ def envelope(fit: dict[str, Any], name: str) -> Plot | None:
     if not points:
         return None
     figure, axes = panels(1, 2, width=7.8, height=3.8)
-    holders = list(dict.fromkeys(p["label"] for p in points))
+    size = {p["label"]: p["params"] for p in points}
+    holders = sorted(size, key=size.__getitem__)
     for i, label in enumerate(holders):
         mine = [p for p in points if p["label"] == label]
         colour = SERIES[i % len(SERIES)]
@@ -305,13 +306,15 @@ def envelope(fit: dict[str, Any], name: str) -> Plot | None:
             part = [p for p in mine if p["kept"] == kept]
             for ax, key in ((axes[0], "loss"), (axes[1], "params")):
                 ax.plot([p["flops"] for p in part], [p[key] for p in part], ".", color=colour, alpha=alpha,
-                        markersize=4, label=label if ax is axes[0] and kept else None)  # fmt: skip
+                        markersize=4, label=f"{count(size[label])} parameters" if ax is axes[0] and kept else None)  # fmt: skip
     if fit.get("a") is not None:
         c = np.array([p["flops"] for p in points if p["kept"]])
         axes[1].plot(
             c, fit["k_n"] * c ** fit["a"], color=FG, linewidth=1.5, label=f"a = {fit['a']:.2f}"
         )
         axes[1].legend(loc="best")
+    if len(holders) <= 6:
+        axes[0].legend(loc="upper right", markerscale=2)
     log_axis(axes[0], "x", "training compute C (FLOPs)", power, most=4)
     axes[0].set_ylabel("least final loss (nats/token)")
     log_axis(axes[1], "x", "training compute C (FLOPs)", power, most=4)

@@ -256,7 +256,7 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
 
 
 FEW = 10  # budgets whose refusals are written beside their curves
-MOST = 300  # points of a curve that a figure and its table hold
+MOST = 150  # points of a curve that a figure and its table hold
 
 
 def _some(n: int) -> np.ndarray:

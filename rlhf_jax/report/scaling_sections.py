@@ -277,7 +277,7 @@ def _prediction(said: dict[str, Any], draw: Draw) -> str:
                 continue
             low, high = of["intervals"].get(key, (None, None))
             wanted, ends = seen.get(key), (seen.get("intervals") or {}).get(key, (None, None))
-            error = said["score"]["approaches"][approach].get(key) if seen else None
+            error = said.get("score", {}).get("approaches", {}).get(approach, {}).get(key)
             rows.append((f"approach {approach}", label, number(of[key], 4), interval((low, high)),
                          number(wanted, 4), interval(ends), f"{100 * error:+.1f}%" if error is not None else "-"))  # fmt: skip
             if wanted:
