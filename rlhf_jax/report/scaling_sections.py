@@ -99,8 +99,11 @@ def sections(study: StudyResults, fits: Fits, draw: Draw) -> list[tuple[str, str
             (f"{name}-fits", "Fits" + _of(name), _fits(name, by_approach, draw)),
         ]
     if sum(map(len, fits.approaches.values())) > 1:
-        side = [(_side(study, name, approach), fit) for name, by in fits.approaches.items()
-                for approach, fit in by.items()]  # fmt: skip
+        side = [
+            (_side(a.label or a.name, approach, fits), fit)
+            for a in study.analyses("isoflop")
+            for approach, fit in fits.approaches[a.name].items()
+        ]
         body = draw(plots_laws.exponents(side, "exponents")) + _side_by_side(study, side)
         found.insert(0, ("exponents", "Exponents side by side", body))
     if fits.prediction:
@@ -139,21 +142,11 @@ def _accounting(analysis: Analysed) -> str:
     return paragraph(f"{source}N: {n}. C: {CONVENTIONS[analysis.flops]}.")
 
 
-def _side(study: StudyResults, name: str, approach: int) -> str:
-    analyses = study.analyses("isoflop")
-    label = next(a.label for a in analyses if a.name == name) or "sweep"
-    several = len({a.loss for a in analyses}) == 1 and analyses[0].loss == "heldout"
-    return (
-        f"{label}, approach {approach}"
-        if several and len(analyses) > 1
-        else (
-            f"approach {approach}"
-            if len(analyses) == 1
-            else label
-            if approach == 2
-            else f"{label} (approach {approach})"
-        )
-    )
+def _side(label: str, approach: int, fits: Fits) -> str:
+    """A fit's name among those of the study."""
+    if len(fits.approaches) == 1:
+        return f"approach {approach}"
+    return f"{label}, approach {approach}"
 
 
 def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -> str:
@@ -167,10 +160,13 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
         rows,
         (5, 6),
     )
-    for label, cells in ((a.label, a.cells) for a in study.analyses("isoflop")):
-        spent = sum(_own_flops(c, study) for c in _with_parents(cells, study))
+    first = 0.0
+    for analysis in study.analyses("isoflop"):
+        spent = sum(_own_flops(c, study) for c in _with_parents(analysis.cells, study))
+        first = first or spent
         body += paragraph(
-            f"{label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it starts from included."
+            f"{analysis.label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it starts from "
+            f"included; {spent / first:.2f} of the first."
         )
     return body
 
