@@ -164,9 +164,10 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
     for analysis in study.analyses("isoflop"):
         spent = sum(_own_flops(c, study) for c in _with_parents(analysis.cells, study))
         first = first or spent
+        share = f"; {spent / first:.2f} of the first" if first != spent else ""
         body += paragraph(
             f"{analysis.label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it starts from "
-            f"included; {spent / first:.2f} of the first."
+            f"included{share}."
         )
     return body
 
