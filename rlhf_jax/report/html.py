@@ -177,7 +177,7 @@ def _limits(study: StudyResults, fits: Fits) -> str:
     ]
     if fits.approaches:
         lines.append(
-            "IsoFLOP parabolas are approximations; intervals come from resampling runs, so they hold what "
+            "IsoFLOP parabolas are approximations; intervals come from the scatter of the runs, so they hold what "
             "differs between runs and not what all runs share (data, schedule, learning-rate law)."
         )
     if study.of("evaluate"):
