@@ -24,7 +24,7 @@ WARMUP = 300_000  # tokens, for every size: longer than some sizes train at the 
 
 
 def study(tiny: bool = False) -> Study:
-    cells: list[Cell] = [*cosine(tiny)]
+    cells: list[Cell] = chinchilla.sweep(chinchilla.BUDGETS[:4], tiny)  # as far as the trunks go
     for cell in trunk_and_branch.study(tiny).cells:
         if isinstance(cell, Pretrain) and "-trunk-" in cell.name:
             cells.append(cell)
@@ -47,7 +47,3 @@ def study(tiny: bool = False) -> Study:
                      flops="kaplan", loss="ends"),
         ),
     )  # fmt: skip
-
-
-def cosine(tiny: bool) -> list[Cell]:
-    return [*chinchilla.study(tiny).cells]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,10 @@ from rlhf_jax.study import Analysis, Study, load_study
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 CORPUS = CorpusConfig(vocab=64, seq_len=32)
 BASE = Pretrain("base", model=MODEL, tokens=1024, batch=2)
+STUDIES = sorted(
+    path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")
+    if "def study(" in path.read_text()
+)  # fmt: skip
 
 
 def study(*cells, **kw):
@@ -26,6 +31,11 @@ def ids(*cells, corpus="c"):
 def test_run_ids_are_those_of_the_first_release():
     """Golden: changing it orphans every finished run."""
     assert ids(BASE, SFT("sft", base="base")) == {"base": "17ae2bb008", "sft": "9178030d4a"}
+
+
+def test_an_option_of_later_leaves_old_run_ids_alone_until_it_is_used():
+    assert ids(replace(BASE, unique_tokens=None)) == ids(BASE)
+    assert ids(replace(BASE, unique_tokens=512, repeat=True)) != ids(replace(BASE, repeat=True))
 
 
 def test_run_ids_do_not_depend_on_names_or_order():
@@ -174,3 +184,18 @@ def test_files_that_are_no_study_are_refused(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="has no function study"):
         load_study(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_study_of_the_repository_is_sound_and_small_in_its_tiny_form(path, tiny):
+    found = load_study(path, tiny=tiny)
+    whole = load_study(path)
+    assert found.name.endswith("-tiny") is tiny
+    assert len(found.cells) <= len(whole.cells)
+    spent = sum(train_tokens(c) for c in found.cells)
+    assert spent <= sum(train_tokens(c) for c in whole.cells) * (0.35 if tiny else 1)
+
+
+def train_tokens(cell) -> int:
+    return cell.tokens if isinstance(cell, Pretrain) else 0
