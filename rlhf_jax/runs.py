@@ -235,8 +235,7 @@ def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Pat
         for c in study.cells
     ]
     analyses = [
-        to_json(a) | {"cells": [c.name for c in study.select(a.cells)]}
-        for a in study.analyses
+        to_json(a) | {"cells": [c.name for c in study.select(a.cells)]} for a in study.analyses
     ]
     write_json(
         folder / "study.json",

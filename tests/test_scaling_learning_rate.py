@@ -13,9 +13,9 @@ from rlhf_jax.scaling.learning_rate import (
     N0,
     N_POWER,
     check_lr,
-    fit_learning_rate,
     learning_rate,
 )
+from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
 from rlhf_jax.scaling.points import FitError
 
 

@@ -23,7 +23,8 @@ from rlhf_jax.runs import read_json, write_json
 from rlhf_jax.scaling.curves import at_equal_compute, joined
 from rlhf_jax.scaling.fits import fit_points
 from rlhf_jax.scaling.laws import fit_named
-from rlhf_jax.scaling.learning_rate import check_lr, fit_learning_rate
+from rlhf_jax.scaling.learning_rate import check_lr
+from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
 from rlhf_jax.scaling.points import FitError, Points
 from rlhf_jax.scaling.predict import score
 
