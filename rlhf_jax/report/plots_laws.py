@@ -138,8 +138,7 @@ def repetition(
         for i, unique in enumerate([*subsets, None]):
             mine = sorted(
                 (r for r in rows if r["params"] == n
-                 and (r["unique_tokens"] == unique if unique else r["unique_tokens"] >= r["tokens"]
-                      and r["unique_tokens"] not in subsets)),
+                 and (r["unique_tokens"] == unique if unique else r["unique_tokens"] >= r["tokens"])),
                 key=lambda r: r["tokens"],
             )  # fmt: skip
             if not mine:

@@ -28,7 +28,7 @@ from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
 from rlhf_jax.scaling.points import FitError, Points
 from rlhf_jax.scaling.predict import score
 
-METHOD = 2  # of fitting; a change of it makes every kept fit anew
+METHOD = 3  # of fitting; a change of it makes every kept fit anew
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,19 @@ def _approach(
 
 
 def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    return fit_named("data_constrained", sweep_points(rows), resamples, seed)
+    """The data-constrained law never rises: runs that more repetition made worse are outside it."""
+    worse = {
+        row["label"] for row in rows for other in rows
+        if (row["params"], row["unique_tokens"]) == (other["params"], other["unique_tokens"])
+        and row["tokens"] > other["tokens"] and row["loss"] > other["loss"]
+    }  # fmt: skip
+    kept = [row for row in rows if row["label"] not in worse]
+    fit = fit_named("data_constrained", sweep_points(kept), resamples, seed)
+    said = [
+        f"{label} is left out: repetition made it worse than fewer tokens did"
+        for label in sorted(worse)
+    ]
+    return fit | {"notes": [*fit["notes"], *said]}
 
 
 def _points(analysis: Analysed, rows: list[dict[str, Any]]) -> Points:
