@@ -5,7 +5,8 @@
 
 Cost: 5e13 FLOPs, of which the runs at every second budget are those of experiments/chinchilla.py. Seven
 budgets a factor of 1.5 apart, 2e11 to 2.3e12 FLOPs; at each the same sizes once as independent cosine runs
-(`c*`), once as branches (`wsd-*`). By the formula the branches cost 0.48 of the whole runs.
+(`c*`), once as branches (`wsd-*`). By the formula the branches cost 0.497 of the
+whole runs, and did; a = 0.57 by whole runs, 0.55 by branches (results/trunk-and-branch).
 """
 
 from __future__ import annotations
