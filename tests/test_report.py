@@ -304,7 +304,7 @@ def test_the_learning_rate_law_and_repeated_data_have_sections(tmp_path):
     assert "lr = 0.01 (N / 100,000)^-0.50 (B / 1,024)^" in text
     assert "R_D* = 8" in text
     names = {p.stem for p in (folder / "figures").glob("*.csv")}
-    assert {"lr_law", "data_constrained"} <= names
+    assert {"lr_law", "data_constrained", "data_constrained-law"} <= names
 
 
 def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):

@@ -256,6 +256,7 @@ def _repeated(fit: dict[str, Any], analysis: Analysed, draw: Draw) -> str:
     body += draw(
         plots_laws.repetition(fit, law.predict, unique_rows(analysis.cells), analysis.name)
     )
+    body += draw(plots_laws.law(fit, f"{analysis.name}-law"))
     body += paragraph(f"Held-out extrapolation: {_ahead(fit)}.")
     return body + _notes(fit)
 

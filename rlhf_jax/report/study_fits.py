@@ -117,13 +117,13 @@ def _kept(path: Path, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[
         old = read_json(path)
     except ValueError:
         old = None
-    if old and old.get("inputs") == key:
+    if old and old.get("made_from") == key:
         return old
     try:
         fit = make()
     except FitError as e:
         fit = {"refused": str(e), "notes": []}
-    fit["inputs"] = key
+    fit["made_from"] = key
     write_json(path, fit)
     return fit
 
