@@ -220,10 +220,10 @@ def test_an_interrupted_population_equals_an_undisturbed_one(undisturbed, corpus
     world = World(tmp_path, corpus, mesh)
     batch = type(corpus).batch
 
-    def stopping(self, split, size, seed, t):
+    def stopping(self, split, size, seed, t, subset=None):
         if t == 3:
             ctxs[0].runtime.stop.set()
-        return batch(self, split, size, seed, t)
+        return batch(self, split, size, seed, t, subset)
 
     ctxs = [world.context(c, checkpoint_seconds=-1.0) for c in MEMBERS]
     for c in ctxs[1:]:
@@ -259,10 +259,10 @@ def test_a_member_that_joins_later_catches_up_by_itself(undisturbed, corpus, mes
     world = World(tmp_path, corpus, mesh)
     batch, runtime = type(corpus).batch, []
 
-    def stopping(self, split, size, seed, t):
+    def stopping(self, split, size, seed, t, subset=None):
         if t == 2:
             runtime[0].stop.set()
-        return batch(self, split, size, seed, t)
+        return batch(self, split, size, seed, t, subset)
 
     ctxs = [world.context(c) for c in MEMBERS[:2]]
     ctxs[1].runtime = ctxs[0].runtime
