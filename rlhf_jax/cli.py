@@ -17,7 +17,7 @@ from launch.display import last_metrics
 from launch.graph import forgotten, needed
 from rlhf_jax import aot, bench, tables
 from rlhf_jax.config import ConfigError
-from rlhf_jax.kept import restore, results_folder
+from rlhf_jax.kept import restore
 from rlhf_jax.plan import StudyPlan, make_plan
 from rlhf_jax.runs import CellFolder, Runs, find_cell, read_json, status, write_study
 from rlhf_jax.scaling import cli as scaling_cli
@@ -229,7 +229,7 @@ def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | No
 
 def _restore(study: Study, runs: Runs, corpus_hash: str, args: argparse.Namespace) -> None:
     if args.kept:
-        back = restore(study, runs, corpus_hash, results_folder(args.study, study))
+        back = restore(study, runs, corpus_hash, Path(args.study).parent / "results")
         print(f"{len(back)} cells are done by results that are kept", file=sys.stderr)
 
 

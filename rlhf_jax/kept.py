@@ -13,23 +13,16 @@ from rlhf_jax.runs import Runs, read_json, write_json
 from rlhf_jax.study import Study
 
 
-def results_folder(study_file: str | Path, study: Study) -> Path:
-    """Where a study's results are kept: `results/NAME` beside its file."""
-    return Path(study_file).parent / "results" / study.name
-
-
 def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]:
-    """Folders for the study's cells that `kept` (an export, or several in its parent) holds results of
-    and RUNS does not, by run id. Returns the names of those that came back.
+    """Folders for the study's cells that an export in `kept` (`results` beside the study file) holds
+    results of and RUNS does not, by run id. Returns the names of those that came back.
 
     Raises:
       ConfigError: nothing is kept there.
     """
-    exports = sorted(kept.parent.glob("*/results.json"))
+    exports = sorted(kept.glob("*/results.json"))
     if not exports:
-        raise ConfigError(
-            f"no results are kept in {kept.parent}; leave out --kept to run the study"
-        )
+        raise ConfigError(f"no results are kept in {kept}; leave out --kept to run the study")
     known = {cell["run_id"]: (cell, path) for path in exports for cell in read_json(path)["cells"]}
     folders, ids = runs.folders(study, corpus_hash), study.run_ids(corpus_hash)
     there = {name for name, folder in folders.items() if folder.path.exists()}

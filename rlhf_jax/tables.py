@@ -20,7 +20,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
-def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+def table_of(left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in left:
         table.add_column(name, overflow="fold")
@@ -29,7 +29,7 @@ def _table(left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _show(title: str, table: Table) -> None:
+def show(title: str, table: Table) -> None:
     console = _console()
     console.print(Text(title, style="italic"), soft_wrap=True)
     console.print(table)
@@ -44,7 +44,7 @@ def _bytes(count: float) -> str:
 
 def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
     """Every cell's cost, totals, and how far to trust them."""
-    table = _table(
+    table = table_of(
         ("cell", "kind", "state"),
         ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"),
     )
@@ -57,7 +57,7 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
     table.add_section()
     table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
                   _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
-    _show(plan.study, table)
+    show(plan.study, table)
     print(
         f"\nWith {plan.workers} workers x {plan.threads} threads: about "
         f"{duration(t['wall_seconds'])} in all, {duration(t['remaining_wall_seconds'])} for the "
@@ -74,7 +74,7 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
 def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> None:
     """The runs of a scaling study under every FLOP convention, and what they would cost elsewhere."""
     conventions = list(rows[0]["flops"])
-    table = _table(
+    table = table_of(
         ("run",),
         (
             "seeds",
@@ -97,14 +97,14 @@ def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> Non
     hours, dollars = (sum(r[key] for r in rows) for key in ("chip_hours", "dollars"))
     table.add_section()
     table.add_row("total", *[""] * (len(table.columns) - 3), f"{hours:.3g}", f"{dollars:.3g}")
-    _show(f"The grid (tokens a batch; FLOPs of one seed; {hardware} at {mfu:.0%} MFU)", table)
+    show(f"The grid (tokens a batch; FLOPs of one seed; {hardware} at {mfu:.0%} MFU)", table)
     print(f"Peak learning rates are the study's; sweeps take them from the law {LAW_IN_WORDS},\n"
           "N parameters, B tokens a batch.\n")  # fmt: skip
 
 
 def print_status(found: dict[str, Any]) -> None:
     """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
-    table = _table(("cell", "kind", "state"), ("step", "loss", "tokens/s"))
+    table = table_of(("cell", "kind", "state"), ("step", "loss", "tokens/s"))
     table.add_column("", overflow="fold")
     for row in found["cells"]:
         step, steps = row.get("step"), row.get("steps")
@@ -112,7 +112,7 @@ def print_status(found: dict[str, Any]) -> None:
                       f"{step}/{steps}" if steps else number(step, "d"),
                       number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
                       Text(_remark(row), style="dim"))  # fmt: skip
-    _show(found["study"], table)
+    show(found["study"], table)
     states = [row["state"] for row in found["cells"]]
     counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
     print(f"{len(states)} cells: {', '.join(counts)}")
@@ -136,14 +136,14 @@ def _remark(row: dict[str, Any]) -> str:
 
 def print_fit(title: str, fit: dict[str, Any]) -> None:
     """The numbers of a fitted law with their intervals, refusals and notes."""
-    table = _table(("",), ("fit", "95% interval"))
+    table = table_of(("",), ("fit", "95% interval"))
     intervals = fit.get("intervals") or {}
     found = {**fit, **(fit.get("parameters") or {}), **(fit.get("derived") or {})}
     for key, value in found.items():
         if isinstance(value, float) and key != "level":
             interval = " .. ".join(f"{edge:.4g}" for edge in intervals.get(key) or ())
             table.add_row(key, f"{value:.6g}", interval)
-    _show(title, table)
+    show(title, table)
     if fit.get("refused"):
         print(f"Refused: {fit['refused']}")
     ahead = fit.get("extrapolation") or {}
@@ -159,7 +159,7 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
 
 def print_prediction(said: dict[str, Any]) -> None:
     """N*, D* and loss at a budget to come, by each approach."""
-    table = _table(("approach",), ("a", "N*", "95%", "D*", "95%", "loss", "95%"))
+    table = table_of(("approach",), ("a", "N*", "95%", "D*", "95%", "loss", "95%"))
     for approach, of in said["approaches"].items():
         if of.get("refused"):
             table.add_row(f"{approach}: refused: {of['refused']}")
@@ -170,7 +170,7 @@ def print_prediction(said: dict[str, Any]) -> None:
             cells.append(number(of.get(key), form))
             cells.append(" .. ".join(number(end, form) for end in ends) if ends else "")
         table.add_row(approach, *cells)
-    _show(
+    show(
         f"At {said['flops']:.4g} FLOPs, from {said['fitted']} runs of up to {said['below']:.3g}",
         table,
     )
@@ -180,12 +180,12 @@ def print_prediction(said: dict[str, Any]) -> None:
 
 def print_next_tokens(prompt: str, likeliest: Sequence[tuple[str, float]]) -> None:
     """A next-token distribution with bars."""
-    table = _table(("token",), ("probability",))
+    table = table_of(("token",), ("probability",))
     table.add_column("")
     for token, probability in likeliest:
         bar = Text("█" * round(40 * probability), style="cyan")
         table.add_row(Text(repr(token)), f"{100 * probability:.1f}%", bar)
-    _show(f"next token after {prompt!r}", table)
+    show(f"next token after {prompt!r}", table)
 
 
 def print_continuation(prompt: str, text: str) -> None:

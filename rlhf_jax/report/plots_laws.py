@@ -117,9 +117,7 @@ def _law_line(fit: dict, groups: list, batch: float, sizes: list) -> tuple[np.nd
 
 
 @styled
-def repetition(
-    fit: dict[str, Any], predict, rows: Sequence[Mapping[str, Any]], name: str
-) -> Plot | None:
+def repetition(predict, rows: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
     """Loss against tokens seen, a line a unique subset, with the data-constrained law.
 
     predict: (params, tokens, unique_tokens) -> loss, of the fitted law. rows: params, tokens,
@@ -129,10 +127,7 @@ def repetition(
     if not sizes:
         return None
     figure, axes = panels(1, len(sizes), width=7.8, height=4.2)
-    whole = max(row["unique_tokens"] for row in rows)
-    subsets = sorted(
-        {min(row["unique_tokens"], whole) for row in rows if row["unique_tokens"] < row["tokens"]}
-    )
+    subsets = sorted({r["unique_tokens"] for r in rows if r["unique_tokens"] < r["tokens"]})
     table = []
     for ax, n in zip(axes, sizes, strict=True):
         for i, unique in enumerate([*subsets, None]):

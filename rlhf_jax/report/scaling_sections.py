@@ -253,9 +253,7 @@ def _repeated(fit: dict[str, Any], analysis: Analysed, draw: Draw) -> str:
             for k, v in fit["parameters"].items()
         ],
     )
-    body += draw(
-        plots_laws.repetition(fit, law.predict, unique_rows(analysis.cells), analysis.name)
-    )
+    body += draw(plots_laws.repetition(law.predict, unique_rows(analysis.cells), analysis.name))
     body += draw(plots_laws.law(fit, f"{analysis.name}-law"))
     body += paragraph(f"Held-out extrapolation: {_ahead(fit)}.")
     return body + _notes(fit)

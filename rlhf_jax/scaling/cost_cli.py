@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.presets import PRESETS
 from rlhf_jax.scaling.hardware import HARDWARE
+from rlhf_jax.tables import show, table_of
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -76,15 +74,11 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """A table whose first column stands left, wide where the output is not a terminal."""
-    console = Console() if sys.stdout.isatty() else Console(width=180)
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    """A table whose first column stands left."""
+    table = table_of(columns[:1], columns[1:])
     for row in rows:
         table.add_row(*row)
-    console.print(Text(title, style="italic"), soft_wrap=True)
-    console.print(table)
+    show(title, table)
 
 
 def _amount(value: float) -> str:

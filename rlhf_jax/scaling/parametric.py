@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.points import FitError, Points, outliers_of
 from rlhf_jax.scaling.surface import BLOCK, DELTA, Surface
 
 HIT = 1e-6  # a start hits when its objective is within this share of the best
@@ -157,8 +157,6 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
     eigen = np.linalg.eigvalsh(surface.hessian(theta))
     condition = float(eigen[-1] / eigen[0]) if eigen[0] > 0 else float("inf")
     refused, warnings = _judge(surface, theta, condition)
-    spread = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
-    far = np.abs(residuals - np.median(residuals)) > max(3 * spread, 1e-12)
     others = _other_optima(ends, objectives, theta, best)
     return ParametricFit(
         law=_law(surface, theta),
@@ -168,7 +166,7 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
         hit_rate=hits,
         condition=condition,
         residuals=residuals,
-        outliers=tuple(points.labels[i] for i in np.flatnonzero(far)),
+        outliers=outliers_of(points, residuals),
         refused=refused,
         warnings=warnings,
     )

@@ -252,6 +252,13 @@ def _number(value: Any, role: str, at: str) -> float:
     return number
 
 
+def outliers_of(points: Points, residuals: np.ndarray) -> tuple[str, ...]:
+    """Labels of rows beyond 3 robust standard deviations (1.4826 median absolute deviations)."""
+    off = np.abs(residuals - np.median(residuals))
+    far = off > max(3 * 1.4826 * np.median(off), 1e-12)
+    return tuple(points.labels[i] for i in np.flatnonzero(far))
+
+
 def plain(value: Any) -> Any:
     """JSON values only: numpy numbers become Python's, and what is not finite becomes None."""
     if isinstance(value, dict):

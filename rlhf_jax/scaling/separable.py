@@ -16,10 +16,10 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 
 from rlhf_jax.scaling.points import Points
+from rlhf_jax.scaling.surface import DELTA
 
 EXPONENTS = (0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.6, 0.9, 1.4)  # the grid of each exponent
 LIMITS = (1e-3, 4.0)
-DELTA = 1e-3  # Huber threshold on the log residual (Hoffmann 2022, eq. 3)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rlhf_jax.config import suggest
 from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.laws.family import LawFit, ScalingLaw
 from rlhf_jax.scaling.laws.solve import HIT, Objective, Problem
-from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.points import FitError, Points, outliers_of
 
 FLAT = 1e-4  # a parameter that moves no prediction by this share, e-fold for e-fold, is unknown
 WIDE = 1e3  # a 95% interval whose ends differ by this factor is worth a warning
@@ -182,13 +182,6 @@ def judge(
     if condition > 1e10:
         warnings.append(f"the scaled Hessian's condition number is {condition:.1e}: a flat valley")
     return refused, tuple(warnings), condition
-
-
-def outliers_of(points: Points, residuals: np.ndarray) -> tuple[str, ...]:
-    """Labels of rows beyond 3 robust standard deviations (1.4826 median absolute deviations)."""
-    off = np.abs(residuals - np.median(residuals))
-    far = off > max(3 * 1.4826 * np.median(off), 1e-12)
-    return tuple(points.labels[i] for i in np.flatnonzero(far))
 
 
 def ahead(
