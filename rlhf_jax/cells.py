@@ -5,43 +5,71 @@ A cell names its parents by their names in the study; `rlhf_jax.study` checks th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """Continue the opening of a real sentence: what SFT, comparisons, PPO and evaluation share."""
-
-    prompt_len: int = 16  # tokens, exactly
-    response_len: int = 24  # tokens at most, EOS included
-
-    def __post_init__(self) -> None:
-        if self.prompt_len < 1 or self.response_len < 1:
-            raise ConfigError(f"task lengths must be at least 1, got {self}")
-
 
 # Fields that came after a release stay out of run ids while they have their default: a new option leaves
 # finished runs what they were.
 ADDED = {"added": True}
 
 
+def option(default: Any, outside: str = "") -> Any:
+    """A field that came after a release. `outside`: it names something whose content enters run ids, a
+    `callable` MODULE:FUNCTION (its source does) or `records`, such a callable or a file."""
+    return field(default=default, metadata={**ADDED, "outside": outside})
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What SFT, comparisons, PPO and evaluation share: prompts, lengths, and who judges. The default task
+    is to continue the opening of a real sentence, judged by its sentiment."""
+
+    prompt_len: int = 16  # tokens; shorter prompts are padded on the left
+    response_len: int = 24  # tokens at most, EOS included
+    # MODULE:FUNCTION, (split, n, seed) -> texts of prompts; empty: openings of the corpus's sentences.
+    prompts: str = option("", "callable")
+    # MODULE:FUNCTION, (prompts, responses) -> scores: the utility that annotators rank by.
+    gold: str = option("rlhf_jax.data.annotators:sentiment", "callable")
+    template: Literal["plain", "chat"] = option("plain")  # `rlhf_jax.data.chat`
+
+    def __post_init__(self) -> None:
+        if self.prompt_len < 1 or self.response_len < 1:
+            raise ConfigError(f"task lengths must be at least 1, got {self}")
+        if self.template != "plain" and not self.prompts:
+            raise ConfigError(
+                f"task.template = {self.template!r} needs task.prompts; openings of sentences are plain"
+            )
+
+
+def names_cell(value: Any) -> bool:
+    """Whether the value of a parent's field is the name of a cell, rather than an import path or a file."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w-]+", value))
+
+
 @dataclass(frozen=True)
 class Cell:
-    """Base of all cells. `PARENTS` maps the fields that name another cell to the kinds allowed."""
+    """Base of all cells. `PARENTS` maps the fields that name other cells to the kinds allowed."""
 
     name: str
     KIND: ClassVar[str] = "cell"
     PARENTS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def parents(self) -> tuple[str, ...]:
-        named = (getattr(self, f) for f in self.PARENTS)
-        return tuple(n for n in named if n is not None and ":" not in n)
+        """Names of the cells that it starts from; the first one's model is its own."""
+        named = (n for f in self.PARENTS for n in self.named(f))
+        return tuple(dict.fromkeys(n for n in named if names_cell(n)))
+
+    def named(self, parent_field: str) -> tuple[str, ...]:
+        """What a field of `PARENTS` holds, one or several names."""
+        value = getattr(self, parent_field)
+        return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
-LANGUAGE_MODELS = ("pretrain", "sft", "ppo")
+LANGUAGE_MODELS = ("pretrain", "sft", "ppo", "dpo")
+REWARDS = ("reward", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,7 @@ class Pretrain(Cell):
     seed: int = 0
     continues: str | None = None
     # Only so many of the corpus's, the same ones for every seed.
-    unique_tokens: int | None = field(default=None, metadata=ADDED)
+    unique_tokens: int | None = option(None)
     repeat: bool = False  # more tokens than there are unique ones, on purpose
 
 
@@ -67,7 +95,7 @@ class SFT(Cell):
     """Supervised fine-tuning on demonstrations; the loss is on completions only."""
 
     KIND = "sft"
-    PARENTS = {"base": LANGUAGE_MODELS}
+    PARENTS = {"base": LANGUAGE_MODELS, "records": ("best_of_n", "compare")}
     base: str = "base"
     task: TaskConfig = field(default_factory=TaskConfig)
     examples: int = 4096
@@ -76,6 +104,9 @@ class SFT(Cell):
     batch: int = 16
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     seed: int = 0
+    # Demonstrations, corrections or critiques: a file of records, MODULE:FUNCTION (split, n, seed) ->
+    # records, or a cell that wrote them. None: true continuations that the labeller approves of.
+    records: str | None = option(None, "records")
 
 
 @dataclass(frozen=True)
@@ -93,6 +124,10 @@ class Compare(Cell):
     annotators: int = 3
     noise: float = 0.2  # of one annotator, in units of the gold score
     seed: int = 0
+    disagreement: float = option(
+        0.0
+    )  # standard deviation of an annotator's own taste for a response
+    length_bias: float = option(0.0)  # gold score that annotators see in one more token
 
     def __post_init__(self) -> None:
         if not 2 <= self.k <= 9:
@@ -104,24 +139,50 @@ class Reward(Cell):
     """A reward model from rankings: the K-wise loss of InstructGPT, one prompt an element."""
 
     KIND = "reward"
-    PARENTS = {"base": LANGUAGE_MODELS, "comparisons": ("compare",)}
-    base: str = "sft"
-    comparisons: str = "compare"
+    PARENTS = {"base": LANGUAGE_MODELS, "comparisons": ("compare",), "earlier": ("compare",)}
+    base: str = "sft"  # whose trunk it starts from; of any size
+    comparisons: str = "compare"  # a compare cell, or a file of comparison records
     epochs: int = 1
     batch: int = 16  # prompts
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     seed: int = 0
+    earlier: tuple[str, ...] = option(())  # compare cells of earlier rounds, learned from as well
+    prompts: int | None = option(None)  # only so many training prompts, the first; None: all
+    # All pairs of a ranking (with K = 2 Bradley-Terry), the ranking as a whole, or its best alone.
+    loss: Literal["kwise", "plackett_luce", "best_of_n"] = option("kwise")
+    margin: float = option(0.0)  # kwise: score asked of a pair for each rank between them
+    centre: float = option(0.0)  # weight of the mean square of scores, which pulls them to 0
+    # Afterwards the score has mean 0 and variance 1 on the compared samples (Ziegler 2019), or is 0 on
+    # average on true continuations (Stiennon 2020, InstructGPT).
+    normalise: Literal["samples", "demonstrations"] = option("samples")
+
+
+@dataclass(frozen=True)
+class Ensemble(Cell):
+    """Several reward models as one: their normalised scores combined (Coste et al. 2023)."""
+
+    KIND = "ensemble"
+    PARENTS = {"members": ("reward",)}
+    members: tuple[str, ...] = ()
+    combine: Literal["mean", "worst", "mean_minus_variance"] = "mean"
+    variance_coef: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ConfigError(f"{self.name}.members = {self.members}; an ensemble has at least 2")
 
 
 @dataclass(frozen=True)
 class PPO(Cell):
-    """Proximal policy optimisation against a reward model, held near the policy it starts from.
+    """Proximal policy optimisation against a reward, held near the policy it starts from, and what comes
+    out of the same rollout: GRPO, RLOO, REINFORCE.
 
-    Defaults follow Ziegler et al. 2019 and the N+ reproduction (2024) where they agree.
+    Defaults follow Ziegler et al. 2019 and the N+ reproduction (2024) where they agree;
+    `rlhf_jax.rl.presets` has the published settings.
     """
 
     KIND = "ppo"
-    PARENTS = {"policy": LANGUAGE_MODELS, "reward": ("reward",)}
+    PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
     policy: str = "sft"
     reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -136,7 +197,7 @@ class PPO(Cell):
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
-    value_clip: float = 0.2
+    value_clip: float | None = 0.2  # None: the plain squared error
     value_coef: float = 0.1
     whiten_rewards: bool = False  # found harmful in 2024
     no_eos: Literal["replace", "subtract", "keep"] = "replace"  # scores of responses without EOS
@@ -147,27 +208,87 @@ class PPO(Cell):
         )
     )
     seed: int = 0
+    # Advantages: of a critic (gae), or of a response's score against the others of its prompt
+    # (Shao 2024; Ahmadian 2024) or of the batch.
+    algorithm: Literal["ppo", "grpo", "rloo", "reinforce"] = option("ppo")
+    samples: int = option(1)  # responses to each prompt; their prefill is shared
+    # The critic's trunk: a copy of the reward model's or of the policy's, or the policy's own.
+    critic: Literal["reward", "policy", "shared"] = option("reward")
+    critic_lr: float | None = option(None)  # None: the policy's
+    kl_in: Literal["reward", "loss"] = option("reward")  # k1 a token; k3, with k2's gradient
+    score_at: Literal["last", "after"] = option("last")  # valid token, or one past it (N+, TRL)
+    whiten_advantages: Literal["batch", "minibatch", "no"] = option("batch")
+    bessel: bool = option(False)  # variance over n - 1 (TRL, verl) instead of n (OpenAI 2019, N+)
+    ptx_coef: float = option(0.0)  # weight of the pretraining loss (PPO-ptx), a token
+    ptx_batch: int = option(16)  # rows of the corpus that go with each minibatch
+    ema: float | None = option(None)  # decay an iteration; the result is then the average
 
     def __post_init__(self) -> None:
-        if self.batch % self.minibatches:
+        if self.batch * self.samples % self.minibatches:
             raise ConfigError(
-                f"{self.name}.minibatches = {self.minibatches} does not divide batch = {self.batch}"
+                f"{self.name}.minibatches = {self.minibatches} does not divide batch x samples = "
+                f"{self.batch} x {self.samples}"
             )
+        if self.algorithm in ("grpo", "rloo") and self.samples < 2:
+            raise ConfigError(
+                f"{self.name}.samples = {self.samples}; {self.algorithm} compares at least 2 responses "
+                "to a prompt"
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"{self.name}.temperature = {self.temperature}; it must be above 0")
 
 
 @dataclass(frozen=True)
-class Evaluate(Cell):
-    """Two policies side by side on held-out prompts: gold reward, KL, diversity, perplexity."""
+class DPO(Cell):
+    """Direct preference optimisation from rankings (Rafailov et al. 2023), or IPO (Azar et al. 2023):
+    the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
 
-    KIND = "evaluate"
-    PARENTS = {"before": LANGUAGE_MODELS, "after": LANGUAGE_MODELS, "reward": ("reward",)}
-    before: str = "sft"
-    after: str = "ppo"
-    reward: str = "reward"
+    KIND = "dpo"
+    PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare",)}
+    policy: str = "sft"  # where it starts, and the reference
+    comparisons: str = "compare"  # a compare cell, or a file of comparison records
+    loss: Literal["dpo", "ipo"] = "dpo"
+    beta: float = 0.1
+    epochs: int = 1
+    batch: int = 16  # prompts
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.0))
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BestOfN(Cell):
+    """The best of n samples by a reward, for n up to `n`; its best responses are records that an SFT cell
+    can learn from (rejection sampling)."""
+
+    KIND = "best_of_n"
+    PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
+    policy: str = "sft"
+    reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
     task: TaskConfig = field(default_factory=TaskConfig)
+    split: Literal["train", "validation", "test"] = "test"  # whose prompts
     prompts: int = 256
+    n: int = 64  # samples a prompt
     temperature: float = 1.0
     seed: int = 0
 
 
-KINDS: dict[str, type[Cell]] = {c.KIND: c for c in (Pretrain, SFT, Compare, Reward, PPO, Evaluate)}
+@dataclass(frozen=True)
+class Evaluate(Cell):
+    """Two policies side by side on held-out prompts: gold reward, KL, diversity, calibration, tax."""
+
+    KIND = "evaluate"
+    PARENTS = {"before": LANGUAGE_MODELS, "after": LANGUAGE_MODELS, "reward": REWARDS}
+    before: str = "sft"
+    after: str = "ppo"
+    reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
+    task: TaskConfig = field(default_factory=TaskConfig)
+    prompts: int = 256
+    temperature: float = 1.0
+    seed: int = 0
+    # MODULE:FUNCTION, (prompts, responses) -> which of a known distribution's modes each is in.
+    modes: str = option("", "callable")
+
+
+KINDS: dict[str, type[Cell]] = {
+    c.KIND: c for c in (Pretrain, SFT, Compare, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate)
+}

@@ -113,6 +113,9 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     clip: float = 1.0  # global gradient norm
+    # Where eps is added: after the bias correction (Kingma & Ba 2015, PyTorch), or before it, as
+    # TensorFlow's Adam does, with which OpenAI's RLHF of 2019 was trained.
+    adam: Literal["paper", "tensorflow"] = field(default="paper", metadata={"added": True})
 
     def __post_init__(self) -> None:
         if not self.lr > 0:

@@ -14,11 +14,11 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.cells import Cell, Pretrain
+from rlhf_jax.cells import Cell, Pretrain, names_cell
 from rlhf_jax.config import (
     ConfigError,
     CorpusConfig,
@@ -133,12 +133,12 @@ class Study:
 
     def _check(self, cell: Cell) -> None:
         for fld, kinds in cell.PARENTS.items():
-            parent = getattr(cell, fld)
-            if parent is not None and ":" not in parent and self[parent].KIND not in kinds:
-                raise ConfigError(
-                    f"{cell.name}.{fld} = {parent!r} is a {self[parent].KIND} cell; "
-                    f"expected one of: {', '.join(kinds)}"
-                )
+            for named in filter(names_cell, cell.named(fld)):
+                if self[named].KIND not in kinds:
+                    raise ConfigError(
+                        f"{cell.name}.{fld} = {named!r} is a {self[named].KIND} cell; "
+                        f"expected one of: {', '.join(kinds)}"
+                    )
         model = self.model_of(cell)
         if model.vocab != self.corpus.vocab:
             raise ConfigError(
@@ -198,20 +198,42 @@ class Study:
         """Cell name -> run id."""
         ids: dict[str, str] = {}
         for cell in self.order():
-            science: dict[str, Any] = {
-                f.name: ids.get(v, v)
-                if f.name in cell.PARENTS and isinstance(v, str)
-                else to_json(v)
-                for f in fields(cell)
-                for v in [getattr(cell, f.name)]
-                if f.name != "name" and not (f.metadata.get("added") and v == f.default)
-            }
-            for fld in cell.PARENTS:
-                if ":" in str(science[fld]):
-                    science[fld + "_source"] = source_hash(science[fld])
+            science = _science(cell, ids)
             data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
             ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
         return ids
+
+
+def _science(obj: Any, ids: dict[str, str]) -> dict[str, Any]:
+    """The fields of a cell as they enter its run id: ids for names of cells, and the content of what
+    lies outside (callables, files of records) beside what names it."""
+    found: dict[str, Any] = {}
+    parents = getattr(obj, "PARENTS", {})
+    for f in fields(obj):
+        value = getattr(obj, f.name)
+        if f.name == "name" or (f.metadata.get("added") and value == f.default):
+            continue
+        if f.name in parents:
+            named = [ids.get(n, n) for n in obj.named(f.name)]
+            found[f.name] = named if isinstance(value, tuple) else named[0] if named else None
+        else:
+            found[f.name] = _science(value, ids) if is_dataclass(value) else to_json(value)
+        if isinstance(value, str) and (f.name in parents or f.metadata.get("outside")):
+            if ":" in value:
+                found[f.name + "_source"] = source_hash(value)
+            elif value and not names_cell(value):
+                found[f.name + "_source"] = file_hash(value)
+    return found
+
+
+def file_hash(path: str) -> str:
+    """Hash of a file of records."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as e:
+        raise ConfigError(
+            f"{path!r}: {e.strerror or e}; expected a cell of the study, MODULE:FUNCTION or a file of records"
+        ) from None
 
 
 def source_hash(import_path: str) -> str:

@@ -92,7 +92,10 @@ def test_wrong_overrides_are_refused(text, message):
         (lambda: ModelConfig(heads=4, kv_heads=3), "kv_heads = 3 does not divide"),
         (lambda: ModelConfig(width=12, heads=4), "head width is 3; .* must be even"),
         (lambda: OptimConfig(warmup=1.5), "it is a share"),
-        (lambda: PPO("p", batch=10, minibatches=3), "minibatches = 3 does not divide batch = 10"),
+        (
+            lambda: PPO("p", batch=10, minibatches=3),
+            "minibatches = 3 does not divide batch x samples = 10 x 1",
+        ),
         (lambda: Compare("c", k=10), "rankings hold 2 to 9"),
     ],
 )

@@ -8,16 +8,9 @@ import pytest
 
 from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data import BOS, prepare
-from rlhf_jax.data.feedback import (
-    Comparison,
-    Demonstration,
-    approved,
-    gold_score,
-    prompts_from,
-    rank_by_annotators,
-    read,
-    write,
-)
+from rlhf_jax.data.annotators import approved, gold_score, rank_by_annotators
+from rlhf_jax.data.feedback import Comparison, Demonstration, read, write
+from rlhf_jax.data.prompts import prompts_from
 
 COMPARISON = Comparison("p\u2028q", ("a", "", "c"), (2, 1, 2))
 

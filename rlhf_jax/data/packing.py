@@ -154,3 +154,19 @@ def _example_rows(
             weights[row, at + prompt - 1 : stop] = True
             at = stop
     return _batch(tokens, targets, segments, weights, token_bytes)
+
+
+def left_padded(examples: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Token ids (n, length) int32, each example at the right end, PAD before it.
+
+    Raises:
+        ConfigError: an example is empty or longer than `length`.
+    """
+    out = np.full((len(examples), length), PAD, np.int32)
+    for i, ids in enumerate(examples):
+        if not 0 < len(ids) <= length:
+            raise ConfigError(
+                f"prompt {i} takes {len(ids)} tokens, expected 1 to {length}; raise prompt_len or shorten it"
+            )
+        out[i, length - len(ids) :] = ids
+    return out

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Compare
-from rlhf_jax.data.feedback import Comparison, gold_score, prompts_from, rank_by_annotators, write
+from rlhf_jax.data.annotators import gold_score, rank_by_annotators
+from rlhf_jax.data.feedback import Comparison, write
+from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.generate import Samples, generate
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.parallel import place_batch

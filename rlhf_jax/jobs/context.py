@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from rlhf_jax.cells import Cell
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.cells import Cell, Ensemble, TaskConfig, names_cell
+from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.packing import left_padded
+from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.model import init, param_axes, with_scalar_head
 from rlhf_jax.parallel import shardings
+from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
 from rlhf_jax.runs import CellFolder, Heartbeat, read_json
-from rlhf_jax.study import Study
+from rlhf_jax.study import Study, load_callable
 from rlhf_jax.train import Runtime
 from rlhf_jax.train.loop import final_checkpoint
+
+
+class TaskPrompts(NamedTuple):
+    """Prompts as texts and as token ids (n, P), BOS included, padded on the left."""
+
+    texts: list[str]
+    ids: np.ndarray
 
 
 @dataclass
@@ -42,12 +55,45 @@ class Context:
         cfg = self.study.model_of(self.study[name])
         return read_model(self.folders[name], cfg, self.runtime)
 
-    def reward_model(self, name: str) -> dict[str, Any]:
-        """`reward` parameters with the `gain` and `bias` that normalise its score."""
-        cfg = self.study.model_of(self.study[name])
-        params = read_model(self.folders[name], cfg, self.runtime, scalar_head=True)
-        report = self.folders[name].result("report")
-        return {"reward": params, "gain": report["gain"], "bias": report["bias"]}
+    def reward(self, name: str) -> Reward:
+        """The reward that a cell's field names: a reward cell, an ensemble of them, or a callable."""
+        if not names_cell(name):
+            return callable_reward(load_callable(name), self.corpus.tokenizer.decode)
+        cell = self.study[name]
+        names = cell.members if isinstance(cell, Ensemble) else (name,)
+        cfgs = [self.study.model_of(self.study[n]) for n in names]
+        members = []
+        for n, cfg in zip(names, cfgs, strict=True):
+            report = self.folders[n].result("report")
+            params = read_model(self.folders[n], cfg, self.runtime, scalar_head=True)
+            members.append(Member(params, report["gain"], report["bias"]))
+        how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
+        return model_reward(members, cfgs, self.runtime.axes, *how)
+
+    def prompts(
+        self, task: TaskConfig, split: str, n: int, seed: int, max_response: int | None = None
+    ) -> TaskPrompts:
+        """`n` prompts of a task from a split. `max_response`: most tokens of the true continuation, where
+        there is one (default: the task's response length)."""
+        if not task.prompts:
+            longest = task.response_len if max_response is None else max_response
+            found = prompts_from(self.corpus, split, n, task.prompt_len, seed, longest)
+            ids = np.array([p.prompt_ids for p in found], np.int32)
+            return TaskPrompts([p.prompt for p in found], ids)
+        texts = [str(t) for t in load_callable(task.prompts)(split, n, seed)]
+        if len(texts) != n:
+            raise ConfigError(
+                f"{task.prompts} gave {len(texts)} prompts of the {split} split, asked for {n}; lower the "
+                "number of prompts or make more"
+            )
+        encoded = [prompt_ids(self.corpus.tokenizer, t, task.template) for t in texts]
+        return TaskPrompts(texts, left_padded(encoded, task.prompt_len))
+
+    def gold(
+        self, task: TaskConfig, prompts: Sequence[str], responses: Sequence[str]
+    ) -> np.ndarray:
+        """The labeller's scores (n,) of responses to prompts."""
+        return np.asarray(load_callable(task.gold)(prompts, responses), np.float64)
 
 
 def read_model(

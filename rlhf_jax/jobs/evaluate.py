@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Evaluate
-from rlhf_jax.data.feedback import gold_score, prompts_from
+from rlhf_jax.data.annotators import gold_score
+from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval

@@ -10,9 +10,11 @@ import jax
 
 from rlhf_jax.cells import SFT, Pretrain
 from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.data.feedback import Demonstration, approved, prompts_from, write
+from rlhf_jax.data.annotators import approved
+from rlhf_jax.data.feedback import Demonstration, write
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import pack_examples
+from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cells import PPO
-from rlhf_jax.data.feedback import gold_score, prompts_from
+from rlhf_jax.data.annotators import gold_score
 from rlhf_jax.data.loader import batch_rows
+from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import param_axes, with_scalar_head

@@ -24,10 +24,24 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def _adam(optim: OptimConfig) -> optax.GradientTransformation:
+    adam = _tensorflow_adam if optim.adam == "tensorflow" else optax.scale_by_adam
     return optax.chain(
-        optax.clip_by_global_norm(optim.clip),
-        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        optax.clip_by_global_norm(optim.clip), adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     )
+
+
+def _tensorflow_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with `eps` beside sqrt(v) before the bias correction, the form in section 2 of Kingma & Ba
+    2015: sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Early steps are smaller than with `eps` after it."""
+    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = moments.update(grads, state, params)
+        t = state.count.astype(jnp.float32)
+        rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        return jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+
+    return optax.GradientTransformation(moments.init, update)
 
 
 # Zeros of the parameters' shapes, whatever the numbers in the optimizer's configuration.

@@ -1,0 +1,97 @@
+"""Rewards as scores of whole responses: one reward model, several, or any callable over texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.generate import Sequences
+from rlhf_jax.model import Axes, forward, scalars
+
+Score = Callable[[Any, Sequences, jax.Array], jax.Array]  # (arrays, rows, mask_BR) -> scores B
+Texts = Callable[[Sequence[str], Sequence[str]], Any]  # (prompts, responses) -> scores
+
+
+class Reward(NamedTuple):
+    """`score(arrays, rows, mask_BR)` is jit-compatible; the arrays are passed in, not compiled in."""
+
+    score: Score
+    arrays: Any
+
+
+class Member(NamedTuple):
+    """A reward model and what brings its scores to a common scale: gain x score + bias."""
+
+    params: Any
+    gain: Any
+    bias: Any
+
+
+def last_of(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
+    """x at the last valid position of each row, B."""
+    last_B1 = (jnp.sum(mask_BR, axis=-1, keepdims=True) - 1).astype(jnp.int32)
+    here_BR = jnp.arange(mask_BR.shape[1])[None] == last_B1
+    return jnp.sum(jnp.where(here_BR, x_BR, 0.0), axis=-1)
+
+
+def model_scores(
+    member: Member, cfg: ModelConfig, rows: Sequences, mask_BR: jax.Array, axes: Axes
+) -> jax.Array:
+    """The normalised score B of each row, read at the last valid token of the response."""
+    x_DBT, _ = forward(member.params, cfg, *rows, axes)
+    scores_BR = scalars(member.params, x_DBT[..., -mask_BR.shape[1] :])
+    return member.gain * last_of(scores_BR, mask_BR) + member.bias
+
+
+def combined(scores_MB: jax.Array, how: str, variance_coef: float = 1.0) -> jax.Array:
+    """The scores of M models as one, B: `mean`, `worst`, or `mean_minus_variance`, which takes
+    variance_coef times their variance away (Coste et al. 2023)."""
+    if how == "worst":
+        return jnp.min(scores_MB, axis=0)
+    mean_B = jnp.mean(scores_MB, axis=0)
+    if how == "mean":
+        return mean_B
+    return mean_B - variance_coef * jnp.var(scores_MB, axis=0)
+
+
+def model_reward(
+    members: Sequence[Member],
+    cfgs: Sequence[ModelConfig],
+    axes: Axes,
+    how: str = "mean",
+    variance_coef: float = 1.0,
+) -> Reward:
+    """A reward of one or several models."""
+
+    def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
+        each = [model_scores(m, c, rows, mask_BR, axes) for m, c in zip(arrays, cfgs, strict=True)]
+        return each[0] if len(each) == 1 else combined(jnp.stack(each), how, variance_coef)
+
+    return Reward(score, tuple(members))
+
+
+def callable_reward(function: Texts, decode: Callable[[list[int]], str]) -> Reward:
+    """A reward that is any `(prompts, responses) -> scores` over texts, called from inside compiled
+    programs; it must give the same scores for the same texts."""
+
+    def on_host(prompts_BP: np.ndarray, tokens_BR: np.ndarray) -> np.ndarray:
+        prompts = [decode(p.tolist()) for p in np.asarray(prompts_BP)]
+        responses = [decode(r.tolist()) for r in np.asarray(tokens_BR)]
+        scores = np.asarray(function(prompts, responses), np.float32)
+        if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
+            raise ValueError(
+                f"the reward gave {scores!r} for {len(prompts)} responses; expected as many finite numbers"
+            )
+        return scores
+
+    def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
+        R = mask_BR.shape[1]
+        out = jax.ShapeDtypeStruct((mask_BR.shape[0],), jnp.float32)
+        return jax.pure_callback(on_host, out, rows.tokens_BT[:, :-R], rows.tokens_BT[:, -R:])
+
+    return Reward(score, ())
