@@ -86,7 +86,8 @@ class CorpusConfig:
     """Text and how it becomes rows of token ids. Its content hash (text, tokenizer) enters run ids.
 
     A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
-    path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`.
+    path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`; or
+    MODULE:FUNCTION, a function that gives texts, the same ones each time.
     """
 
     sources: tuple[str, ...] = ("shakespeare", "kjv", "wiki", "news")

@@ -121,6 +121,30 @@ def join(prompts_BP: jax.Array, tokens_BR: jax.Array, mask_BR: jax.Array) -> Seq
     return Sequences(tokens_BT, segments_BT, positions_of(segments_BT))
 
 
+def response_states(
+    params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes
+) -> jax.Array:
+    """Hidden states x_DBR in which the last `length` tokens of each row are chosen."""
+    x_DBT, _ = forward(params, cfg, *rows, axes)
+    return x_DBT[..., -length - 1 : -1]
+
+
+def log_probs_of_states(
+    params: Any,
+    cfg: ModelConfig,
+    x_DBR: jax.Array,
+    rows: Sequences,
+    temperature: jax.Array | float,
+    axes: Axes,
+) -> tuple[jax.Array, jax.Array]:
+    """(log-probs_BR, entropy_BR) in nats of the tokens that were chosen in these states."""
+    logits_VBR = logits(params, cfg, x_DBR, axes) / temperature
+    log_probs_BR = token_log_probs(logits_VBR, rows.tokens_BT[:, -x_DBR.shape[-1] :])
+    p_VBR = jax.nn.softmax(logits_VBR, axis=0)
+    entropy_BR = jax.nn.logsumexp(logits_VBR, axis=0) - jnp.sum(p_VBR * logits_VBR, axis=0)
+    return log_probs_BR, entropy_BR
+
+
 def response_log_probs(
     params: Any,
     cfg: ModelConfig,
@@ -131,9 +155,5 @@ def response_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """(log-probs_BR, entropy_BR) in nats of the last `length` tokens of each row, teacher-forced, of
     logits / temperature: the same distribution that `generate` samples from."""
-    x_DBT, _ = forward(params, cfg, *rows, axes)
-    logits_VBR = logits(params, cfg, x_DBT[..., -length - 1 : -1], axes) / temperature
-    log_probs_BR = token_log_probs(logits_VBR, rows.tokens_BT[:, -length:])
-    p_VBR = jax.nn.softmax(logits_VBR, axis=0)
-    entropy_BR = jax.nn.logsumexp(logits_VBR, axis=0) - jnp.sum(p_VBR * logits_VBR, axis=0)
-    return log_probs_BR, entropy_BR
+    x_DBR = response_states(params, cfg, rows, length, axes)
+    return log_probs_of_states(params, cfg, x_DBR, rows, temperature, axes)

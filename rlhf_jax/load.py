@@ -49,7 +49,7 @@ def load_run(path: str | Path) -> Run:
     keep_compiled(root / "compiled")
     data = root / "data" / config["corpus"]
     tokenizer = Tokenizer.load(data / "tokenizer.model")
-    params = read_model(folder, model, runtime, scalar_head=config["kind"] == "reward")
+    params = read_model(folder, model, runtime)
     return Run(params, tokenizer, model, config, runtime)
 
 

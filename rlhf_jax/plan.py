@@ -13,9 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward
+from rlhf_jax.cells import (
+    DPO,
+    PPO,
+    SFT,
+    BestOfN,
+    Cell,
+    Compare,
+    Ensemble,
+    Evaluate,
+    Pretrain,
+    Reward,
+    names_cell,
+)
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
-from rlhf_jax.memory import BASELINE_BYTES, sampling_bytes, training_bytes
+from rlhf_jax.memory import BASELINE_BYTES, rlhf_bytes, sampling_bytes, training_bytes
 from rlhf_jax.populations import populations
 from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
@@ -39,6 +51,7 @@ COMPILE_SECONDS = 10.0  # a shape's first cell: tracing, compiling, provenance
 WARM = 0.4  # the following ones, in proportion: restore, first steps, checkpoint
 PRIOR = 0.3  # weight of the table's values beside one finished cell's
 CHECKPOINTS_KEPT = 2
+RECORDS = 1000  # prompts that a file of comparisons is taken to hold
 
 
 @dataclass(frozen=True)
@@ -130,31 +143,45 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         sequences = (cell.prompts + cell.heldout_prompts) * cell.k
         flops = decode = forward * sequences
         memory, disk = sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
-    elif isinstance(cell, Reward):
-        compared = study[cell.comparisons]
-        assert isinstance(compared, Compare)
-        sequences = compared.prompts * compared.k * cell.epochs
-        flops = 3.0 * forward * sequences + forward * compared.heldout_prompts * compared.k
-        memory = training_bytes(model, cell.batch * compared.k, s, trained=1)
+    elif isinstance(cell, Reward | DPO):
+        train, heldout_rows, k = compared(study, cell)
+        sequences = train * k * cell.epochs
+        flops = 3.0 * forward * sequences + forward * heldout_rows * k
+        if isinstance(cell, DPO):
+            flops += forward * train * k + heldout
+        memory = training_bytes(model, cell.batch * k, s, trained=1)
         disk = 12 * params
+    elif isinstance(cell, Ensemble):
+        _, heldout_rows, k = compared(study, study[cell.members[0]])
+        sequences = heldout_rows * k
+        flops = sum(flops_per_token(m, s) / 3.0 * s for m in _rewards(study, cell.name)) * sequences
+        memory = sampling_bytes(model, 256, s, models=len(cell.members))
     elif isinstance(cell, PPO):
-        sequences = cell.iterations * cell.batch
+        sequences = cell.iterations * cell.batch * cell.samples
+        rewards = _rewards(study, cell.reward)
+        critic = (rewards or [model])[0] if cell.critic == "reward" else model
+        own = cell.algorithm == "ppo" and cell.critic != "shared"
+        trained = [model, critic] if own else [model]
+        passes = [forward, *(flops_per_token(m, s) / 3.0 * s for m in [*trained, *rewards])]
         decode = forward * sequences
-        scored = 3 if ":" in cell.reward else 4  # policy, reference, critic, reward model
-        flops = decode + forward * sequences * (scored + cell.epochs * 2 * 3)
-        rows = cell.batch // cell.minibatches
-        memory = training_bytes(model, rows, s, trained=2) + 4.0 * params * (scored - 2)
-        disk = 2 * 12 * params
-    elif isinstance(cell, Evaluate):
-        sequences = 2 * cell.prompts
+        learned = cell.epochs * 3 * sum(passes[1 : 1 + len(trained)])
+        flops = decode + sequences * (sum(passes) + learned)
+        memory = sum(rlhf_bytes(cell, model, trained[-1], rewards).values()) - BASELINE_BYTES
+        disk = 12 * sum(param_counts(m)["total"] for m in trained)
+    elif isinstance(cell, BestOfN | Evaluate):
+        sides = 2 if isinstance(cell, Evaluate) else cell.n
+        sequences = sides * cell.prompts
         decode = forward * sequences
-        flops = decode + 3 * forward * sequences + 2 * heldout  # both policies, reward
+        scored = sum(flops_per_token(m, s) / 3.0 * s for m in _rewards(study, cell.reward))
+        flops = decode + scored * sequences
+        if isinstance(cell, Evaluate):
+            flops += 2 * forward * sequences + 2 * heldout
         memory, disk = sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
     else:
         raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
     if not isinstance(cell, Pretrain):
         tokens = sequences * s
-    if isinstance(cell, Pretrain | SFT | Reward | PPO):
+    if isinstance(cell, Pretrain | SFT | Reward | PPO | DPO):
         disk *= CHECKPOINTS_KEPT
     return CellPlan(cell.name, cell.KIND, cell.parents(), params, sequences, tokens, flops, decode,
                     BASELINE_BYTES + memory, disk)  # fmt: skip
@@ -176,10 +203,29 @@ def heldout_flops(study: Study, model: ModelConfig) -> float:
     return study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
 
 
+def compared(study: Study, cell: Cell) -> tuple[int, int, int]:
+    """(training prompts, held-out prompts, completions a prompt) of a cell that learns from rankings; of a
+    file of records, which is not read here, a guess."""
+    assert isinstance(cell, Reward | DPO)
+    names = [cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ())]
+    cells = [c for n in names if names_cell(n) and isinstance(c := study[n], Compare)]
+    train = sum(c.prompts for c in cells) or RECORDS
+    if isinstance(cell, Reward) and cell.prompts is not None:
+        train = min(train, cell.prompts)
+    heldout = cells[0].heldout_prompts if cells else RECORDS // 8
+    return train, heldout, max((c.k for c in cells), default=2)
+
+
+def _rewards(study: Study, name: str) -> list[ModelConfig]:
+    return [study.model_of(study[n]) for n in study.reward_models(name)]
+
+
 def row_length(study: Study, cell: Cell) -> int:
     """Tokens in one sequence of a cell."""
+    while isinstance(cell, Ensemble):
+        cell = study[cell.members[0]]
     task = getattr(cell, "task", None)
-    if isinstance(cell, Reward):
+    if isinstance(cell, Reward | DPO) and names_cell(cell.comparisons):
         task = getattr(study[cell.comparisons], "task", None)
     return task.prompt_len + task.response_len if task else study.corpus.seq_len
 

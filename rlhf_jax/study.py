@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import fnmatch
 import graphlib
-import hashlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.cells import Cell, Pretrain, names_cell
+from rlhf_jax.cells import Cell, Ensemble, Pretrain, names_cell
 from rlhf_jax.config import (
     ConfigError,
     CorpusConfig,
@@ -28,6 +26,7 @@ from rlhf_jax.config import (
     suggest,
     to_json,
 )
+from rlhf_jax.outside import file_hash, source_hash
 
 ANALYSES = ("isoflop", "lr_check", "lr_law", "data_constrained")
 ACCOUNTS = {
@@ -131,6 +130,13 @@ class Study:
             cell = self[cell.parents()[0]]
         return cell.model
 
+    def reward_models(self, name: str) -> tuple[str, ...]:
+        """The reward cells behind a name: itself, or an ensemble's members; none of a callable."""
+        if not names_cell(name):
+            return ()
+        cell = self[name]
+        return cell.members if isinstance(cell, Ensemble) else (name,)
+
     def _check(self, cell: Cell) -> None:
         for fld, kinds in cell.PARENTS.items():
             for named in filter(names_cell, cell.named(fld)):
@@ -224,32 +230,6 @@ def _science(obj: Any, ids: dict[str, str]) -> dict[str, Any]:
             elif value and not names_cell(value):
                 found[f.name + "_source"] = file_hash(value)
     return found
-
-
-def file_hash(path: str) -> str:
-    """Hash of a file of records."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError as e:
-        raise ConfigError(
-            f"{path!r}: {e.strerror or e}; expected a cell of the study, MODULE:FUNCTION or a file of records"
-        ) from None
-
-
-def source_hash(import_path: str) -> str:
-    """Hash of the source of `MODULE:FUNCTION`, so that editing a reward makes it another run."""
-    return hashlib.sha256(inspect.getsource(load_callable(import_path)).encode()).hexdigest()[:16]
-
-
-def load_callable(import_path: str) -> Any:
-    """The object at `MODULE:FUNCTION`."""
-    module, _, name = import_path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(
-            f"{import_path!r} cannot be imported ({e}); expected MODULE:FUNCTION"
-        ) from None
 
 
 def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Study:

@@ -1,7 +1,7 @@
 """Guarantees of `rlhf_jax.rl`: advantages, the objective, the sampler check, and that PPO learns."""
 
 import dataclasses
-import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,19 @@ from tiny_rewards import longest_word
 from rlhf_jax.cells import PPO, TaskConfig
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.generate import EOS, Sequences, join
-from rlhf_jax.jobs.ppo import callable_score
 from rlhf_jax.model import with_scalar_head
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.rl import ppo
 from rlhf_jax.rl.advantages import gae, kl_estimates, token_rewards, whiten
+from rlhf_jax.rl.rollout import (
+    Experience,
+    Networks,
+    SamplerMismatch,
+    adapt_kl,
+    check_sampler,
+    score_without_eos,
+)
+from rlhf_jax.rl.scores import Member, callable_reward, model_scores
 from rlhf_jax.train import init_state
 
 __all__ = ["mesh"]
@@ -91,31 +99,36 @@ def test_the_score_is_put_on_the_last_valid_token():
 def test_responses_that_never_stop_are_scored_as_the_cell_says(no_eos, expected):
     cell = PPO("p", no_eos=no_eos, no_eos_score=-2.0)
     stopped = jnp.array([True, False, False])
-    got = ppo.score_without_eos(cell, jnp.array([0.5, 3.0, -3.0]), stopped)
+    got = score_without_eos(cell, jnp.array([0.5, 3.0, -3.0]), stopped)
     np.testing.assert_allclose(got, expected)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(60.0, 1.2), (6.6, 1.1), (6.0, 1.0), (0.0, 0.8)])
 def test_adaptive_kl_follows_the_clipped_proportional_controller(kl, factor):
     cell = PPO("p", batch=512, kl_target=6.0, kl_horizon=10_000.0)
-    state = init_state({"w": jnp.zeros(1)}, cell.optim, 1, kl_coef=jnp.float32(0.15))
-    got = ppo.adapt_kl(cell, state, jnp.float32(kl))["kl_coef"]
+    extra = {"kl_coef": jnp.float32(0.15)}
+    got = adapt_kl(cell, extra, jnp.float32(kl))["kl_coef"]
     assert float(got) == pytest.approx(0.15 * (1 + (factor - 1) * 512 / 10_000), rel=1e-5)
-    fixed = ppo.adapt_kl(dataclasses.replace(cell, kl_target=None), state, jnp.float32(kl))
+    fixed = adapt_kl(dataclasses.replace(cell, kl_target=None), extra, jnp.float32(kl))
     assert float(fixed["kl_coef"]) == pytest.approx(0.15)
 
 
-def test_clipped_losses_equal_loops_over_tokens(monkeypatch):
+class Told(NamedTuple):
+    """Networks whose outputs are in the parameters."""
+
+    def outputs(self, params, *_):
+        return params["policy"]["lp"], jnp.ones((3, 4)), params["critic"]["v"]
+
+
+def test_clipped_losses_equal_loops_over_tokens():
     cell = PPO("p", clip=0.2, value_clip=0.1, value_coef=0.3, task=TaskConfig(1, 4))
     rng = np.random.default_rng(0)
     lp, old, adv, v, v_old, ret = rng.normal(0, 0.5, (6, 3, 4)).astype(np.float32)
     lp[0, 0] = old[0, 0] + 30  # the clamp of the log ratio
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], np.float32)
-    monkeypatch.setattr(ppo, "response_log_probs", lambda p, *_: (p["lp"], jnp.ones((3, 4))))
-    monkeypatch.setattr(ppo, "values", lambda p, *_: p["v"])
-    batch = ppo.Experience(*[None] * 3, mask, old, v_old, adv, ret)._asdict()
+    batch = Experience(*[None] * 3, mask, mask, old, None, v_old, adv, ret)._asdict()
     params = {"policy": {"lp": jnp.array(lp)}, "critic": {"v": jnp.array(v)}}
-    total, weight, sums = ppo.ppo_objective(cell, LEARNED, AXES)(params, batch)
+    total, weight, sums = ppo.ppo_objective(cell, Told(), AXES)(params, batch)
     expected = dict.fromkeys(("policy_loss", "value_loss", "approx_kl", "clip_frac"), 0.0)
     for b, t in np.argwhere(mask > 0):
         d = min(max(lp[b, t] - old[b, t], -20), 20)
@@ -135,21 +148,21 @@ def test_clipped_losses_equal_loops_over_tokens(monkeypatch):
 def test_rewards_are_read_at_the_last_valid_token_and_normalised(mesh):
     rng = np.random.default_rng(0)
     head = {"w": rng.standard_normal(16).astype(np.float32), "b": np.float32(0.3)}
-    frozen = {"reward": {**noisy_params(LEARNED), "scalar": head}, "gain": 1.5, "bias": -0.2}
+    member = Member({**noisy_params(LEARNED), "scalar": head}, 1.5, -0.2)
     prompts = np.array([[0, 5, 6], [7, 8, 9], [0, 0, 4]], np.int32)
     responses = np.array([[EOS, 0, 0, 0], [9, 9, 9, 9], [5, 6, EOS, 0]], np.int32)
     mask = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]], np.float32)
     placed = place_batch({"p": prompts, "r": responses, "m": mask}, mesh)
 
     @jax.jit
-    def scores(frozen, p, r, m):
-        return ppo.reward_scores(frozen, LEARNED, join(p, r, m), m, AXES)
+    def scores(member, p, r, m):
+        return model_scores(member, LEARNED, join(p, r, m), m, AXES)
 
-    got = scores(frozen, placed["p"], placed["r"], placed["m"])
+    got = scores(member, placed["p"], placed["r"], placed["m"])
     for b in range(3):
         tokens = [*prompts[b][prompts[b] > 0], *responses[b][mask[b] > 0]]
         n = len(tokens)
-        x = numpy_hidden(frozen["reward"], LEARNED, tokens, np.ones(n), np.arange(n))
+        x = numpy_hidden(member.params, LEARNED, tokens, np.ones(n), np.arange(n))
         assert got[b] == pytest.approx(1.5 * (x[-1] @ head["w"] + 0.3) - 0.2, abs=1e-4)
 
 
@@ -165,18 +178,26 @@ REWARDED = 7
 CLEAN, TEMPERATURE, POSITIONS, MASK = range(4)
 
 
-def fraction_of_one_token(frozen, prompts_BP, tokens_BR):
+def fraction_of_one_token(arrays, rows, mask_BR):
+    tokens_BR = rows.tokens_BT[:, -mask_BR.shape[1] :]
     return jnp.mean((tokens_BR == REWARDED).astype(jnp.float32), axis=-1)
 
 
-@pytest.fixture(scope="module")
-def iterate(mesh):
-    """One compiled iteration. A leaf of the policy says which fault its trainer has, so that all of
-    them share the compilation; `seen` collects the rows of every minibatch."""
-    seen, scored, split = [], ppo.response_log_probs, ppo.gradients
+class Faulty(NamedTuple):
+    """Networks with the fault that a leaf of the policy names, so that all share a compilation."""
 
-    def faulty(params, cfg, rows, length, temperature, axes):
-        fault = params["fault"]
+    networks: Networks
+
+    @property
+    def policy(self):
+        return self.networks.policy
+
+    @property
+    def critic(self):
+        return self.networks.critic
+
+    def outputs(self, params, rows, length, temperature, axes):
+        fault = params["policy"]["fault"]
         tokens, segments, positions = rows
         wrong = Sequences(
             tokens,
@@ -184,16 +205,22 @@ def iterate(mesh):
             jnp.where(fault == POSITIONS, jnp.arange(tokens.shape[1])[None], positions),
         )
         temperature = jnp.where(fault == TEMPERATURE, 1.1 * temperature, temperature)
-        return scored(params, cfg, wrong, length, temperature, axes)
+        return self.networks.outputs(params, wrong, length, temperature, axes)
+
+
+@pytest.fixture(scope="module")
+def iterate(mesh):
+    """One compiled iteration; `seen` collects the rows of every minibatch."""
+    seen, split = [], ppo.gradients
 
     def spied(objective, params, batch, *rest):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch["tokens_BT"])
         return split(objective, params, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "response_log_probs", faulty)
         patch.setattr(ppo, "gradients", spied)
-        step = ppo.make_ppo_step(CELL, CFG, AXES, fraction_of_one_token)
+        networks = Faulty(Networks(CFG, CFG))
+        step = ppo.make_ppo_step(CELL, networks, AXES, fraction_of_one_token)
         rng = np.random.default_rng(0)
         prompts = rng.integers(3, 16, (32, 4)).astype(np.int32)
         for b in range(32):
@@ -209,7 +236,7 @@ def iterate(mesh):
 
         def run(iterations, fault=CLEAN):
             state, reference = fresh(fault)
-            frozen = {"reference": jax.tree.map(jnp.array, reference)}
+            frozen = {"reference": jax.tree.map(jnp.array, reference), "reward": ()}
             history = []
             for _ in range(iterations):
                 state, metrics = step(state, frozen, prompts)
@@ -225,15 +252,15 @@ def test_before_the_first_update_the_ratio_is_one(iterate):
     assert metrics["max_ratio_error"] <= 1e-4
     assert metrics["clip_frac_before"] == 0 and metrics["approx_kl_before"] <= 1e-8
     assert metrics["kl"] == pytest.approx(0, abs=1e-3)  # of the policy from itself
-    ppo.check_sampler(1, metrics)
+    check_sampler(1, metrics)
 
 
 @pytest.mark.parametrize("fault", [TEMPERATURE, POSITIONS, MASK], ids=["temperature", "positions", "mask"])  # fmt: skip
 def test_a_trainer_that_disagrees_with_the_sampler_is_found_out(iterate, fault):
     _, (metrics,) = iterate[0](1, fault)
     assert metrics["max_ratio_error"] > 1e-3
-    with pytest.raises(ppo.SamplerMismatch, match="iteration 3: before any update"):
-        ppo.check_sampler(3, metrics)
+    with pytest.raises(SamplerMismatch, match="iteration 3: before any update"):
+        check_sampler(3, metrics)
 
 
 def test_every_row_is_in_one_minibatch_of_every_epoch(iterate):
@@ -272,12 +299,16 @@ def test_the_policy_is_a_function_of_the_seed_alone(iterate):
 
 def test_callable_rewards_get_the_texts_and_give_their_scores(mesh):
     decode = lambda ids: " ".join("x" * i for i in ids if i > 2)  # noqa: E731
-    corpus = types.SimpleNamespace(tokenizer=types.SimpleNamespace(decode=decode))
-    cell = PPO("p", reward="tiny_rewards:longest_word")
-    score = jax.jit(callable_score(types.SimpleNamespace(corpus=corpus), cell))
+    reward = callable_reward(longest_word, decode)
     prompts = np.array([[1, 5, 3], [1, 4, 4], [0, 1, 9]], np.int32)
     responses = np.array([[3, 8, 2], [5, 2, 0], [2, 0, 0]], np.int32)
-    placed = place_batch({"p": prompts, "r": responses}, mesh)
-    got = np.asarray(score({}, placed["p"], placed["r"]))
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+    placed = place_batch({"p": prompts, "r": responses, "m": mask}, mesh)
+
+    @jax.jit
+    def score(p, r, m):
+        return reward.score(reward.arrays, join(p, r, m), m)
+
+    got = np.asarray(score(placed["p"], placed["r"], placed["m"]))
     direct = longest_word([decode(p) for p in prompts], [decode(r) for r in responses])
     assert got.tolist() == direct == [6, 3, -1]

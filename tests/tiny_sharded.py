@@ -19,6 +19,8 @@ from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, make_mesh, parse_mesh, place, place_batch
 from rlhf_jax.rl.ppo import make_ppo_step
+from rlhf_jax.rl.rollout import Networks
+from rlhf_jax.rl.scores import Member, model_reward
 from rlhf_jax.train import init_state, make_train_step
 from rlhf_jax.train.checkpoints import fingerprint
 
@@ -57,9 +59,11 @@ def improved(mesh, params, prompts):
     critic = place(critic, param_axes(CFG, True), mesh)
     reward = with_scalar_head(jax.tree.map(jnp.copy, params), jax.random.key(1))
     reward = place(reward, param_axes(CFG, True), mesh)
-    frozen = {"reference": jax.tree.map(jnp.copy, params), "reward": reward, "gain": 1.5, "bias": 0.2}  # fmt: skip
+    scored = model_reward([Member(reward, 1.5, 0.2)], [CFG], AXES)
+    frozen = {"reference": jax.tree.map(jnp.copy, params), "reward": scored.arrays}
     state = init_state({"policy": params, "critic": critic}, OPTIM, 1, kl_coef=jnp.float32(0.1))
-    state, metrics = make_ppo_step(cell, CFG, AXES)(state, frozen, prompts)
+    step = make_ppo_step(cell, Networks(CFG, CFG), AXES, scored.score)
+    state, metrics = step(state, frozen, prompts)
     return state.params, metrics
 
 

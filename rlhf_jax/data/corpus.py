@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 
 from ..config import ConfigError, CorpusConfig, content_id
+from ..outside import source_hash
 from .dedup import near_duplicates
 from .loader import batch_rows, permute
 from .packing import Batch, batch_of, pack
-from .sources import PACKAGED, documents, files
+from .sources import PACKAGED, documents, files, is_callable
 from .tokenizer import PAD, Tokenizer, train
 
 SPLITS = ("train", "validation", "test")
@@ -173,6 +174,8 @@ def recipe(cfg: CorpusConfig) -> str:
     for source in sorted(cfg.sources):
         if source in PACKAGED:
             state.append([source, PACKAGED[source].text_sha256])
+        elif is_callable(source):
+            state.append([source, source_hash(source)])
         elif source.startswith("tfds:"):
             state.append([source])
         else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import ConfigError, suggest
+from ..outside import load_callable
 from .packaged import PACKAGED, Documents, text_hash
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
@@ -29,7 +30,7 @@ def files(source: str) -> tuple[list[Path], str]:
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
             f"source {source!r}: not a packaged source and no file there.{hint} Expected a packaged "
-            "name, tfds:NAME, or a path or glob, each optionally followed by #FIELD"
+            "name, tfds:NAME, a path or glob, each optionally followed by #FIELD, or MODULE:FUNCTION"
         )
     for path in found:
         if not path.name.removesuffix(".gz").endswith(FORMATS):
@@ -39,11 +40,17 @@ def files(source: str) -> tuple[list[Path], str]:
     return found, field or "text"
 
 
+def is_callable(source: str) -> bool:
+    """Whether a source is MODULE:FUNCTION."""
+    return not source.startswith("tfds:") and bool(re.fullmatch(r"[\w.]+:\w+", source))
+
+
 def documents(source: str, cache: Path) -> Documents:
     """(id, text) of every document of a source; see `CorpusConfig.sources` for the forms.
 
     Args:
-        source: a packaged name, `tfds:NAME[/CONFIG]`, or a path or glob; optionally `#FIELD`.
+        source: a packaged name, `tfds:NAME[/CONFIG]`, or a path or glob; optionally `#FIELD`; or
+            `MODULE:FUNCTION`, which gives texts and must give the same ones each time.
         cache: the folder in which archives of packages are kept.
 
     Raises:
@@ -59,6 +66,9 @@ def documents(source: str, cache: Path) -> Documents:
                 "the archive or its reader changed. Delete the archive, or pin the new text"
             )
         yield from found
+    elif is_callable(source):
+        for i, text in enumerate(load_callable(source)()):
+            yield str(i), text
     elif source.startswith("tfds:"):
         yield from _tfds(source.removeprefix("tfds:"))
     else:

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Compare
-from rlhf_jax.data.annotators import gold_score, rank_by_annotators
+from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.data.feedback import Comparison, write
-from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.generate import Samples, generate
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.context import Context, TaskPrompts
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.train import Stopped
@@ -39,15 +38,11 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
     counts = {"train": cell.prompts, "validation": cell.heldout_prompts}
     total, done, records, gold = sum(counts.values()), 0, [], []
     for split, n in counts.items():
-        prompts = prompts_from(
-            ctx.corpus, split, n, cell.task.prompt_len, cell.seed, cell.task.response_len
-        )
+        prompts = ctx.prompts(cell.task, split, n, cell.seed)
         chunks = []
         for i in range(0, n, CHUNK):
             ctx.beat.progress(step=done, steps=total, phase=f"sampling {split} completions")
-            chunks.append(
-                _chunk(ctx, cell, partial(sample, params), prompts[i : i + CHUNK], split, i)
-            )
+            chunks.append(_chunk(ctx, cell, partial(sample, params), prompts, split, i))
             done += len(chunks[-1]["ranks"])
             if ctx.runtime.stop.is_set():
                 raise Stopped(f"stopped after {done} of {total} prompts; finished chunks are kept")
@@ -71,15 +66,15 @@ def _chunk(
     ctx: Context,
     cell: Compare,
     sample: Callable[..., Samples],
-    prompts: list[Any],
+    prompts: TaskPrompts,
     split: str,
     first: int,
 ) -> dict[str, np.ndarray]:
-    """Arrays of n prompts: prompts (n, P), responses and mask (n, K, R), gold and ranks (n, K)."""
+    """Arrays of the n prompts from `first` on: prompts (n, P), responses and mask (n, K, R), gold and ranks (n, K)."""
     path = ctx.folder.results / f"chunk-{split}-{first}.npz"
     if path.exists():
         return dict(np.load(path, allow_pickle=False))
-    ids = np.array([p.prompt_ids for p in prompts], np.int32)
+    ids, asked = prompts.ids[first : first + CHUNK], prompts.texts[first : first + CHUNK]
     fill = CHUNK - len(ids)  # one compiled shape
     batch = place_batch(
         {"prompts": np.pad(ids, ((0, fill), (0, 0)), mode="edge")}, ctx.runtime.mesh
@@ -90,11 +85,17 @@ def _chunk(
     responses = sampled.tokens_BR.reshape(-1, K, R)[:n]
     mask = sampled.mask_BR.reshape(-1, K, R)[:n]
     texts = [ctx.corpus.tokenizer.decode(r.tolist()) for r in responses.reshape(-1, R)]
-    gold = gold_score(texts).reshape(n, K)
+    gold = ctx.gold(cell.task, [p for p in asked for _ in range(K)], texts).reshape(n, K)
+    bias = cell.length_bias * mask.sum(-1) if cell.length_bias else None
     ranks = np.stack(
         [
             rank_by_annotators(
-                g, cell.noise, cell.annotators, seed=(cell.seed, int(split != "train"), first + i)
+                g,
+                cell.noise,
+                cell.annotators,
+                (cell.seed, int(split != "train"), first + i),
+                cell.disagreement,
+                None if bias is None else bias[i],
             )
             for i, g in enumerate(gold)
         ]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.cells import Cell, Ensemble, TaskConfig, names_cell
 from rlhf_jax.config import ConfigError, ModelConfig
@@ -15,11 +16,12 @@ from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.model import init, param_axes, with_scalar_head
+from rlhf_jax.model import param_axes
+from rlhf_jax.outside import load_callable
 from rlhf_jax.parallel import shardings
 from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
-from rlhf_jax.runs import CellFolder, Heartbeat, read_json
-from rlhf_jax.study import Study, load_callable
+from rlhf_jax.runs import CellFolder, Heartbeat
+from rlhf_jax.study import Study
 from rlhf_jax.train import Runtime
 from rlhf_jax.train.loop import final_checkpoint
 
@@ -59,13 +61,12 @@ class Context:
         """The reward that a cell's field names: a reward cell, an ensemble of them, or a callable."""
         if not names_cell(name):
             return callable_reward(load_callable(name), self.corpus.tokenizer.decode)
-        cell = self.study[name]
-        names = cell.members if isinstance(cell, Ensemble) else (name,)
+        cell, names = self.study[name], self.study.reward_models(name)
         cfgs = [self.study.model_of(self.study[n]) for n in names]
         members = []
         for n, cfg in zip(names, cfgs, strict=True):
             report = self.folders[n].result("report")
-            params = read_model(self.folders[n], cfg, self.runtime, scalar_head=True)
+            params = read_model(self.folders[n], cfg, self.runtime)
             members.append(Member(params, report["gain"], report["bias"]))
         how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
         return model_reward(members, cfgs, self.runtime.axes, *how)
@@ -96,22 +97,28 @@ class Context:
         return np.asarray(load_callable(task.gold)(prompts, responses), np.float64)
 
 
-def read_model(
-    folder: CellFolder, cfg: ModelConfig, runtime: Runtime, scalar_head: bool = False
-) -> Any:
-    """Parameters of a finished cell. A PPO cell's are those of its policy."""
+def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
+    """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
+    keeps one, without a value head."""
+    mesh = runtime.mesh
 
-    def like(scalar_head: bool) -> Any:
-        def build(key: jax.Array) -> Any:
-            params = init(cfg, key)
-            return with_scalar_head(params, None) if scalar_head else params
-
+    def laid_out(shapes: Any, layout: Any) -> Any:
         return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(build, jax.random.key(0)),
-            shardings(runtime.mesh, param_axes(cfg, scalar_head), runtime.axes),
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
         )
 
-    if read_json(folder.path / "config.json")["kind"] == "ppo":
-        return final_checkpoint(folder, {"policy": like(False), "critic": like(True)})["policy"]
-    return final_checkpoint(folder, like(scalar_head))
+    def like(shapes: Any) -> Any:
+        if "policy" not in shapes:
+            axes = param_axes(cfg, "scalar" in shapes)
+            return laid_out(shapes, shardings(mesh, axes, runtime.axes))
+        whole = NamedSharding(mesh, PartitionSpec())
+        critic = {n: jax.tree.map(lambda _: whole, t) for n, t in shapes.items() if n == "critic"}
+        return {n: like(t) for n, t in shapes.items() if n != "critic"} | laid_out(
+            {n: shapes[n] for n in critic}, critic
+        )
+
+    params = final_checkpoint(folder, like)
+    if "policy" not in params:
+        return params
+    policy = params.get("ema", params["policy"])
+    return {n: p for n, p in policy.items() if n != "scalar"}

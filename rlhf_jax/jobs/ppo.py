@@ -1,4 +1,4 @@
-"""PPO cells: what `rlhf_jax.rl.ppo` computes, wired to prompts, a reward and the loop."""
+"""PPO cells: what `rlhf_jax.rl` computes, wired to prompts, a reward and the loop."""
 
 from __future__ import annotations
 
@@ -6,84 +6,109 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlhf_jax.cells import PPO
-from rlhf_jax.data.annotators import gold_score
+from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.loader import batch_rows
-from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.jobs.context import Context
+from rlhf_jax.memory import available_bytes, rlhf_bytes, written
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.parallel import place, place_batch
-from rlhf_jax.rl.ppo import Score, check_sampler, make_ppo_step
-from rlhf_jax.study import load_callable
+from rlhf_jax.rl.diagnosis import diagnose
+from rlhf_jax.rl.ppo import make_ppo_step
+from rlhf_jax.rl.rollout import Networks, check_sampler
 from rlhf_jax.train import init_state, train
 
-LOGGED = (
-    "reward_proxy", "kl", "kl_coef", "entropy", "response_length", "stop_rate", "approx_kl",
-    "clip_frac", "policy_loss", "value_loss", "loss", "explained_variance", "max_ratio_error",
-    "max_logprob_gap", "approx_kl_before", "clip_frac_before", "lr", "grad_norm",
-)  # fmt: skip
+ROUNDS_OF_PROMPTS = 16  # iterations after which prompts come round again
+TEXTS = ("prompts", "responses", "mask")  # arrays among an iteration's metrics
 
 
 def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
-    """Improve a policy against a reward. The critic starts from the reward model's trunk (from the
-    policy's where the reward is a callable) with a zero head."""
+    """Improve a policy against a reward. The result is the last iteration's metrics and what was found
+    wrong on the way (`rlhf_jax.rl.diagnosis`), by name."""
     run, cfg, task = ctx.runtime, ctx.model, cell.task
     policy = ctx.language_model(cell.policy)
-    frozen: dict[str, Any] = {"reference": jax.tree.map(jnp.copy, policy)}
-    score: Score | None = None
-    if ":" in cell.reward:
-        score, trunk = callable_score(ctx, cell), policy
-    else:
-        frozen |= ctx.reward_model(cell.reward)
-        trunk = {k: v for k, v in frozen["reward"].items() if k != "scalar"}
-    critic = with_scalar_head(jax.tree.map(jnp.copy, trunk), None)
-    critic = place(critic, param_axes(cfg, True), run.mesh, run.axes)
-    models = {"policy": policy, "critic": critic}
+    reward = ctx.reward(cell.reward)
+    frozen = {"reference": jax.tree.map(jnp.copy, policy), "reward": reward.arrays}
+    models, critic = _trained(ctx, cell, policy, reward.arrays)
+    networks = Networks(cfg, critic)
+    print_memory_plan(ctx, cell, networks)
     state = init_state(models, cell.optim, cell.iterations, kl_coef=jnp.float32(cell.kl_coef))
-    n = cell.batch * min(cell.iterations, 16)  # prompts come round again after 16 iterations
-    prompts = prompts_from(ctx.corpus, "train", n, task.prompt_len, cell.seed, task.response_len)
-    ids = np.array([p.prompt_ids for p in prompts], np.int32)
-    iteration = make_ppo_step(cell, cfg, run.axes, score, run.accumulate)
+    if cell.ema is not None:
+        average = jax.tree.map(jnp.copy, models["policy"])
+        state = state.replace(params={**models, "ema": average})
+    n = cell.batch * min(cell.iterations, ROUNDS_OF_PROMPTS)
+    prompts = ctx.prompts(task, "train", n, cell.seed)
+    texts = dict(zip(map(bytes, prompts.ids), prompts.texts, strict=True))
+    iteration = make_ppo_step(cell, networks, run.axes, reward.score, run.accumulate)
+    corpus_rows = cell.ptx_batch * cell.epochs * cell.minibatches if cell.ptx_coef else 0
 
-    def batch_at(t: int) -> dict[str, jax.Array]:
-        return place_batch({"prompts": ids[batch_rows(n, cell.batch, cell.seed, t)]}, run.mesh)
+    def batch_at(t: int) -> dict[str, Any]:
+        chosen = {"prompts": prompts.ids[batch_rows(n, cell.batch, cell.seed, t)]}
+        if not corpus_rows:
+            return place_batch(chosen, run.mesh)
+        text = ctx.corpus.batch("train", corpus_rows, cell.seed, t)
+        return {**place_batch(chosen, run.mesh), "text": place_batch(text, run.mesh, run.axes)}
 
-    def step(state: Any, batch: dict[str, jax.Array]) -> Any:
-        return iteration(state, frozen, batch["prompts"])
+    def step(state: Any, batch: dict[str, Any]) -> Any:
+        return iteration(state, frozen, batch["prompts"], batch.get("text"))
+
+    found: dict[str, str] = {}
 
     def row(metrics: dict[str, Any], totals: dict[str, float]) -> dict[str, float]:
-        responses = np.asarray(metrics["responses"])
-        gold = gold_score([ctx.corpus.tokenizer.decode(r.tolist()) for r in responses])
+        responses = [ctx.corpus.tokenizer.decode(r.tolist()) for r in metrics["responses"]]
+        gold = ctx.gold(task, [texts[bytes(p)] for p in metrics["prompts"]], responses)
         return {
-            **{k: float(metrics[k]) for k in LOGGED},
+            **{k: v for k, v in metrics.items() if k not in TEXTS},
             "reward_gold": float(gold.mean()),
-            "distinct_2": distinct_n(responses, np.asarray(metrics["mask"]), 2),
+            "distinct_2": distinct_n(metrics["responses"], metrics["mask"], 2),
         }
 
     def check(k: int, metrics: dict[str, Any]) -> None:
         if cfg.compute == "float32":
             check_sampler(k, metrics)
+        for name, said in diagnose(cell, cfg, metrics).items():
+            if name not in found:
+                run.log(f"{cell.name}, iteration {k}: {name}: {said}")
+                found[name] = f"first in iteration {k}: {said}"
 
     train(ctx.folder, state, step, batch_at, cell.iterations, run, row, ctx.beat, check)
-    return {"ppo": ctx.folder.metrics()[-1]}
+    return {"ppo": {**ctx.folder.metrics()[-1], "diagnoses": found}}
 
 
-def callable_score(ctx: Context, cell: PPO) -> Score:
-    """A reward that is any `(prompts, responses) -> scores` over texts, called from inside the
-    compiled iteration."""
-    reward = load_callable(cell.reward)
-    decode = ctx.corpus.tokenizer.decode
+def _trained(
+    ctx: Context, cell: PPO, policy: Any, reward_arrays: Any
+) -> tuple[dict[str, Any], ModelConfig | None]:
+    """The trained models, `policy` and `critic`, and the critic's shape. The value head starts at 0; where
+    the reward is a callable there is no reward model to start a critic from, and the policy's trunk is
+    taken."""
+    run, cfg = ctx.runtime, ctx.model
+    if cell.algorithm != "ppo":
+        return {"policy": policy}, None
+    if cell.critic == "shared":
+        head = with_scalar_head(policy, None)
+        return {"policy": place(head, param_axes(cfg, True), run.mesh, run.axes)}, cfg
+    trunk, critic_cfg = policy, cfg
+    rewards = ctx.study.reward_models(cell.reward)
+    if cell.critic == "reward" and rewards:
+        critic_cfg = ctx.study.model_of(ctx.study[rewards[0]])
+        trunk = {k: v for k, v in reward_arrays[0].params.items() if k != "scalar"}
+    critic = with_scalar_head(jax.tree.map(jnp.copy, trunk), None)
+    critic = place(critic, param_axes(critic_cfg, True), run.mesh, run.axes)
+    return {"policy": policy, "critic": critic}, critic_cfg
 
-    def on_host(prompts_BP: np.ndarray, tokens_BR: np.ndarray) -> np.ndarray:
-        prompts = [decode(p.tolist()) for p in np.asarray(prompts_BP)]
-        responses = [decode(r.tolist()) for r in np.asarray(tokens_BR)]
-        return np.asarray(reward(prompts, responses), np.float32)
 
-    def score(frozen: Any, prompts_BP: jax.Array, tokens_BR: jax.Array) -> jax.Array:
-        out = jax.ShapeDtypeStruct((prompts_BP.shape[0],), jnp.float32)
-        return jax.pure_callback(on_host, out, prompts_BP, tokens_BR)
-
-    return score
+def print_memory_plan(ctx: Context, cell: PPO, networks: Networks) -> None:
+    """What every model will take, before anything is compiled."""
+    study = ctx.study
+    rewards = [study.model_of(study[n]) for n in study.reward_models(cell.reward)]
+    parts = rlhf_bytes(cell, networks.policy, networks.critic, rewards)
+    total, free = sum(parts.values()), available_bytes()
+    listed = "; ".join(f"{what} {written(size)}" for what, size in parts.items())
+    ctx.runtime.log(f"{cell.name}: memory plan: {listed}; in all {written(total)} a process")
+    if free is not None and total > free:
+        ctx.runtime.log(
+            f"{cell.name}: that is more than the {written(free)} that are free: lower batch or samples, "
+            "raise minibatches or --accumulate, or shard the models (--mesh fsdp=N)"
+        )

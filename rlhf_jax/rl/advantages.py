@@ -19,6 +19,15 @@ def kl_estimates(log_probs: jax.Array, reference: jax.Array) -> dict[str, jax.Ar
     return {"k1": delta, "k2": jnp.square(delta) / 2, "k3": jnp.exp(-delta) - 1 + delta}
 
 
+def kl_loss(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
+    """KL(pi || reference) a token as a loss: k3's value with k2's gradient, delta times that of log pi. k1's
+    would be zero in expectation, and k3's own is biased. The log-ratio is kept within 20, k3 below 10."""
+    delta = jnp.clip(log_probs - reference, -20, 20)
+    estimates = kl_estimates(delta, jnp.zeros_like(delta))
+    k2, k3 = estimates["k2"], jnp.clip(estimates["k3"], -10, 10)
+    return k2 + jax.lax.stop_gradient(k3 - k2)
+
+
 def token_rewards(
     score_B: jax.Array, kl_BT: jax.Array, mask_BT: jax.Array, kl_coef: jax.Array
 ) -> jax.Array:
@@ -46,6 +55,19 @@ def gae(
     _, advantages_TB = jax.lax.scan(back, (zero_B, zero_B), time_first, reverse=True)
     advantages_BT = advantages_TB.T
     return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def grouped(score_B: jax.Array, group: int, standardise: bool = False) -> jax.Array:
+    """Advantages B of whole responses against the others of their group of consecutive rows: the score less
+    the mean of the others (RLOO, Ahmadian et al. 2024), or less the group's mean, in units of its standard
+    deviation (GRPO, Shao et al. 2024)."""
+    score_Ng = score_B.reshape(-1, group)
+    centred_Ng = score_Ng - jnp.mean(score_Ng, axis=1, keepdims=True)
+    if standardise:
+        advantage_Ng = centred_Ng / (jnp.std(score_Ng, axis=1, keepdims=True, ddof=1) + 1e-4)
+    else:
+        advantage_Ng = centred_Ng * (group / (group - 1))
+    return advantage_Ng.reshape(score_B.shape)
 
 
 def whiten(

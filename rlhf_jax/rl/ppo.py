@@ -1,223 +1,156 @@
 """PPO for language models (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022) as one
-compiled iteration of static shape: rollout, scoring, advantages, epochs of minibatches."""
+compiled iteration of static shape: rollout, then epochs of minibatches over it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.cells import PPO
-from rlhf_jax.config import ModelConfig
-from rlhf_jax.generate import EOS, Sequences, generate, join, response_log_probs
-from rlhf_jax.model import Axes, forward, scalars
-from rlhf_jax.rl.advantages import gae, masked_mean, token_rewards, whiten
+from rlhf_jax.generate import Sequences
+from rlhf_jax.model import Axes
+from rlhf_jax.objectives import language_modelling
+from rlhf_jax.rl.advantages import kl_loss, whiten
+from rlhf_jax.rl.rollout import Experience, Networks, adapt_kl, rollout
+from rlhf_jax.rl.scores import Score
 from rlhf_jax.train import TrainState, apply_gradients, gradients
 from rlhf_jax.train.state import learning_rate
 
-Score = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (frozen, prompts_BP, responses) -> B
-
-
-class SamplerMismatch(Exception):
-    """The trainer does not give the sampled tokens the probability that the sampler gave them."""
-
-
-class Experience(NamedTuple):
-    """What the epochs of one iteration learn from. Arrays of B rows, R response tokens."""
-
-    tokens_BT: jax.Array
-    segments_BT: jax.Array
-    positions_BT: jax.Array
-    mask_BR: jax.Array
-    log_probs_BR: jax.Array  # of the sampler: the behaviour policy
-    values_BR: jax.Array
-    advantages_BR: jax.Array
-    returns_BR: jax.Array
-
-
-def values(params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes) -> jax.Array:
-    """V_BR: the critic's value of the state in which each response token is chosen."""
-    x_DBT, _ = forward(params, cfg, *rows, axes)
-    return scalars(params, x_DBT[..., -length - 1 : -1])
-
-
-def reward_scores(
-    frozen: dict[str, Any], cfg: ModelConfig, rows: Sequences, mask_BR: jax.Array, axes: Axes
-) -> jax.Array:
-    """The reward model's normalised score of each row, read at the last valid token."""
-    x_DBT, _ = forward(frozen["reward"], cfg, *rows, axes)
-    scores_BR = scalars(frozen["reward"], x_DBT[..., -mask_BR.shape[1] :])
-    last_B1 = (jnp.sum(mask_BR, axis=-1, keepdims=True) - 1).astype(jnp.int32)
-    here_BR = jnp.arange(mask_BR.shape[1])[None] == last_B1
-    score_B = jnp.sum(jnp.where(here_BR, scores_BR, 0.0), axis=-1)
-    return frozen["gain"] * score_B + frozen["bias"]
+Batch = dict[str, jax.Array]
+Iteration = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def ppo_objective(
-    cell: PPO, cfg: ModelConfig, axes: Axes
-) -> Callable[[Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
-    """Clipped policy and value losses, summed over valid tokens."""
+    cell: PPO, networks: Networks, axes: Axes
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
+    """Clipped policy and value losses, summed over valid tokens; the batch holds an `Experience` and
+    `kl_coef`, a copy a row."""
     R = cell.task.response_len
 
-    def objective(params: Any, batch: dict[str, jax.Array]) -> tuple:
-        e = Experience(**batch)
-        rows = Sequences(e.tokens_BT, e.segments_BT, e.positions_BT)
-        log_probs_BR, entropy_BR = response_log_probs(
-            params["policy"], cfg, rows, R, cell.temperature, axes
+    def objective(params: Any, batch: Batch) -> tuple:
+        e = Experience(**{n: batch[n] for n in Experience._fields})
+        rows, mask = Sequences(e.tokens_BT, e.segments_BT, e.positions_BT), e.mask_BR
+        log_probs_BR, entropy_BR, values_BR = networks.outputs(
+            params, rows, R, cell.temperature, axes
         )
-        log_ratio_BR = jnp.clip(log_probs_BR - e.log_probs_BR, -20, 20) * e.mask_BR
+        log_ratio_BR = jnp.clip(log_probs_BR - e.log_probs_BR, -20, 20) * mask
         ratio_BR = jnp.exp(log_ratio_BR)
         clipped_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
         policy_BR = jnp.maximum(-e.advantages_BR * ratio_BR, -e.advantages_BR * clipped_BR)
-        values_BR = values(params["critic"], cfg, rows, R, axes)
-        near_BR = jnp.clip(values_BR, e.values_BR - cell.value_clip, e.values_BR + cell.value_clip)
-        value_BR = 0.5 * jnp.maximum(
-            jnp.square(values_BR - e.returns_BR), jnp.square(near_BR - e.returns_BR)
-        )
-        mask = e.mask_BR
         sums = {
             "policy_loss": jnp.sum(policy_BR * mask),
-            "value_loss": jnp.sum(value_BR * mask),
             "entropy": jnp.sum(entropy_BR * mask),
             "approx_kl": jnp.sum(0.5 * jnp.square(log_ratio_BR) * mask),
             "clip_frac": jnp.sum((jnp.abs(ratio_BR - 1) > cell.clip) * mask),
         }
-        total = sums["policy_loss"] + cell.value_coef * sums["value_loss"]
+        total = sums["policy_loss"]
+        if values_BR is not None:
+            value_BR = value_loss(values_BR, e, cell.value_clip)
+            sums["value_loss"] = jnp.sum(value_BR * e.value_mask_BR)
+            total += cell.value_coef * sums["value_loss"]
+        if cell.kl_in == "loss":
+            sums["kl_loss"] = jnp.sum(kl_loss(log_probs_BR, e.reference_BR) * mask)
+            total += batch["kl_coef"][0] * sums["kl_loss"]
         return total, jnp.sum(mask), sums
 
     return objective
 
 
+def value_loss(values_BR: jax.Array, e: Experience, clip: float | None) -> jax.Array:
+    """Half the squared error of the returns; with `clip`, the larger of it and that of a value that has
+    moved by no more than that."""
+    error_BR = jnp.square(values_BR - e.returns_BR)
+    if clip is not None:
+        near_BR = jnp.clip(values_BR, e.values_BR - clip, e.values_BR + clip)
+        error_BR = jnp.maximum(error_BR, jnp.square(near_BR - e.returns_BR))
+    return 0.5 * error_BR
+
+
 def make_ppo_step(
-    cell: PPO, cfg: ModelConfig, axes: Axes, score: Score | None = None, accumulate: int = 1
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled iteration `(state, frozen, prompts_BP) -> (state, metrics)`.
+    cell: PPO, networks: Networks, axes: Axes, score: Score, accumulate: int = 1
+) -> Iteration:
+    """The compiled iteration `(state, frozen, prompts_BP, text=None) -> (state, metrics)`.
 
-    `state.params` holds `policy` and `critic`; `frozen` holds `reference` and, without a `score` of
-    one's own, `reward` with its `gain` and `bias`. Metrics before the first update compare trainer
-    and sampler (`max_ratio_error`, `approx_kl_before`, `clip_frac_before`); see `check_sampler`.
+    `state.params` holds `policy`, `critic` unless it shares the policy's trunk or there is none, and
+    `ema` if the cell averages weights. `frozen` holds `reference` parameters and the `reward`'s arrays.
+    `text` is for PPO-ptx: a batch of the corpus of epochs x minibatches x ptx_batch rows. Metrics before
+    the first update compare trainer and sampler (`max_ratio_error`, `approx_kl_before`,
+    `clip_frac_before`); see `check_sampler`.
     """
-    R = cell.task.response_len
-    objective = ppo_objective(cell, cfg, axes)
+    objective = ppo_objective(cell, networks, axes)
+    factors = {} if cell.critic_lr is None else {"critic": cell.critic_lr / cell.optim.lr}
 
-    def rollout(state: TrainState, frozen: Any, prompts_BP: jax.Array, key: jax.Array) -> tuple:
-        policy, critic = state.params["policy"], state.params["critic"]
-        sampled = generate(
-            policy, cfg, prompts_BP, key, length=R, temperature=cell.temperature, axes=axes
-        )
-        mask_BR = sampled.mask_BR
-        rows = join(prompts_BP, sampled.tokens_BR, mask_BR)
-        log_probs_BR, entropy_BR = response_log_probs(policy, cfg, rows, R, cell.temperature, axes)
-        reference_BR, _ = response_log_probs(
-            frozen["reference"], cfg, rows, R, cell.temperature, axes
-        )
-        if score is None:
-            score_B = reward_scores(frozen, cfg, rows, mask_BR, axes)
-        else:
-            score_B = score(frozen, prompts_BP, sampled.tokens_BR)
-        stopped_B = jnp.any(sampled.tokens_BR == EOS, axis=-1)
-        scored_B = score_without_eos(cell, score_B, stopped_B)
-        values_BR = values(critic, cfg, rows, R, axes) * mask_BR
-        kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
-        rewards_BR = token_rewards(scored_B, kl_BR, mask_BR, state.extra["kl_coef"])
-        if cell.whiten_rewards:
-            rewards_BR = whiten(rewards_BR, mask_BR, shift_mean=False)
-        advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, cell.gamma, cell.lam)
-        experience = Experience(
-            *rows,
-            mask_BR=mask_BR,
-            log_probs_BR=sampled.log_probs_BR,
-            values_BR=values_BR,
-            advantages_BR=whiten(advantages_BR, mask_BR),
-            returns_BR=returns_BR,
-        )
-        gap_BR = (log_probs_BR - sampled.log_probs_BR) * mask_BR
-        residual = masked_mean(jnp.square(returns_BR - values_BR), mask_BR)
-        spread = masked_mean(jnp.square(returns_BR - masked_mean(returns_BR, mask_BR)), mask_BR)
-        metrics = {
-            "reward_proxy": jnp.mean(score_B),
-            "kl": jnp.mean(jnp.sum(kl_BR, axis=-1)),
-            "kl_coef": state.extra["kl_coef"],
-            "entropy": masked_mean(entropy_BR, mask_BR),
-            "response_length": jnp.mean(jnp.sum(mask_BR, axis=-1)),
-            "stop_rate": jnp.mean(stopped_B.astype(jnp.float32)),
-            "explained_variance": 1 - residual / jnp.maximum(spread, 1e-8),
-            "max_logprob_gap": jnp.max(jnp.abs(gap_BR)),
-            "max_ratio_error": jnp.max(jnp.abs(jnp.exp(gap_BR) - 1)),
-            "approx_kl_before": masked_mean(0.5 * jnp.square(gap_BR), mask_BR),
-            "clip_frac_before": masked_mean(
-                (jnp.abs(jnp.exp(gap_BR) - 1) > cell.clip).astype(jnp.float32), mask_BR
-            ),
-            "responses": sampled.tokens_BR,
-            "mask": mask_BR,
-        }
-        return experience, metrics
+    def pretraining(params: Any, batch: Batch) -> tuple:
+        return language_modelling(params["policy"], batch, networks.policy, axes)
+
+    def update(state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array) -> Any:
+        """One minibatch. The gradients of PPO-ptx's two objectives are added before the one update."""
+        grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
+        weight = jnp.maximum(metrics.pop("weight"), 1.0)
+        loss = metrics.pop("loss")
+        means = {n: m / weight for n, m in metrics.items() if n != "entropy"}
+        if text is not None:
+            more, seen = gradients(pretraining, state.params, text, axes, accumulate)
+            grads = jax.tree.map(lambda a, b: a + cell.ptx_coef * b, grads, more)
+            means["ptx_loss"] = seen["loss"]
+        state, moved = apply_gradients(state, grads, cell.optim, rate, factors)
+        return state, {"loss": loss, **means, **moved}
 
     def learn(
-        state: TrainState, e: Experience, rate: jax.Array, key: jax.Array
+        state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array, key: jax.Array
     ) -> tuple[TrainState, Any]:
-        B = e.tokens_BT.shape[0]
+        B = batch["tokens_BT"].shape[0]
 
-        def epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-            rows = jax.random.permutation(key, B).reshape(cell.minibatches, -1)
+        def minibatch(state: TrainState, x: tuple[jax.Array, Batch | None]) -> tuple:
+            rows_b, text = x
+            part = {
+                n: a.at[rows_b].get(out_sharding=axes.spec("batch", *[None] * (a.ndim - 1)))
+                for n, a in batch.items()
+            }
+            if networks.critic is not None and cell.whiten_advantages == "minibatch":
+                white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
+                part["advantages_BR"] = white
+            return update(state, part, text, rate)
 
-            def minibatch(state: TrainState, rows_b: jax.Array) -> tuple[TrainState, Any]:
-                batch = {
-                    n: x.at[rows_b].get(out_sharding=axes.spec("batch", None))
-                    for n, x in e._asdict().items()
-                }
-                grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
-                state, moved = apply_gradients(state, grads, cell.optim, rate)
-                weight = jnp.maximum(metrics.pop("weight"), 1.0)
-                loss = metrics.pop("loss")
-                means = {n: m / weight for n, m in metrics.items() if n != "entropy"}
-                return state, {"loss": loss, **means, **moved}
-
-            return jax.lax.scan(minibatch, state, rows)
-
-        state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, cell.epochs))
+        orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
+            jax.random.split(key, cell.epochs)
+        )
+        rows = orders.reshape(cell.epochs * cell.minibatches, -1)
+        state, metrics = jax.lax.scan(minibatch, state, (rows, text))
         return state, jax.tree.map(jnp.mean, metrics)
 
-    def iteration(state: TrainState, frozen: Any, prompts_BP: jax.Array) -> tuple[TrainState, Any]:
+    def iteration(
+        state: TrainState, frozen: Any, prompts_BP: jax.Array, text: Batch | None = None
+    ) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(cell.seed), state.step)
         sample_key, order_key = jax.random.split(key)
-        experience, metrics = rollout(state, frozen, prompts_BP, sample_key)
+        experience, metrics = rollout(
+            cell, networks, axes, score, state, frozen, prompts_BP, sample_key
+        )
+        batch = experience._asdict()
+        if cell.kl_in == "loss":
+            batch["kl_coef"] = metrics["kl_coef"] * jnp.ones_like(batch["mask_BR"][:, 0])
+        if text is not None:
+            steps = cell.epochs * cell.minibatches
+            text = {
+                n: x.reshape(steps, -1, x.shape[1], out_sharding=axes.spec(None, "batch", None))
+                for n, x in text.items()
+            }
+        average = state.params.get("ema")
+        trained = {n: p for n, p in state.params.items() if n != "ema"}
         rate = learning_rate(cell.optim, state)
-        state, learned = learn(state, experience, rate, order_key)
-        state = state.replace(step=state.step + 1, extra=adapt_kl(cell, state, metrics["kl"]))
-        return state, {**metrics, **learned}
+        moved, learned = learn(state.replace(params=trained), batch, text, rate, order_key)
+        params = moved.params
+        if average is not None and (decay := cell.ema) is not None:
+            average = jax.tree.map(
+                lambda a, p: decay * a + (1 - decay) * p, average, params["policy"]
+            )
+            params = {**params, "ema": average}
+        extra = adapt_kl(cell, state.extra, metrics["kl"])
+        moved = moved.replace(step=state.step + 1, params=params, extra=extra)
+        return moved, {**metrics, **learned}
 
     return jax.jit(iteration, donate_argnums=0)
-
-
-def score_without_eos(cell: PPO, score_B: jax.Array, stopped_B: jax.Array) -> jax.Array:
-    """Scores with `cell.no_eos` applied to the responses that never stopped."""
-    if cell.no_eos == "keep":
-        return score_B
-    changed = cell.no_eos_score if cell.no_eos == "replace" else score_B + cell.no_eos_score
-    return jnp.where(stopped_B, score_B, changed)
-
-
-def adapt_kl(cell: PPO, state: TrainState, kl: jax.Array) -> dict[str, jax.Array]:
-    """The controller of Ziegler et al. 2019: beta *= 1 + clip(KL/target - 1, +-0.2) n / horizon."""
-    if cell.kl_target is None:
-        return state.extra
-    error = jnp.clip(kl / cell.kl_target - 1, -0.2, 0.2)
-    scale = 1 + error * cell.batch / cell.kl_horizon
-    return {**state.extra, "kl_coef": state.extra["kl_coef"] * scale}
-
-
-def check_sampler(step: int, metrics: dict[str, Any], tolerance: float = 1e-4) -> None:
-    """Before the first update of an iteration the ratio of trainer to sampler is 1, up to the rounding
-    of two differently fused float32 programs. Raises SamplerMismatch with what to look at."""
-    ratio, kl = float(metrics["max_ratio_error"]), float(metrics["approx_kl_before"])
-    if ratio <= tolerance and abs(kl) <= 1e-8 and float(metrics["clip_frac_before"]) == 0:
-        return
-    raise SamplerMismatch(
-        f"iteration {step}: before any update max |ratio - 1| = {ratio:.2e} (expected <= {tolerance:g}), "
-        f"approx_kl = {kl:.2e} (<= 1e-8), clip_frac = {float(metrics['clip_frac_before']):.3f} (0). "
-        "Sampler and trainer score the same tokens differently: look at the temperature, the position "
-        "ids and the padding mask of both."
-    )

@@ -86,11 +86,13 @@ class Checkpoints:
             return like.replace(params=parts["params"], **parts["rest"]), meta
         return None
 
-    def restore_params(self, like: Any) -> Any:
-        """The parameters alone, of the newest whole checkpoint."""
+    def restore_params(self, like: Callable[[Any], Any]) -> Any:
+        """The parameters alone, of the newest whole checkpoint. `like` says how they are laid out, given
+        their tree of shapes and dtypes."""
         for step in reversed(self.steps()):
             try:
-                return self._read(step, {"params": like})[0]["params"]
+                shapes = _shapes(self.path / str(step) / "params")
+                return self._read(step, {"params": like(shapes)})[0]["params"]
             except Exception as e:
                 self.log(f"checkpoint {step} in {self.path} is damaged ({e}); falling back")
         raise FileNotFoundError(f"no whole checkpoint in {self.path}")
@@ -124,6 +126,12 @@ class Checkpoints:
     def close(self) -> None:
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _shapes(path: Path) -> Any:
+    """Shapes and dtypes of what was saved there."""
+    saved = ocp.StandardCheckpointHandler().metadata(path.absolute()).tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -247,8 +247,8 @@ def _truncate_metrics(folder: CellFolder, step: int) -> None:
     os.replace(tmp, path)
 
 
-def final_checkpoint(folder: CellFolder, like: Any) -> Any:
-    """Parameters of a finished cell, laid out like `like`."""
+def final_checkpoint(folder: CellFolder, like: Callable[[Any], Any]) -> Any:
+    """Parameters of a finished cell, laid out as `like` makes of their shapes."""
     checkpoints = Checkpoints(folder.checkpoints)
     try:
         return checkpoints.restore_params(like)

@@ -3,6 +3,8 @@ weight decay as arrays in the state, so that cells that differ in numbers alone 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -87,16 +89,22 @@ def learning_rate(optim: OptimConfig, state: TrainState) -> jax.Array:
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, optim: OptimConfig, rate: jax.Array
+    state: TrainState,
+    grads: Any,
+    optim: OptimConfig,
+    rate: jax.Array,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only). `step` is left
-    as it is: whoever owns the loop counts. Metrics: lr, grad_norm (before clipping)."""
+    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only), times the factor
+    that a top-level entry of the parameters may have. `step` is left as it is: whoever owns the loop
+    counts. Metrics: lr, grad_norm (before clipping)."""
     updates, opt = _adam(optim).update(grads, state.opt, state.params)
     decay = state.hyper["weight_decay"]
 
     def move(path: Any, p: jax.Array, u: jax.Array) -> jax.Array:
         matrix = str(path[-1].key).startswith("w") and p.ndim >= 2
-        return p - rate * (u + decay * p) if matrix else p - rate * u
+        its_rate = rate * factors[path[0].key] if path[0].key in factors else rate
+        return p - its_rate * (u + decay * p) if matrix else p - its_rate * u
 
     params = jax.tree_util.tree_map_with_path(move, state.params, updates)
     metrics = {"lr": rate, "grad_norm": optax.tree.norm(grads)}

@@ -1,0 +1,192 @@
+"""A rollout: sample, score, estimate advantages. PPO and its siblings (GRPO, RLOO, REINFORCE) learn from
+the same one; they differ in where the advantages come from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.cells import PPO
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.generate import (
+    EOS,
+    Sequences,
+    generate,
+    join,
+    log_probs_of_states,
+    response_log_probs,
+    response_states,
+)
+from rlhf_jax.model import Axes, scalars
+from rlhf_jax.rl.advantages import gae, grouped, masked_mean, token_rewards, whiten
+from rlhf_jax.rl.scores import Score
+from rlhf_jax.train import TrainState
+
+
+class SamplerMismatch(Exception):
+    """The trainer does not give the sampled tokens the probability that the sampler gave them."""
+
+
+class Networks(NamedTuple):
+    """Shapes of the models that are trained. No critic: None; on the policy's trunk: the same config, and
+    no parameters of its own."""
+
+    policy: ModelConfig
+    critic: ModelConfig | None
+
+    def outputs(
+        self, params: Any, rows: Sequences, length: int, temperature: float, axes: Axes
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """(log-probs_BR, entropy_BR, values_BR) of the last `length` tokens. The value is of the state in
+        which each token is chosen."""
+        policy = params["policy"]
+        x_DBR = response_states(policy, self.policy, rows, length, axes)
+        log_probs, entropy = log_probs_of_states(
+            policy, self.policy, x_DBR, rows, temperature, axes
+        )
+        if self.critic is None:
+            return log_probs, entropy, None
+        critic = params.get("critic")
+        if critic is None:
+            return log_probs, entropy, scalars(policy, x_DBR)
+        return log_probs, entropy, values(critic, self.critic, rows, length, axes)
+
+
+def values(params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes) -> jax.Array:
+    """V_BR: the critic's value of the state in which each response token is chosen."""
+    return scalars(params, response_states(params, cfg, rows, length, axes))
+
+
+class Experience(NamedTuple):
+    """What the epochs of one iteration learn from. Arrays of B rows, R response tokens."""
+
+    tokens_BT: jax.Array
+    segments_BT: jax.Array
+    positions_BT: jax.Array
+    mask_BR: jax.Array
+    value_mask_BR: jax.Array  # where values are learned: one token more if the score lies there
+    log_probs_BR: jax.Array  # of the sampler: the behaviour policy
+    reference_BR: jax.Array  # log-probs of the policy that it is held near to
+    values_BR: jax.Array
+    advantages_BR: jax.Array
+    returns_BR: jax.Array
+
+
+def rollout(
+    cell: PPO,
+    networks: Networks,
+    axes: Axes,
+    score: Score,
+    state: TrainState,
+    frozen: Any,
+    prompts_BP: jax.Array,
+    key: jax.Array,
+) -> tuple[Experience, dict[str, jax.Array]]:
+    """Experience of B = batch x samples rows, prompt by prompt, and what is measured before the first
+    update. `frozen` holds `reference` parameters and the arrays of the `reward`."""
+    R, params = cell.task.response_len, state.params
+    sampled = generate(
+        params["policy"], networks.policy, prompts_BP, key,
+        length=R, temperature=cell.temperature, axes=axes, samples=cell.samples,
+    )  # fmt: skip
+    mask_BR = sampled.mask_BR
+    rows_B = jnp.arange(mask_BR.shape[0]) // cell.samples
+    prompts_BP = prompts_BP.at[rows_B].get(out_sharding=axes.spec("batch", None))
+    rows = join(prompts_BP, sampled.tokens_BR, mask_BR)
+    log_probs_BR, entropy_BR, values_BR = networks.outputs(params, rows, R, cell.temperature, axes)
+    reference_BR, _ = response_log_probs(
+        frozen["reference"], networks.policy, rows, R, cell.temperature, axes
+    )
+    score_B = score(frozen["reward"], rows, mask_BR)
+    stopped_B = jnp.any(sampled.tokens_BR == EOS, axis=-1)
+    kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
+    kl_coef = state.extra["kl_coef"]
+    scored_B = score_without_eos(cell, score_B, stopped_B)
+    value_mask_BR = mask_BR
+    if (
+        cell.score_at == "after"
+    ):  # the first position is always valid, the others follow those before
+        value_mask_BR = jnp.concatenate([jnp.ones_like(mask_BR[:, :1]), mask_BR[:, :-1]], axis=1)
+    penalty = kl_coef if cell.kl_in == "reward" else jnp.zeros_like(kl_coef)
+    rewards_BR = token_rewards(scored_B, kl_BR, value_mask_BR, penalty)
+    if cell.whiten_rewards:
+        rewards_BR = whiten(rewards_BR, value_mask_BR, shift_mean=False, bessel=cell.bessel)
+    if values_BR is None:
+        values_BR = jnp.zeros_like(mask_BR)
+        return_B = axes.constrain(jnp.sum(rewards_BR, axis=-1))
+        group = mask_BR.shape[0] if cell.algorithm == "reinforce" else cell.samples
+        advantage_B = grouped(return_B, group, standardise=cell.algorithm == "grpo")
+        advantages_BR, returns_BR = (
+            axes.constrain(x_B, "batch")[:, None] * mask_BR for x_B in (advantage_B, return_B)
+        )
+    else:
+        values_BR = values_BR * value_mask_BR
+        advantages_BR, returns_BR = gae(rewards_BR, values_BR, value_mask_BR, cell.gamma, cell.lam)
+        if cell.whiten_advantages == "batch":
+            advantages_BR = whiten(advantages_BR, mask_BR, bessel=cell.bessel)
+    experience = Experience(
+        *rows, mask_BR, value_mask_BR, sampled.log_probs_BR, reference_BR, values_BR,
+        advantages_BR, returns_BR,
+    )  # fmt: skip
+    gap_BR = (log_probs_BR - sampled.log_probs_BR) * mask_BR
+    ratio_error_BR = jnp.abs(jnp.exp(gap_BR) - 1)
+    metrics = {
+        "reward_proxy": jnp.mean(score_B),
+        "reward_spread": jnp.std(score_B),
+        "kl": jnp.mean(jnp.sum(kl_BR, axis=-1)),
+        "kl_coef": kl_coef,
+        "entropy": masked_mean(entropy_BR, mask_BR),
+        "response_length": jnp.mean(jnp.sum(mask_BR, axis=-1)),
+        "stop_rate": jnp.mean(stopped_B.astype(jnp.float32)),
+        "max_logprob_gap": jnp.max(jnp.abs(gap_BR)),
+        "max_ratio_error": jnp.max(ratio_error_BR),
+        "approx_kl_before": masked_mean(0.5 * jnp.square(gap_BR), mask_BR),
+        "clip_frac_before": masked_mean((ratio_error_BR > cell.clip).astype(jnp.float32), mask_BR),
+        "prompts": prompts_BP,
+        "responses": sampled.tokens_BR,
+        "mask": mask_BR,
+    }
+    if networks.critic is not None:
+        metrics["explained_variance"] = explained(values_BR, returns_BR, value_mask_BR)
+    return experience, metrics
+
+
+def explained(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
+    """Share of the returns' variance that the values explain."""
+    residual = masked_mean(jnp.square(returns_BR - values_BR), mask_BR)
+    spread = masked_mean(jnp.square(returns_BR - masked_mean(returns_BR, mask_BR)), mask_BR)
+    return 1 - residual / jnp.maximum(spread, 1e-8)
+
+
+def score_without_eos(cell: PPO, score_B: jax.Array, stopped_B: jax.Array) -> jax.Array:
+    """Scores with `cell.no_eos` applied to the responses that never stopped."""
+    if cell.no_eos == "keep":
+        return score_B
+    changed = cell.no_eos_score if cell.no_eos == "replace" else score_B + cell.no_eos_score
+    return jnp.where(stopped_B, score_B, changed)
+
+
+def adapt_kl(cell: PPO, extra: dict[str, Any], kl: jax.Array) -> dict[str, Any]:
+    """The controller of Ziegler et al. 2019: beta *= 1 + clip(KL/target - 1, +-0.2) n / horizon, with n
+    responses an iteration."""
+    if cell.kl_target is None:
+        return extra
+    error = jnp.clip(kl / cell.kl_target - 1, -0.2, 0.2)
+    scale = 1 + error * cell.batch * cell.samples / cell.kl_horizon
+    return {**extra, "kl_coef": extra["kl_coef"] * scale}
+
+
+def check_sampler(step: int, metrics: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """Before the first update of an iteration the ratio of trainer to sampler is 1, up to the rounding
+    of two differently fused float32 programs. Raises SamplerMismatch with what to look at."""
+    ratio, kl = float(metrics["max_ratio_error"]), float(metrics["approx_kl_before"])
+    if ratio <= tolerance and abs(kl) <= 1e-8 and float(metrics["clip_frac_before"]) == 0:
+        return
+    raise SamplerMismatch(
+        f"iteration {step}: before any update max |ratio - 1| = {ratio:.2e} (expected <= {tolerance:g}), "
+        f"approx_kl = {kl:.2e} (<= 1e-8), clip_frac = {float(metrics['clip_frac_before']):.3f} (0). "
+        "Sampler and trainer score the same tokens differently: look at the temperature, the position "
+        "ids and the padding mask of both."
+    )
