@@ -43,18 +43,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_cell(ctx: Any) -> None:
     """Run one cell in its folder: config and provenance first, results, then done.json."""
+    from rlhf_jax.jobs.best_of_n import best_of_n
     from rlhf_jax.jobs.compare import compare
+    from rlhf_jax.jobs.dpo import dpo
+    from rlhf_jax.jobs.ensemble import ensemble
     from rlhf_jax.jobs.evaluate import evaluate
-    from rlhf_jax.jobs.language import pretrain, sft
+    from rlhf_jax.jobs.language import pretrain
     from rlhf_jax.jobs.ppo import ppo
     from rlhf_jax.jobs.reward import reward
+    from rlhf_jax.jobs.sft import sft
 
     jobs: dict[str, Any] = {
         "pretrain": pretrain,
         "sft": sft,
         "compare": compare,
         "reward": reward,
+        "ensemble": ensemble,
         "ppo": ppo,
+        "dpo": dpo,
+        "best_of_n": best_of_n,
         "evaluate": evaluate,
     }
     _begin(ctx, 1)

@@ -1,5 +1,7 @@
-"""Guarantees of `rlhf_jax.data.feedback`."""
+"""Guarantees of `rlhf_jax.data.feedback`, `prompts` and `annotators`."""
 
+import gzip
+import itertools
 import json
 import random
 
@@ -8,11 +10,25 @@ import pytest
 
 from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data import BOS, prepare
-from rlhf_jax.data.annotators import approved, gold_score, rank_by_annotators
-from rlhf_jax.data.feedback import Comparison, Demonstration, read, write
+from rlhf_jax.data.annotators import (
+    approved,
+    correct,
+    criticise,
+    edit,
+    gold_score,
+    rank_by_annotators,
+)
+from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read, write
 from rlhf_jax.data.prompts import prompts_from
 
 COMPARISON = Comparison("p\u2028q", ("a", "", "c"), (2, 1, 2))
+MIXED = [
+    COMPARISON,
+    Demonstration("p\n", "é\U0001d11e"),
+    Correction("p", "", "b"),
+    Critique("p", "a", "too short"),
+    Critique("p", "a", "too short", "longer", "bad"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +93,57 @@ def test_malformed_rows_are_refused_with_their_number(tmp_path, change, message)
         read(path, Comparison)
 
 
+def test_a_file_may_hold_every_kind(tmp_path):
+    path = tmp_path / "all.jsonl"
+    write(path, MIXED)
+    assert read(path) == MIXED
+    packed = tmp_path / "all.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(packed) == MIXED
+    with pytest.raises(ConfigError, match="row 2: expected 'kind': 'comparison', .* got 'demonstr"):
+        read(path, Comparison)
+
+
+def test_files_of_the_first_version_stay_readable(tmp_path):
+    path = tmp_path / "old.jsonl"
+    path.write_text(
+        '{"kind": "comparison", "version": 1, "prompt": "p", "responses": ["a", "b"], "ranking": [2, 1]}\n'
+        '{"kind": "demonstration", "version": 1, "prompt": "p", "response": "a"}\n'
+        '{"kind": "correction", "version": 1, "prompt": "p", "response": "a", "edited": "b"}\n'
+        '{"kind": "critique", "version": 1, "prompt": "p", "response": "a", "critique": "c"}\n'
+    )
+    assert read(path) == [
+        Comparison("p", ("a", "b"), (2, 1)),
+        Demonstration("p", "a"),
+        Correction("p", "a", "b"),
+        Critique("p", "a", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "message"),
+    [
+        (MIXED[2], {"edited": ""}, "edited = ''"),
+        (MIXED[2], {"response": "b"}, "edited is the same text as response"),
+        (MIXED[2], {"revision": "c"}, "unknown field 'revision'"),
+        (MIXED[4], {"critique": 3}, "critique = 3"),
+        (MIXED[4], {"revision": "a"}, "revision is the same text as response"),
+        (MIXED[4], {"verdict": "fine"}, "verdict = 'fine'; expected 'good', 'bad'"),
+        (MIXED[4], {"verdict": ["good"]}, r"verdict = \['good'\]"),
+        (MIXED[4], {"response": "\ud800"}, "response is not valid Unicode"),
+        (MIXED[4], {"kind": "review"}, "kind = 'review'; expected one of: demonstration"),
+        (MIXED[4], {"kind": ["critique"]}, "kind = "),
+    ],
+)
+def test_rows_of_mixed_files_are_refused_with_number_and_field(tmp_path, record, change, message):
+    path = tmp_path / "m.jsonl"
+    write(path, [record])
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
+    with pytest.raises(ConfigError, match=rf"m\.jsonl, row 2: {message}"):
+        read(path)
+
+
 def test_missing_fields_bad_json_and_empty_files_are_refused(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"kind": "demonstration", "version": 1, "prompt": "p"}\n')
@@ -88,8 +155,14 @@ def test_missing_fields_bad_json_and_empty_files_are_refused(tmp_path):
     path.write_text("\n")
     with pytest.raises(ConfigError, match="no records"):
         read(path, Demonstration)
-    with pytest.raises(ConfigError, match="expected one kind"):
-        write(path, [COMPARISON, Demonstration("a", "b")])
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="row 1: expected an object, got int"):
+        read(path)
+    with pytest.raises(ConfigError, match="no records to write"):
+        write(path, [])
+    with pytest.raises(ConfigError, match="record 2 is 'text'"):
+        write(path, [COMPARISON, "text"])
+    assert path.read_text() == "[1]"
 
 
 def test_prompts_have_exact_length_and_true_continuations(corpus):
@@ -156,3 +229,77 @@ def test_rankings_are_dense_and_a_function_of_the_seed():
     for row in a:
         assert sorted(set(row)) == list(range(1, max(row) + 1))
     assert any(len(set(row)) < 6 for row in a)
+
+
+def test_rankings_of_default_annotators_are_those_of_the_first_release():
+    """Comparison cells of old studies must come out as they did."""
+    scores = np.linspace(-1, 1, 12).reshape(2, 6)
+    ranks = rank_by_annotators(scores, 0.5, 3, seed=(1, 0, 5))
+    assert ranks.tolist() == [[3, 4, 3, 3, 2, 1], [4, 3, 1, 3, 2, 2]]
+    same = rank_by_annotators(scores, 0.5, 3, (1, 0, 5), disagreement=0.0, bias=np.zeros(6))
+    assert (ranks == same).all()
+
+
+def test_whole_rankings_follow_plackett_luce():
+    utilities = np.array([1.0, 0.3, -0.2])
+    n = 40_000
+    ranks = rank_by_annotators(np.tile(utilities, (n, 1)), noise=0.7, annotators=1, seed=3)
+    weights = np.exp(utilities / 0.7)
+    for order in itertools.permutations(range(3)):
+        expected, left = 1.0, weights.sum()
+        for i in order:
+            expected *= weights[i] / left
+            left -= weights[i]
+        found = (ranks[:, list(order)] == [1, 2, 3]).all(1).mean()
+        assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+
+
+def test_many_annotators_recover_the_true_ranking():
+    scores = np.random.default_rng(1).normal(size=(40, 5)) * 2
+    truth = rank_by_annotators(scores, noise=0.0, annotators=1, seed=0)
+    gaps = np.diff(np.sort(scores)).min(1)
+    panel = rank_by_annotators(scores, 1.0, 3000, seed=1, disagreement=0.5)
+    assert (panel == truth)[gaps > 0.15].all() and (gaps > 0.15).sum() > 10
+
+
+def test_disagreement_is_gaussian_taste_of_each_annotator():
+    """Without noise, a beats b with probability Phi(difference / (sqrt(2) disagreement))."""
+    scores = np.tile([0.5, 0.0], (40_000, 1))
+    first = rank_by_annotators(scores, 0.0, 1, seed=0, disagreement=0.5)[:, 0] == 1
+    assert abs(first.mean() - 0.76025) < 4 * np.sqrt(0.76 * 0.24 / 40_000)
+
+
+def test_bias_shifts_what_annotators_see_and_no_draw():
+    scores = np.random.default_rng(0).normal(size=(30, 4))
+    bias = 0.3 * np.arange(4)
+    assert (
+        rank_by_annotators(scores, 0.0, 1, 0, bias=bias) == 5 - _from_worst(scores + bias)
+    ).all()
+    biased = rank_by_annotators(scores, 1.0, 3, 7, bias=bias)
+    assert (biased == rank_by_annotators(scores + bias, 1.0, 3, 7)).all()
+    assert (biased != rank_by_annotators(scores, 1.0, 3, 7)).any()
+    with pytest.raises(ConfigError, match="disagreement = -1"):
+        rank_by_annotators(scores, 1.0, 3, 7, disagreement=-1)
+
+
+def _from_worst(scores):
+    return scores.argsort(1).argsort(1) + 1
+
+
+def test_corrections_raise_the_score_and_change_nothing_else():
+    response = " the sad king saw a horrible river and love."
+    edited = edit(response, threshold=1.0)
+    assert edited == " the king saw a river and love."
+    correction = correct("p", response)
+    assert gold_score([correction.edited])[0] > gold_score([response])[0]
+    for text in ("the river", "hate", "not bad at all", "happy love"):
+        assert correct("p", text, threshold=0.9) is None
+
+
+def test_critiques_name_the_strongest_words_and_agree_with_the_gold_score():
+    response = "Good king, sad and horrible house."
+    said = "Most negative word: horrible; most positive word: good."
+    assert criticise("p", response) == Critique("p", response, said, "Good king, and house.", "bad")
+    assert criticise("p", " a river") == Critique(
+        "p", " a river", "No negative word; no positive word.", None, "good"
+    )

@@ -11,7 +11,7 @@ from rlhf_jax.config import ConfigError, ModelConfig, suggest
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch: GPT-2's architecture without biases in linear layers, in float32."""
+    """A model and its batch, in float32."""
 
     name: str
     layers: int
@@ -23,10 +23,20 @@ class Shape:
 
     @property
     def model(self) -> ModelConfig:
+        """GPT-2's architecture without biases in linear layers."""
         return ModelConfig(
             layers=self.layers, width=self.width, heads=self.width // self.head_width,
             vocab=self.vocab, positions="learned", max_positions=self.seq_len, norm="layer",
             activation="gelu", tied=True,
+        )  # fmt: skip
+
+    @property
+    def llama(self) -> ModelConfig:
+        """Llama's architecture with tied embeddings: ours and Transformers' alike, to the last norm."""
+        return ModelConfig(
+            layers=self.layers, width=self.width, heads=self.width // self.head_width,
+            vocab=self.vocab, positions="rope", max_positions=self.seq_len, norm="rms",
+            activation="swiglu", tied=True,
         )  # fmt: skip
 
     @property
@@ -42,6 +52,9 @@ LADDER = (
     Shape("8x256", 8, 256, 32, 1024, 16),
     Shape("12x512", 12, 512, 64, 1024, 8),
 )
+
+# Of `bench ppo`: 64 prompts of 32 tokens, and as many tokens of response.
+PPO_LADDER = (Shape("2x64", 2, 64, 32, 1024, 64, 64), Shape("4x128", 4, 128, 32, 1024, 64, 64))
 
 
 def chosen(names: Sequence[str] | None, ladder: Sequence[Shape] = LADDER) -> list[Shape]:

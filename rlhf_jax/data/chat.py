@@ -1,16 +1,177 @@
-"""How prompts and conversations become token ids."""
+"""How prompts and conversations become token ids, and which of their tokens are learned.
+
+A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant:" or "\\n\\nSystem: ", as in
+the transcripts of Bai et al. 2022. A prompt that opens with a turn of a person or the system and ends in
+"\\n\\nAssistant:" is one, and prompt + response is the transcript, so what the assistant says begins with
+its space. Any other prompt is a single text.
+
+| template | single prompt | conversation |
+|---|---|---|
+| plain | BOS text, answer EOS | BOS, marker and text of each turn, EOS after each of the assistant's |
+| chat | BOS USER text END ASSISTANT, answer EOS | the same for every turn; the system's are USER's |
+
+Every turn of the assistant ends in EOS, not only the last: EOS alone stops generation, so the model must
+learn it as the end of an answer wherever the answer stands, and a conversation that goes on holds the
+very tokens that were generated. END closes what the model is given.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
-from .tokenizer import ASSISTANT, BOS, END, USER, Tokenizer
+import numpy as np
+
+from ..config import ConfigError
+from .packing import Batch, pack_examples
+from .tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
 
 Template = Literal["plain", "chat"]
+Role = Literal["user", "assistant", "system"]
+MARKERS: dict[Role, str] = {
+    "user": "\n\nHuman: ",
+    "assistant": "\n\nAssistant:",
+    "system": "\n\nSystem: ",
+}
+_ROLES: dict[str, Role] = {marker: role for role, marker in MARKERS.items()}
+_MARKER = re.compile("(" + "|".join(map(re.escape, _ROLES)) + ")")
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation: all that follows its marker."""
+
+    role: Role
+    text: str
+
+
+class Example(NamedTuple):
+    """Token ids, and of each 1 if it is learned: what the assistant says, its EOS included."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+def transcript(turns: Iterable[Turn]) -> str:
+    """Turns as one text; `turns_of` reads them back."""
+    return "".join(MARKERS[turn.role] + turn.text for turn in turns)
+
+
+def turns_of(text: str) -> list[Turn]:
+    """The turns of a transcript; of any other text, none."""
+    if not text.startswith((MARKERS["user"], MARKERS["system"])):
+        return []
+    parts = _MARKER.split(text)[1:]
+    return [Turn(_ROLES[m], t) for m, t in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def has_marker(text: str) -> bool:
+    """Whether a text holds what would open a turn."""
+    return bool(_MARKER.search(text))
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, template: Template = "plain") -> list[int]:
     """Ids of a prompt that the model is to answer: BOS and the text, or with `chat`
-    BOS <|user|> text <|end|> <|assistant|>."""
-    ids = tokenizer.encode(text)
-    return [BOS, *ids] if template == "plain" else [BOS, USER, *ids, END, ASSISTANT]
+    BOS <|user|> text <|end|> <|assistant|>; of a conversation, all its turns so far."""
+    return _prompt(tokenizer, text, template).ids
+
+
+def example_ids(
+    tokenizer: Tokenizer,
+    prompt: str,
+    response: str,
+    template: Template = "plain",
+    length: int | None = None,
+) -> Example:
+    """A prompt and the response to learn. In a conversation the assistant's earlier turns are learned
+    as well; what it is given never is.
+
+    Args:
+        length: tokens at most; the end of a longer example is cut off.
+
+    Raises:
+        ConfigError: a blank response, or nothing to learn within `length`.
+    """
+    if not response.strip():
+        raise ConfigError(f"the response is {response!r}; nothing is learned from a blank one")
+    start = _prompt(tokenizer, prompt, template)
+    answer = [*tokenizer.encode(response), EOS]
+    ids = [*start.ids, *answer][:length]
+    mask = [*start.mask, *[1] * len(answer)][:length]
+    if not any(mask):
+        raise ConfigError(
+            f"the prompt takes {len(start.ids)} tokens of at most {length}, which leaves nothing to learn; "
+            "shorten it or make rows longer (corpus.seq_len)"
+        )
+    return Example(ids, mask)
+
+
+def conversation_ids(
+    tokenizer: Tokenizer,
+    turns: Sequence[Turn],
+    template: Template = "plain",
+    length: int | None = None,
+) -> Example:
+    """`example_ids` of a conversation whose last turn is the assistant's.
+
+    Raises:
+        ConfigError: it ends in another turn or opens with the assistant's.
+    """
+    roles = [turn.role for turn in turns]
+    if len(turns) < 2 or roles[-1] != "assistant" or roles[0] == "assistant":
+        raise ConfigError(
+            f"turns of {roles}; a conversation opens with a user's or the system's and ends in an "
+            "assistant's"
+        )
+    prompt = transcript([*turns[:-1], Turn("assistant", "")])
+    return example_ids(tokenizer, prompt, turns[-1].text, template, length)
+
+
+def pack_masked(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarray) -> Batch:
+    """`pack_examples` of examples with masks: weights and bytes count learned targets only.
+
+    Raises:
+        ConfigError: an example of more than `seq_len` + 1 tokens.
+    """
+    tokens, masks = [], []
+    for ids, mask in examples:
+        first = mask.index(1)
+        tokens.append((ids[:first], ids[first:]))
+        masks.append((mask[:first], mask[first:]))
+    batch, _ = pack_examples(tokens, seq_len, token_bytes)
+    # Packed as if it were tokens, a mask comes to lie where its example does.
+    learned = pack_examples(masks, seq_len, np.zeros(2, np.int32))[0]["targets"]
+    batch["weights"] = batch["weights"] * learned.astype(np.float32)
+    batch["bytes"] = batch["bytes"] * learned
+    return batch
+
+
+def _prompt(tokenizer: Tokenizer, text: str, template: Template) -> Example:
+    """The prompt with the mask of the assistant's earlier turns."""
+    turns = turns_of(text)
+    if not turns or turns[-1].role != "assistant" or turns[-1].text.strip():
+        ids = tokenizer.encode(text)
+        ids = [BOS, *ids] if template == "plain" else [BOS, USER, *ids, END, ASSISTANT]
+        return Example(ids, [0] * len(ids))
+    ids, mask = [BOS], [0]
+    for part, learned in _parts(tokenizer, turns[:-1], template):
+        ids += part
+        mask += [learned] * len(part)
+    opening = [ASSISTANT]
+    if template == "plain":
+        opening = tokenizer.encode(MARKERS["assistant"] + turns[-1].text)
+    return Example(ids + opening, mask + [0] * len(opening))
+
+
+def _parts(
+    tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
+) -> Iterator[tuple[list[int], int]]:
+    """(ids, learned) of what is given and what is learned, in turn."""
+    for role, text in turns:
+        if role == "assistant":
+            yield tokenizer.encode(MARKERS[role]) if template == "plain" else [ASSISTANT], 0
+            yield [*tokenizer.encode(text), EOS], 1
+        elif template == "plain":
+            yield tokenizer.encode(MARKERS[role] + text), 0
+        else:
+            yield [USER, *tokenizer.encode(text), END], 0

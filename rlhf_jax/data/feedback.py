@@ -1,19 +1,32 @@
 """Human feedback as records: JSON lines, `{"kind": "comparison", "version": 1, ...}`, checked field by
-field."""
+field. There are four kinds, and one file may hold several; `rlhf_jax.data.signals` says what is
+learned from each.
+
+| kind | fields |
+|---|---|
+| comparison | prompt, responses (2 to 9), ranking (1 is best, equal ranks are ties) |
+| demonstration | prompt, response |
+| correction | prompt, response, edited |
+| critique | prompt, response, critique; optionally revision and verdict ("good" or "bad") |
+
+A prompt is a text. A conversation is a text as well, in the form that `rlhf_jax.data.chat` reads.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from ..config import ConfigError, suggest
 
 VERSION = 1
+Verdict = Literal["good", "bad"]
 
 
 @dataclass(frozen=True)
@@ -48,31 +61,86 @@ class Comparison:
             _check_text("responses", text, empty=True)
         if len(self.ranking) != len(self.responses):
             raise ConfigError(
-                f"{len(self.ranking)} ranks for {len(self.responses)} responses; give one each"
+                f"ranking: {len(self.ranking)} ranks for {len(self.responses)} responses; give one each"
             )
         if not all(type(rank) is int and rank >= 1 for rank in self.ranking):
             raise ConfigError(f"ranking = {self.ranking}; ranks are integers from 1, 1 the best")
 
 
-Record = TypeVar("Record", Demonstration, Comparison)
+@dataclass(frozen=True)
+class Correction:
+    """A person's edit of a response that the model gave."""
+
+    prompt: str
+    response: str
+    edited: str
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        _check_text("response", self.response, empty=True)
+        _check_text("edited", self.edited)
+        _check_differs("edited", self.edited, self.response)
+
+
+@dataclass(frozen=True)
+class Critique:
+    """What a person says about a response that the model gave.
+
+    Attributes:
+        revision: the response as it should have been, in the light of the critique.
+        verdict: whether the response is acceptable as it is.
+    """
+
+    prompt: str
+    response: str
+    critique: str
+    revision: str | None = None
+    verdict: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        _check_text("response", self.response, empty=True)
+        _check_text("critique", self.critique)
+        if self.revision is not None:
+            _check_text("revision", self.revision)
+            _check_differs("revision", self.revision, self.response)
+        if self.verdict is not None and self.verdict not in get_args(Verdict):
+            raise ConfigError(
+                f"verdict = {self.verdict!r}; expected 'good', 'bad' or no such field"
+            )
+
+
+Record = Demonstration | Comparison | Correction | Critique
+R = TypeVar("R", Demonstration, Comparison, Correction, Critique)
+KINDS: dict[str, type[Record]] = {k.__name__.lower(): k for k in get_args(Record)}
 
 
 def _check_text(name: str, value: Any, empty: bool = False) -> None:
     if not isinstance(value, str) or not (value or empty):
         raise ConfigError(f"{name} = {value!r}; expected a string{'' if empty else ', not empty'}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise ConfigError(f"{name} is not valid Unicode text: {e}") from None
+
+
+def _check_differs(name: str, value: str, response: str) -> None:
+    if value == response:
+        raise ConfigError(f"{name} is the same text as response; expected one that differs")
 
 
 def write(path: Path, records: Sequence[Record]) -> None:
-    """Write records of one kind, a line each; the file appears whole or not at all.
+    """Write records, a line each; the file appears whole or not at all.
 
     Raises:
-        ConfigError: no records, or of more than one kind.
+        ConfigError: no records, or something that is not a record.
     """
-    kinds = {type(r).__name__.lower() for r in records}
-    if len(kinds) != 1 or not kinds <= {"demonstration", "comparison"}:
-        raise ConfigError(f"{path}: records of {sorted(kinds) or 'no kind'}; expected one kind")
-    head = {"kind": kinds.pop(), "version": VERSION}
-    lines = (json.dumps(head | dataclasses.asdict(r), ensure_ascii=False) for r in records)
+    if not records:
+        raise ConfigError(f"{path}: no records to write; expected at least one")
+    for i, record in enumerate(records, 1):
+        if not isinstance(record, get_args(Record)):
+            raise ConfigError(f"record {i} is {record!r}; expected one of: {', '.join(KINDS)}")
+    lines = (json.dumps(_as_json(r), ensure_ascii=False) for r in records)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -83,42 +151,91 @@ def write(path: Path, records: Sequence[Record]) -> None:
         part.unlink(missing_ok=True)
 
 
-def read(path: Path, kind: type[Record]) -> list[Record]:
-    """The records of a file; `kind` is `Demonstration` or `Comparison`.
+def _as_json(record: Record) -> dict[str, Any]:
+    given = {k: v for k, v in dataclasses.asdict(record).items() if v is not None}
+    return {"kind": type(record).__name__.lower(), "version": VERSION, **given}
+
+
+@overload
+def read(path: Path, kind: type[R]) -> list[R]: ...
+@overload
+def read(path: Path, kind: None = None) -> list[Record]: ...
+def read(path: Path, kind: type[Any] | None = None) -> list[Any]:
+    """The records of a file, in its order.
+
+    Args:
+        path: JSON lines, or such a file compressed with gzip (.gz).
+        kind: the class that all records must have; None: any kinds, mixed.
 
     Raises:
-        ConfigError: a malformed row, with its number from 1, or an empty file.
+        ConfigError: a malformed row, with its number from 1 and the field, or an empty file.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not readable: {e}") from None
     records = []
-    for row, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                records.append(_parse(line, kind))
-            except ConfigError as e:
-                raise ConfigError(f"{path}, row {row}: {e}") from None
+    for row, data in rows(path):
+        try:
+            records.append(from_json(data, kind))
+        except ConfigError as e:
+            raise ConfigError(f"{path}, row {row}: {e}") from None
     if not records:
-        raise ConfigError(f"{path}: no records; expected one {kind.__name__.lower()} a line")
+        expected = kind.__name__.lower() if kind else "record"
+        raise ConfigError(f"{path}: no records; expected one {expected} a line")
     return records
 
 
-def _parse(line: str, kind: type[Record]) -> Record:
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, object) of JSON lines, or of a file that is one JSON list, each also with
+    .gz.
+
+    Raises:
+        ConfigError: not readable as UTF-8, a row that is not JSON or not an object.
+    """
+    path = Path(path)
     try:
-        data = json.loads(line)
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not readable: {e}") from None
+    if text.lstrip().startswith("["):
+        found: Iterable[tuple[int, Any]] = enumerate(_json(text, str(path)), 1)
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        found = ((row, _json(line, f"{path}, row {row}")) for row, line in lines if line.strip())
+    for row, data in found:
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}, row {row}: expected an object, got {type(data).__name__}")
+        yield row, data
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as e:
-        raise ConfigError(f"not JSON ({e})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"expected an object, got {type(data).__name__}")
+        raise ConfigError(f"{where}: not JSON ({e})") from None
+
+
+def from_json(data: dict[str, Any], kind: type[Record] | None = None) -> Record:
+    """The record that a row holds.
+
+    Raises:
+        ConfigError: another kind or version, or a field that is missing, unknown or malformed.
+    """
+    data = dict(data)
+    if kind is None:
+        named = data.get("kind")
+        if not isinstance(named, str) or named not in KINDS:
+            raise ConfigError(f"kind = {named!r}; expected one of: {', '.join(KINDS)}")
+        kind = KINDS[named]
     expected = {"kind": kind.__name__.lower(), "version": VERSION}
     for key, value in expected.items():
-        if data.pop(key, None) != value:
-            raise ConfigError(f"expected {key!r}: {value!r}, as `feedback.write` puts it")
-    names = [f.name for f in dataclasses.fields(kind)]
-    if missing := [n for n in names if n not in data]:
-        raise ConfigError(f"no field {missing[0]!r}; a {expected['kind']} has {', '.join(names)}")
+        if (got := data.pop(key, None)) != value:
+            raise ConfigError(
+                f"expected {key!r}: {value!r}, as `feedback.write` puts it, got {got!r}"
+            )
+    fields = dataclasses.fields(kind)
+    names = [f.name for f in fields]
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING]
+    if missing := [n for n in needed if n not in data]:
+        raise ConfigError(f"no field {missing[0]!r}; a {expected['kind']} has {', '.join(needed)}")
     if unknown := [k for k in data if k not in names]:
         raise ConfigError(f"unknown field {unknown[0]!r}.{suggest(unknown[0], names)}")
     for name in ("responses", "ranking"):

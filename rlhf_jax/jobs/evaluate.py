@@ -4,122 +4,199 @@ temperature and random keys."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 
 from rlhf_jax.cells import Evaluate
-from rlhf_jax.data.annotators import gold_score
-from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.evals.diversity import distinct_n
-from rlhf_jax.evals.heldout import heldout_loss
-from rlhf_jax.evals.intervals import paired_interval, wilson_interval
+from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.data.tokenizer import EOS
+from rlhf_jax.evals.calibration import reliability
+from rlhf_jax.evals.diversity import distinct_n, self_similarity, similarity_within_prompts
+from rlhf_jax.evals.heldout import HeldoutRows, heldout_rows, tax
+from rlhf_jax.evals.intervals import paired_interval
+from rlhf_jax.evals.modes import mode_report
 from rlhf_jax.evals.next_tokens import next_tokens
+from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win_rate
 from rlhf_jax.generate import generate, join, response_log_probs
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.compare import save_arrays
+from rlhf_jax.jobs.context import Context, TaskPrompts
 from rlhf_jax.parallel import place_batch
-from rlhf_jax.rl.ppo import reward_scores
+from rlhf_jax.outside import load_callable
 
+Arrays = dict[str, np.ndarray]
 CHUNK = 64
 SHOWN = 12  # samples kept for the report, picked by seed
+AGAIN = 64  # prompts that are sampled several times, for the similarity of responses to one prompt
+TIMES = 4  # responses to each of those
+SIDES = ("before", "after")
 NEXT_WORD_PROMPTS = ("The colour of the sky is", "And the king said", "My love is")
 
 
 def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
-    """Gold and proxy reward, KL from the policy before, diversity and perplexity, with paired
-    intervals over prompts of the test split."""
-    task, decode = cell.task, ctx.corpus.tokenizer.decode
-    prompts = prompts_from(
-        ctx.corpus, "test", cell.prompts, task.prompt_len, cell.seed, task.response_len
-    )
-    ids = np.array([p.prompt_ids for p in prompts], np.int32)
+    """Gold and proxy reward, KL from the policy before, diversity, modes, calibration and the loss on
+    held-out text, with paired intervals over prompts of the test split. `results/responses.npz` holds
+    what was measured of each response, for comparisons across evaluations."""
+    prompts = ctx.prompts(cell.task, "test", cell.prompts, cell.seed)
     models = {"before": ctx.language_model(cell.before), "after": ctx.language_model(cell.after)}
-    sides = _sample(ctx, cell, models, ids)
-    texts = {n: [decode(r.tolist()) for r in s["tokens"]] for n, s in sides.items()}
-    gold = {n: gold_score(t) for n, t in texts.items()}
-    gain, interval = paired_interval(gold["after"] - gold["before"], seed=cell.seed)
-    wins = float(
-        np.sum(gold["after"] > gold["before"]) + 0.5 * np.sum(gold["after"] == gold["before"])
-    )
-    kl, kl_interval = paired_interval(sides["after"]["log_ratio"], seed=cell.seed)
-    summary: dict[str, Any] = {
-        "n_prompts": len(ids),
-        "temperature": cell.temperature,
-        "gain": gain,
-        "gain_interval": interval,
-        "win_rate": wins / len(ids),
-        "win_rate_interval": wilson_interval(wins, len(ids)),
-        "kl": kl,
-        "kl_interval": kl_interval,
-    }
-    for name, side in sides.items():
-        heldout = heldout_loss(models[name], ctx.model, ctx.corpus, ctx.runtime)
-        mask = side["mask"]
-        summary |= {
-            f"gold_{name}": float(gold[name].mean()),
-            f"proxy_{name}": float(side["proxy"].mean()),
-            f"entropy_{name}": float((side["entropy"] * mask).sum() / mask.sum()),
-            f"distinct_1_{name}": distinct_n(side["tokens"], mask, 1),
-            f"distinct_2_{name}": distinct_n(side["tokens"], mask, 2),
-            f"length_{name}": float(mask.sum(-1).mean()),
-            f"perplexity_{name}": math.exp(heldout["loss"]),
-        }
-    shown = np.random.default_rng(cell.seed).permutation(len(ids))[:SHOWN]
-    summary["samples"] = [
-        {
-            "prompt": decode(ids[i].tolist()),
-            "before": texts["before"][i],
-            "after": texts["after"][i],
-            "gold_before": float(gold["before"][i]),
-            "gold_after": float(gold["after"][i]),
-        }
-        for i in shown
-    ]
+    cfgs = {side: ctx.study.model_of(ctx.study[getattr(cell, side)]) for side in SIDES}
+    sides = _sample(ctx, cell, models, cfgs, prompts.ids)
+    texts = {side: _texts(ctx, sides[side]["tokens"]) for side in SIDES}
+    for side in SIDES:
+        sides[side]["gold"] = ctx.gold(cell.task, prompts.texts, texts[side])
+    summary: dict[str, Any] = {"n_prompts": cell.prompts, "temperature": cell.temperature}
+    summary |= compared(sides["before"], sides["after"], cell.seed)
+    rows: dict[str, HeldoutRows] = {}
+    for side in SIDES:
+        ctx.beat.progress(phase=f"held-out text, {side}")
+        rows[side] = heldout_rows(models[side], cfgs[side], ctx.corpus, ctx.runtime)
+        summary |= {f"{key}_{side}": value for key, value in described(sides[side]).items()}
+        summary[f"perplexity_{side}"] = math.exp(rows[side].loss)
+        summary[f"bits_per_byte_{side}"] = rows[side].bits_per_byte
+        summary[f"calibration_{side}"] = reliability(rows[side].confidence_n, rows[side].right_n)
+    summary["tax"] = tax(rows["before"], rows["after"])
+    if cell.modes:
+        summary["modes"] = _modes(cell, prompts.texts, texts)
+    summary["samples"] = _shown(cell, prompts, texts, sides)
     summary["next_words"] = {
-        name: {
-            p: next_tokens(params, ctx.model, ctx.corpus.tokenizer, p, ctx.runtime)
+        side: {
+            p: next_tokens(models[side], cfgs[side], ctx.corpus.tokenizer, p, ctx.runtime)
             for p in NEXT_WORD_PROMPTS
         }
-        for name, params in models.items()
+        for side in SIDES
     }
-    summary["gold"] = {n: [float(g) for g in gold[n]] for n in gold}
+    summary["gold"] = {side: sides[side]["gold"].tolist() for side in SIDES}
+    kept = {f"{k}_{side}": sides[side][k] for side in SIDES
+            for k in ("tokens", "mask", "gold", "proxy", "log_ratio")}  # fmt: skip
+    save_arrays(ctx.folder, "responses", kept)
     return {"evaluation": summary}
 
 
+def compared(before: Arrays, after: Arrays, seed: int) -> dict[str, Any]:
+    """Gain, win rate, the same at equal length, and KL, with 95% intervals over prompts. The arrays of a
+    side are (n,): gold, log_ratio, and its mask is (n, R)."""
+    gain = after["gold"] - before["gold"]
+    longer = after["mask"].sum(-1) - before["mask"].sum(-1)
+    found: dict[str, Any] = {}
+    for name, (value, ends) in {
+        "gain": paired_interval(gain, seed=seed),
+        "gain_at_equal_length": gain_at_equal_length(gain, longer, seed),
+        "win_rate": win_rate(before["gold"], after["gold"]),
+        "win_rate_length_controlled": length_controlled(
+            before["gold"], after["gold"], longer, seed
+        ),
+        "kl": paired_interval(after["log_ratio"], seed=seed),
+    }.items():
+        found |= {name: value, f"{name}_interval": ends}
+    return found
+
+
+def described(side: Arrays) -> dict[str, float]:
+    """Means of a side, and its diversity."""
+    tokens, mask = side["tokens"], side["mask"]
+    return {
+        "gold": float(side["gold"].mean()),
+        "proxy": float(side["proxy"].mean()),
+        "entropy": float((side["entropy"] * mask).sum() / mask.sum()),
+        "distinct_1": distinct_n(tokens, mask, 1),
+        "distinct_2": distinct_n(tokens, mask, 2),
+        "similarity": self_similarity(tokens, mask),
+        "similarity_same_prompt": similarity_within_prompts(
+            side["again_tokens"], side["again_mask"]
+        ),
+        "length": float(mask.sum(-1).mean()),
+        "stop_rate": float((tokens == EOS).any(-1).mean()),
+    }
+
+
+def _texts(ctx: Context, tokens_BR: np.ndarray) -> list[str]:
+    return [ctx.corpus.tokenizer.decode(r.tolist()) for r in tokens_BR]
+
+
+def _modes(cell: Evaluate, prompts: list[str], texts: dict[str, list[str]]) -> dict[str, Any]:
+    """The report of `cell.modes`'s labels."""
+    labels = {side: list(load_callable(cell.modes)(prompts, texts[side])) for side in SIDES}
+    for found in labels.values():
+        if len(found) != len(prompts):
+            raise ConfigError(
+                f"{cell.modes} gave {len(found)} labels for {len(prompts)} responses; give one each, None "
+                "for no mode"
+            )
+    return mode_report(labels["before"], labels["after"])
+
+
+def _shown(
+    cell: Evaluate, prompts: TaskPrompts, texts: dict[str, list[str]], sides: dict[str, Arrays]
+) -> list[dict[str, Any]]:
+    chosen = np.random.default_rng(cell.seed).permutation(cell.prompts)[:SHOWN]
+    return [
+        {
+            "prompt": prompts.texts[i],
+            **{side: texts[side][i] for side in SIDES},
+            **{f"gold_{side}": float(sides[side]["gold"][i]) for side in SIDES},
+        }
+        for i in chosen
+    ]
+
+
 def _sample(
-    ctx: Context, cell: Evaluate, models: dict[str, Any], ids: np.ndarray
-) -> dict[str, dict[str, np.ndarray]]:
-    """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,)."""
-    cfg, run, R = ctx.model, ctx.runtime, cell.task.response_len
-    frozen = ctx.reward_model(cell.reward)
+    ctx: Context,
+    cell: Evaluate,
+    models: dict[str, Any],
+    cfgs: dict[str, ModelConfig],
+    ids: np.ndarray,
+) -> dict[str, Arrays]:
+    """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,); again_tokens,
+    again_mask (m, TIMES, R), several responses to each of the first m prompts."""
+    reward, some = ctx.reward(cell.reward), ids[:AGAIN]
+    program = cache(lambda cfg: _program(ctx, cell, cfg, cfgs["before"], reward.score))
+
+    def all_of(side: str, prompts: np.ndarray, first: int) -> Arrays:
+        out = []
+        for i in range(0, len(prompts), CHUNK):
+            ctx.beat.progress(step=i, steps=len(prompts), phase=f"sampling {side}")
+            part = prompts[i : i + CHUNK]
+            padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
+            key = jax.random.fold_in(jax.random.key(cell.seed), first + i)
+            batch = place_batch({"prompts": padded}, ctx.runtime.mesh)["prompts"]
+            got = program(cfgs[side])(models[side], models["before"], reward.arrays, batch, key)
+            out.append({k: np.asarray(v)[: len(part)] for k, v in jax.device_get(got).items()})
+        return {k: np.concatenate([o[k] for o in out]) for k in out[0]}
+
+    sides = {}
+    for side in SIDES:
+        sides[side] = found = all_of(side, ids, 0)
+        again = all_of(side, np.tile(some, (TIMES - 1, 1)), 10**6)
+        for k in ("tokens", "mask"):
+            times = again[k].reshape(TIMES - 1, len(some), -1)
+            found[f"again_{k}"] = np.stack([found[k][: len(some)], *times], axis=1)
+    return sides
+
+
+def _program(
+    ctx: Context, cell: Evaluate, cfg: ModelConfig, before_cfg: ModelConfig, score: Callable
+) -> Callable[..., dict[str, jax.Array]]:
+    """Samples a model of one shape and scores what came out, compiled once for a batch of prompts."""
+    axes, R = ctx.runtime.axes, cell.task.response_len
 
     @jax.jit
-    def side(params: Any, before: Any, frozen: Any, prompts_BP: jax.Array, key: jax.Array) -> dict:
+    def side(params: Any, before: Any, arrays: Any, prompts_BP: jax.Array, key: jax.Array) -> dict:
         sampled = generate(
-            params, cfg, prompts_BP, key, length=R, temperature=cell.temperature, axes=run.axes
+            params, cfg, prompts_BP, key, length=R, temperature=cell.temperature, axes=axes
         )
         rows = join(prompts_BP, sampled.tokens_BR, sampled.mask_BR)
-        _, entropy_BR = response_log_probs(params, cfg, rows, R, cell.temperature, run.axes)
-        before_BR, _ = response_log_probs(before, cfg, rows, R, cell.temperature, run.axes)
+        warmth = cell.temperature or 1.0  # greedy samples have the log-probs of temperature 1
+        _, entropy_BR = response_log_probs(params, cfg, rows, R, warmth, axes)
+        before_BR, _ = response_log_probs(before, before_cfg, rows, R, warmth, axes)
         return {
             "tokens": sampled.tokens_BR,
             "mask": sampled.mask_BR,
             "entropy": entropy_BR,
-            "proxy": reward_scores(frozen, cfg, rows, sampled.mask_BR, run.axes),
+            "proxy": score(arrays, rows, sampled.mask_BR),
             "log_ratio": ((sampled.log_probs_BR - before_BR) * sampled.mask_BR).sum(-1),
         }
 
-    sides = {}
-    for name, params in models.items():
-        out = []
-        for i in range(0, len(ids), CHUNK):
-            ctx.beat.progress(step=i, steps=len(ids), phase=f"sampling {name}")
-            part = ids[i : i + CHUNK]
-            padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
-            key = jax.random.fold_in(jax.random.key(cell.seed), i)
-            batch = place_batch({"prompts": padded}, run.mesh)
-            got = jax.device_get(side(params, models["before"], frozen, batch["prompts"], key))
-            out.append({k: np.asarray(v)[: len(part)] for k, v in got.items()})
-        sides[name] = {k: np.concatenate([o[k] for o in out]) for k in out[0]}
-    return sides
+    return side

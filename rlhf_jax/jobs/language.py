@@ -1,4 +1,4 @@
-"""Cells that train a language model: pretraining and supervised fine-tuning."""
+"""Pretraining cells, and what all language modelling has in common."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.cells import SFT, Pretrain
-from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.data.annotators import approved
-from rlhf_jax.data.feedback import Demonstration, write
-from rlhf_jax.data.loader import batch_rows
-from rlhf_jax.data.packing import pack_examples
-from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.data.tokenizer import EOS
+from rlhf_jax.cells import Pretrain
+from rlhf_jax.config import ModelConfig
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import Axes, init, param_axes
@@ -27,8 +21,6 @@ from rlhf_jax.train import (
     Member,
     Population,
     init_state,
-    make_train_step,
-    train,
     train_step,
     train_together,
 )
@@ -55,7 +47,7 @@ def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exceptio
     assert isinstance(cell, Pretrain)
     population = Population(len(ctxs), jax.local_devices()) if len(ctxs) > 1 else None
     axes = Axes() if population else run.axes
-    step = train_step(_objective(cell.model, axes), cell.optim, axes, run.accumulate)
+    step = train_step(objective(cell.model, axes), cell.optim, axes, run.accumulate)
     compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
     members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
@@ -91,7 +83,9 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
         batch = ctx.corpus.batch("train", cell.batch, cell.seed, t, subset)
         return place_batch(batch, run.mesh, run.axes) if alone else batch
 
-    return Member(ctx.folder, state, batch_at, _row(ctx.model, start, cell.batch, T), ctx.beat)
+    return Member(
+        ctx.folder, state, batch_at, metrics_row(ctx.model, start, cell.batch, T), ctx.beat
+    )
 
 
 def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
@@ -110,44 +104,11 @@ def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
-    """Fine-tuning on real continuations that the labeller approves of; loss on completions only."""
-    run, task, T = ctx.runtime, cell.task, ctx.study.corpus.seq_len
-    prompts = prompts_from(
-        ctx.corpus, "train", cell.examples, task.prompt_len, cell.seed, task.response_len - 1
-    )
-    shown = approved(prompts, cell.min_gold)
-    write(
-        ctx.folder.results / "demonstrations.jsonl",
-        [Demonstration(p.prompt, p.response) for p in shown],
-    )
-    pairs = [(p.prompt_ids, (*p.response_ids, EOS)) for p in shown]
-    rows, _ = pack_examples(pairs, T, ctx.corpus.token_bytes)
-    n = len(rows["tokens"])
-    if n < cell.batch:
-        raise ConfigError(
-            f"{cell.name}: {len(shown)} demonstrations fill {n} rows of {T} tokens, less than one "
-            f"batch of {cell.batch}; raise examples or lower batch"
-        )
-    steps = cell.epochs * (n // cell.batch)
-
-    def batch_at(t: int) -> dict[str, jax.Array]:
-        chosen = batch_rows(n, cell.batch, cell.seed, t)
-        return place_batch({k: v[chosen] for k, v in rows.items()}, run.mesh, run.axes)
-
-    state = init_state(ctx.language_model(cell.base), cell.optim, steps)
-    step = make_train_step(_objective(ctx.model, run.axes), cell.optim, run.axes, run.accumulate)
-    row = _row(ctx.model, 0, cell.batch, T)
-    trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
-    heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
-    return {"heldout": heldout, "sft": {"demonstrations": len(shown), "steps": steps}}
-
-
-def _objective(cfg: ModelConfig, axes: Axes) -> Objective:
+def objective(cfg: ModelConfig, axes: Axes) -> Objective:
     return lambda params, batch: language_modelling(params, batch, cfg, axes)
 
 
-def _row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
+def metrics_row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
     """Lines of metrics.jsonl of a run that goes on from optimizer step `start`."""
     positions = batch * seq_len  # processed a step
     per_token = flops_per_token(cfg, seq_len, "exact")

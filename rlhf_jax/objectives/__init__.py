@@ -3,6 +3,27 @@ sum by the global weight, across devices and accumulation steps, and reports eve
 the same weight unless its name says otherwise."""
 
 from rlhf_jax.objectives.language import language_modelling, target_log_probs, token_log_probs
-from rlhf_jax.objectives.rankings import kwise, ranked_scores
+from rlhf_jax.objectives.preferences import (
+    completion_log_probs,
+    preference_loss,
+    preference_optimisation,
+)
+from rlhf_jax.objectives.rankings import (
+    check_ranking_loss,
+    ranked_scores,
+    ranking_loss,
+    reward_modelling,
+)
 
-__all__ = ["kwise", "language_modelling", "ranked_scores", "target_log_probs", "token_log_probs"]
+__all__ = [
+    "check_ranking_loss",
+    "completion_log_probs",
+    "language_modelling",
+    "preference_loss",
+    "preference_optimisation",
+    "ranked_scores",
+    "ranking_loss",
+    "reward_modelling",
+    "target_log_probs",
+    "token_log_probs",
+]

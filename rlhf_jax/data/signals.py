@@ -1,0 +1,103 @@
+"""What is learned from each kind of record.
+
+| record | as (prompt, completion) | as a comparison |
+|---|---|---|
+| comparison | the best response, unless it ties or is blank | itself, unless all tie |
+| demonstration | the response | - |
+| correction | the edited response | edited over response |
+| critique | the revision; the texts below | revision over response |
+
+Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et al. 2022
+teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from revisions and
+prefer them. A model of critiques reads and writes these texts, in which | is where completions begin:
+
+    PROMPT [response] RESPONSE [critique] | CRITIQUE [verdict] VERDICT
+    PROMPT [response] RESPONSE [verdict] | VERDICT
+    PROMPT [response] RESPONSE [critique] CRITIQUE [revision] | REVISION
+
+Each name in brackets stands on a line of its own, with a blank line before it. The second text has the
+verdict follow at once, so that its probability is that of one token sequence and `rlhf_jax.rl.critique`
+can score by it; log p(good) - log p(bad) is the score. A critique without a verdict gives the first text
+without its end, and no second one; one without a revision no third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .feedback import Comparison, Correction, Critique, Demonstration, Record
+
+Pair = tuple[str, str]  # prompt and completion
+
+
+def answer_of(record: Record) -> str | None:
+    """The answer to the record's prompt that it shows to be right, if it shows one."""
+    match record:
+        case Demonstration():
+            return record.response
+        case Correction():
+            return record.edited
+        case Critique():
+            return record.revision
+        case Comparison():
+            best = [
+                text
+                for text, rank in zip(record.responses, record.ranking, strict=True)
+                if rank == min(record.ranking)
+            ]
+            return best[0] if len(best) == 1 and best[0].strip() else None
+
+
+def critique_prompt(prompt: str, response: str) -> str:
+    """What a critique completes."""
+    return f"{prompt}{_head('response')}{response}{_head('critique')}"
+
+
+def verdict_prompt(prompt: str, response: str) -> str:
+    """What a verdict alone completes."""
+    return f"{prompt}{_head('response')}{response}{_head('verdict')}"
+
+
+def revision_prompt(prompt: str, response: str, critique: str) -> str:
+    """What a revision in the light of a critique completes."""
+    return f"{critique_prompt(prompt, response)}{critique}{_head('revision')}"
+
+
+def critique_examples(record: Critique) -> list[Pair]:
+    """The texts that teach to criticise, to judge and to revise."""
+    given = (record.prompt, record.response)
+    judged = f"{_head('verdict')}{record.verdict}" if record.verdict else ""
+    examples = [(critique_prompt(*given), record.critique + judged)]
+    if record.verdict:
+        examples.append((verdict_prompt(*given), record.verdict))
+    if record.revision:
+        examples.append((revision_prompt(*given, record.critique), record.revision))
+    return examples
+
+
+def examples_of(records: Iterable[Record]) -> list[Pair]:
+    """What supervised fine-tuning learns, record by record."""
+    examples: list[Pair] = []
+    for record in records:
+        if (answer := answer_of(record)) is not None:
+            examples.append((record.prompt, answer))
+        if isinstance(record, Critique):
+            examples += critique_examples(record)
+    return examples
+
+
+def comparisons_of(records: Iterable[Record]) -> list[Comparison]:
+    """What reward models and direct objectives learn, in the order of the records; those that prefer
+    nothing are left out."""
+    found = []
+    for record in records:
+        if isinstance(record, Comparison):
+            if len(set(record.ranking)) > 1:
+                found.append(record)
+        elif isinstance(record, Correction | Critique) and (better := answer_of(record)):
+            found.append(Comparison(record.prompt, (better, record.response), (1, 2)))
+    return found
+
+
+def _head(name: str) -> str:
+    return f"\n\n[{name}]\n"

@@ -1,0 +1,239 @@
+"""Comparisons as arrays, for everything that learns from rankings: of compare cells, or of a file of
+records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlhf_jax.cells import DPO, Cell, Compare, Reward, names_cell
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data.chat import Template, prompt_ids
+from rlhf_jax.data.feedback import Comparison
+from rlhf_jax.data.layouts import load
+from rlhf_jax.data.loader import batch_rows
+from rlhf_jax.data.packing import left_padded
+from rlhf_jax.data.signals import comparisons_of
+from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
+from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.parallel import place_batch
+from rlhf_jax.study import Study
+
+Arrays = dict[str, np.ndarray]
+VALIDATION = 0.1  # of a file's prompts, at least one
+SPLITS = ("train", "validation")
+COMPARED = ("prompts", "responses", "mask", "ranks")
+OPTIONAL = ("gold",)
+INPUTS = ("tokens", "segments", "positions", "last", "mask", "ranks")
+
+
+def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
+    """The training and validation rows of a cell's comparisons, those of `comparisons` before those of
+    `earlier`; of the training rows the first `prompts`.
+
+    Arrays, of N prompts with up to K completions of up to R tokens after prompts of up to P: NKT inputs
+    tokens, segments and positions, T = P + R, prompts padded on the left and completions on the right;
+    mask NKR; and NK last (the last real token), length (of the completion), ranks (negative where there
+    are fewer than K completions), and gold where every source has it.
+
+    Raises:
+        ConfigError: sequences longer than model.max_positions, or a file that cannot be read or split, or a split
+          without an untied pair.
+    """
+    earlier, limit = (cell.earlier, cell.prompts) if isinstance(cell, Reward) else ((), None)
+    base = cell.base if isinstance(cell, Reward) else cell.policy
+    sources = [_source(ctx, base, name) for name in (cell.comparisons, *earlier)]
+    data = {s: _joined([source[s] for source in sources]) for s in SPLITS}
+    data["train"] = {k: v[:limit] for k, v in data["train"].items()}
+    for split, arrays in data.items():
+        if not len(untied_pairs(arrays["ranks"])[0]):
+            raise ConfigError(
+                f"{cell.name}: the {len(arrays['ranks'])} {split} comparisons have no two completions of "
+                "different rank; nothing can be learned or measured. Compare more prompts"
+            )
+    return {split: rows_of(arrays) for split, arrays in data.items()}
+
+
+def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]:
+    """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its report;
+    nothing where annotators are not simulated, or not all alike."""
+    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
+    sources = [ctx.study[n] for n in names if names_cell(n)]
+    habits = {(c.noise, c.disagreement, c.length_bias) for c in sources if isinstance(c, Compare)}
+    if len(sources) < len(names) or len(habits) > 1:
+        return {}
+    return {"two annotators agree": annotators_agree(rows, *habits.pop())}
+
+
+def rows_of(data: Arrays) -> Arrays:
+    """Model inputs of prompts (N, P) and responses with their mask (N, K, R), side by side."""
+    K = data["responses"].shape[1]
+    prompts = np.repeat(data["prompts"][:, None], K, axis=1)
+    tokens = np.concatenate([prompts, data["responses"]], axis=-1).astype(np.int32)
+    segments = np.concatenate([prompts != PAD, data["mask"] > 0], axis=-1).astype(np.int32)
+    length = data["mask"].sum(-1).astype(np.int32)
+    return {
+        **data,
+        "tokens": tokens,
+        "segments": segments,
+        "positions": np.cumsum(segments, axis=-1, dtype=np.int32) - segments,
+        "last": prompts.shape[-1] + length - 1,
+        "ranks": data["ranks"].astype(np.int32),
+        "length": length,
+    }
+
+
+def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
+    """Prompts, responses, mask, ranks and perhaps gold of a compare cell or a file, by split."""
+    most = ctx.model.max_positions
+    if names_cell(name):
+        data = {s: _saved(ctx.folders[name].results / f"{s}.npz") for s in SPLITS}
+        longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
+        if longest > most:
+            raise ConfigError(
+                f"{name} has sequences of {longest} tokens, but the model of {base!r} has max_positions = "
+                f"{most}; compare shorter responses or take a base with more positions"
+            )
+        return data
+    template = _template(ctx.study, ctx.study[base])
+    records = compared_in(name)
+    whole = encoded(records, ctx.corpus.tokenizer, template, most)
+    held = heldout_prompts([r.prompt for r in records.values()], name)
+    return {"train": _only(whole, ~held), "validation": _only(whole, held)}
+
+
+def _saved(path: Path) -> Arrays:
+    with np.load(path) as arrays:
+        return {k: arrays[k] for k in (*COMPARED, *OPTIONAL) if k in arrays}
+
+
+def _template(study: Study, cell: Cell) -> Template:
+    """How prompts are written for a model: as in the task that it, or what it started from, learned."""
+    while not hasattr(cell, "task"):
+        if not cell.parents():
+            return "plain"
+        cell = study[cell.parents()[0]]
+    template: Template = cell.task.template
+    return template
+
+
+def compared_in(path: str) -> dict[str, Comparison]:
+    """The comparisons that a file of records shows, by where they stand in it."""
+    loaded = load(path)
+    found = {
+        f"{path}, row {row}": comparison
+        for row, record in zip(loaded.rows, loaded.records, strict=True)
+        for comparison in comparisons_of([record])
+    }
+    if not found:
+        raise ConfigError(
+            f"{path}: {len(loaded.records)} records of layout {loaded.layout!r} that prefer no response to "
+            "another; expected comparisons, or corrections or critiques with a better response"
+        )
+    return found
+
+
+def _only(data: Arrays, chosen: np.ndarray) -> Arrays:
+    return {k: v[chosen] for k, v in data.items()}
+
+
+def heldout_prompts(prompts: Sequence[str], name: str) -> np.ndarray:
+    """Which records (n,) are for validation: those of the tenth of the prompts that hash lowest, so all
+    records of a prompt are on one side, wherever they stand in the file called `name`."""
+    different = sorted(set(prompts), key=lambda p: hashlib.sha256(p.encode()).digest())
+    if len(different) < 2:
+        raise ConfigError(
+            f"{name}: {len(different)} prompt; expected at least 2, one of them to hold out"
+        )
+    held = set(different[: max(1, int(VALIDATION * len(different)))])
+    return np.array([p in held for p in prompts])
+
+
+def encoded(
+    records: Mapping[str, Comparison], tokenizer: Tokenizer, template: Template, longest: int
+) -> Arrays:
+    """Prompts (n, P), responses and mask (n, K, R) and ranks (n, K) of comparisons, each with a name for
+    messages. Responses end in EOS.
+
+    Raises:
+        ConfigError: a prompt and response of more than `longest` tokens.
+    """
+    prompts = [prompt_ids(tokenizer, r.prompt, template) for r in records.values()]
+    texts = [[[*tokenizer.encode(t), EOS] for t in r.responses] for r in records.values()]
+    for where, prompt, responses in zip(records, prompts, texts, strict=True):
+        size = len(prompt) + max(map(len, responses))
+        if size > longest:
+            raise ConfigError(
+                f"{where}: {size} tokens ({len(prompt)} of prompt), but the model has max_positions = "
+                f"{longest}; shorten or drop it, or take a base with more positions"
+            )
+    K = max(map(len, texts))
+    R = max(len(t) for responses in texts for t in responses)
+    out = np.full((len(records), K, R), PAD, np.int32)
+    mask, ranks = np.zeros(out.shape, np.float32), np.full(out.shape[:2], -1, np.int32)
+    for i, (record, responses) in enumerate(zip(records.values(), texts, strict=True)):
+        ranks[i, : len(responses)] = record.ranking
+        for k, ids in enumerate(responses):
+            out[i, k, : len(ids)] = ids
+            mask[i, k, : len(ids)] = 1
+    padded = left_padded(prompts, max(map(len, prompts)))
+    return {"prompts": padded, "responses": out, "mask": mask, "ranks": ranks}
+
+
+def _joined(sources: Sequence[Arrays]) -> Arrays:
+    """Rows of several sources, padded to the longest prompt, the longest response and the most
+    completions; absent completions have rank -1."""
+    shared = [k for k in sources[0] if all(k in s for s in sources)]
+    if len(sources) == 1:
+        return sources[0]
+    P = max(s["prompts"].shape[1] for s in sources)
+    K, R = (max(s["responses"].shape[axis] for s in sources) for axis in (1, 2))
+
+    def padded(key: str, x: np.ndarray) -> np.ndarray:
+        if key == "prompts":
+            return np.pad(x, ((0, 0), (P - x.shape[1], 0)), constant_values=PAD)
+        width = [(0, 0), (0, K - x.shape[1]), *([(0, R - x.shape[2])] if x.ndim == 3 else [])]
+        fill = {"ranks": -1, "responses": PAD}.get(key, 0)
+        return np.pad(x, width, constant_values=fill)
+
+    return {k: np.concatenate([padded(k, s[k]) for s in sources]) for k in shared}
+
+
+def training_batches(
+    ctx: Context, cell: Reward | DPO, rows: Arrays, *more: str
+) -> tuple[int, Callable[[int], dict[str, jax.Array]]]:
+    """(optimizer steps, batch of step t) of a cell's training rows: the model's inputs, and arrays called
+    `more`."""
+    run, n = ctx.runtime, len(rows["ranks"])
+    if n < cell.batch:
+        raise ConfigError(
+            f"{cell.name}: {n} prompts are compared, less than one batch of {cell.batch}; compare more or "
+            "lower batch"
+        )
+
+    def batch_at(t: int) -> dict[str, jax.Array]:
+        chosen = batch_rows(n, cell.batch, cell.seed, t)
+        return place_batch({k: rows[k][chosen] for k in (*INPUTS, *more)}, run.mesh, run.axes)
+
+    return cell.epochs * (n // cell.batch), batch_at
+
+
+def over_rows(
+    ctx: Context, of: Callable[[dict[str, jax.Array]], jax.Array], rows: Arrays, batch: int
+) -> np.ndarray:
+    """`of(batch)` of all rows, a batch at a time; the last is filled up with copies of its last row."""
+    out = []
+    for i in range(0, len(rows["ranks"]), batch):
+        part = {k: rows[k][i : i + batch] for k in INPUTS}
+        n = len(part["ranks"])
+        whole = {
+            k: np.pad(v, [(0, batch - n)] + [(0, 0)] * (v.ndim - 1), mode="edge")
+            for k, v in part.items()
+        }
+        out.append(np.asarray(jax.device_get(of(place_batch(whole, ctx.runtime.mesh))))[:n])
+    return np.concatenate(out)

@@ -1,0 +1,162 @@
+"""Supervised fine-tuning cells: on true continuations that the labeller approves of, or on records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, get_args
+
+import jax
+
+from rlhf_jax.cells import SFT, Compare, names_cell
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data.annotators import approved
+from rlhf_jax.data.chat import Example, example_ids, pack_masked
+from rlhf_jax.data.feedback import Comparison, Demonstration, Record, read, write
+from rlhf_jax.data.layouts import load
+from rlhf_jax.data.loader import batch_rows
+from rlhf_jax.data.packing import Batch
+from rlhf_jax.data.prompts import prompts_from
+from rlhf_jax.data.signals import answer_of, examples_of
+from rlhf_jax.data.tokenizer import EOS
+from rlhf_jax.evals.heldout import heldout_loss
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.language import metrics_row, objective
+from rlhf_jax.outside import load_callable
+from rlhf_jax.parallel import place_batch
+from rlhf_jax.train import init_state, make_train_step, train
+
+
+class Source(NamedTuple):
+    """Records that a cell learns from.
+
+    Attributes:
+        where: what an error message calls them.
+        numbers: the number of each record there, from 1.
+    """
+
+    where: str
+    records: Sequence[Record]
+    numbers: Sequence[int]
+
+
+def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
+    """Fine-tuning, several examples to a row, none of which sees another; the loss is on completions
+    only. The answers shown to it are kept in `results/demonstrations.jsonl`."""
+    run, T = ctx.runtime, ctx.study.corpus.seq_len
+    shown, examples = continuations(ctx, cell) if cell.records is None else from_records(ctx, cell)
+    if shown:
+        write(ctx.folder.results / "demonstrations.jsonl", shown)
+    rows, steps = packed_rows(ctx, cell, examples)
+    n = len(rows["tokens"])
+
+    def batch_at(t: int) -> dict[str, jax.Array]:
+        chosen = batch_rows(n, cell.batch, cell.seed, t)
+        return place_batch({k: v[chosen] for k, v in rows.items()}, run.mesh, run.axes)
+
+    state = init_state(ctx.language_model(cell.base), cell.optim, steps)
+    step = make_train_step(objective(ctx.model, run.axes), cell.optim, run.axes, run.accumulate)
+    row = metrics_row(ctx.model, 0, cell.batch, T)
+    trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
+    heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
+    report = {"demonstrations": len(shown), "steps": steps}
+    if cell.records is not None:
+        cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
+        report |= {"examples": len(examples), "cut": cut}
+    return {"heldout": heldout, "sft": report}
+
+
+def packed_rows(ctx: Context, cell: SFT, examples: Sequence[Example]) -> tuple[Batch, int]:
+    """All rows, and the steps that they make."""
+    T = ctx.study.corpus.seq_len
+    rows = pack_masked(examples, T, ctx.corpus.token_bytes)
+    n = len(rows["tokens"])
+    if n < cell.batch:
+        raise ConfigError(
+            f"{cell.name}: {len(examples)} examples fill {n} rows of {T} tokens, less than one "
+            f"batch of {cell.batch}; raise examples or lower batch"
+        )
+    return rows, cell.epochs * (n // cell.batch)
+
+
+def continuations(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Example]]:
+    """True continuations of openings of the corpus that the labeller approves of."""
+    task = cell.task
+    prompts = prompts_from(
+        ctx.corpus, "train", cell.examples, task.prompt_len, cell.seed, task.response_len - 1
+    )
+    shown = approved(prompts, cell.min_gold)
+    if not shown:
+        raise ConfigError(
+            f"{cell.name}: none of {len(prompts)} continuations scores at least min_gold = "
+            f"{cell.min_gold}; lower it or raise examples"
+        )
+    examples = []
+    for p in shown:
+        answer = [*p.response_ids, EOS]
+        mask = [0] * len(p.prompt_ids) + [1] * len(answer)
+        examples.append(Example([*p.prompt_ids, *answer], mask))
+    return [Demonstration(p.prompt, p.response) for p in shown], examples
+
+
+def from_records(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Example]]:
+    """The first `cell.examples` of what the records teach; the end of one that is too long for a row is
+    cut off."""
+    length = ctx.study.corpus.seq_len + 1
+    shown: list[Demonstration] = []
+    examples: list[Example] = []
+    where, records, numbers = source(ctx, cell)
+    for record, number in zip(records, numbers, strict=True):
+        if len(examples) >= cell.examples:
+            break
+        try:
+            pairs = examples_of([record])[: cell.examples - len(examples)]
+            examples += [
+                example_ids(ctx.corpus.tokenizer, *pair, cell.task.template, length)
+                for pair in pairs
+            ]
+        except ConfigError as e:
+            raise ConfigError(f"{cell.name}: {where}, record {number}: {e}") from None
+        if answer := answer_of(record):
+            shown.append(Demonstration(record.prompt, answer))
+    if not examples:
+        raise ConfigError(
+            f"{cell.name}: {where} has {len(records)} records, none of which shows an answer"
+        )
+    return shown, examples
+
+
+def source(ctx: Context, cell: SFT) -> Source:
+    """The records that `cell.records` names: a cell's, a callable's or a file's."""
+    name = cell.records
+    assert name is not None
+    if names_cell(name):
+        return _of_cell(ctx, name)
+    if ":" not in name:
+        loaded = load(name)
+        ctx.runtime.log(
+            f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
+        )
+        return Source(name, loaded.records, loaded.rows)
+    records: Iterable[Any] = load_callable(name)("train", cell.examples, cell.seed)
+    records = list(records)
+    for i, record in enumerate(records, 1):
+        if not isinstance(record, get_args(Record)):
+            raise ConfigError(
+                f"{cell.name}: {name}, record {i} is {record!r}; expected a record of "
+                "rlhf_jax.data.feedback"
+            )
+    return Source(name, records, range(1, len(records) + 1))
+
+
+def _of_cell(ctx: Context, name: str) -> Source:
+    """A cell's best responses: those that it kept as demonstrations, or the best-ranked ones of its
+    training prompts, which come first in the file."""
+    parent, results = ctx.study[name], ctx.folders[name].results
+    records: Sequence[Record]
+    if isinstance(parent, Compare):
+        path = results / "comparisons.jsonl"
+        records = read(path, Comparison)[: parent.prompts]
+    else:
+        path = results / "demonstrations.jsonl"
+        records = read(path, Demonstration)
+    return Source(str(path), records, range(1, len(records) + 1))
