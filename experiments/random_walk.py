@@ -24,9 +24,10 @@ from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
 from rlhf_jax.study import Study
 
 # Walks end at the first. Each is one token.
-NODES = tuple(
-    "ant bee cat dog elk fox gnu hen imp jay kid lark mole newt owl pig quail ram seal toad urchin".split()
-)
+NODES = (
+    "ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "imp", "jay", "kid", "lark", "mole", "newt",
+    "owl", "pig", "quail", "ram", "seal", "toad", "urchin",
+)  # fmt: skip
 LONGEST = 10  # steps of a walk
 SEEDS = (0, 1, 2, 3)
 SCORE, PROMPTS = "random_walk:score", "random_walk:prompts"

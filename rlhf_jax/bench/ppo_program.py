@@ -17,6 +17,7 @@ import jaxlib
 import numpy as np
 
 from rlhf_jax.bench.peers import serve
+from rlhf_jax.bench.ppo import EPOCHS
 from rlhf_jax.bench.shapes import Shape
 from rlhf_jax.bench.train_program import named, peak_memory
 from rlhf_jax.cells import PPO, TaskConfig
@@ -37,13 +38,13 @@ COMPLETIONS = 9  # the most that InstructGPT's labellers ranked together
 
 
 def cell_of(shape: Shape) -> PPO:
-    """TRL's formulas (whitening with n - 1, no clipping of gradients), and our default learning rate, with
-    which an iteration moves log-probs by far more than rounding does."""
+    """TRL's formulas (whitening with n - 1, no clipping of gradients), and a learning rate with which an
+    iteration moves log-probs by far more than rounding does, and by far less than what PPO clips."""
     half = shape.seq_len // 2
     return PPO(
-        "ppo", task=TaskConfig(half, shape.seq_len - half), batch=shape.batch, minibatches=1, epochs=4,
+        "ppo", task=TaskConfig(half, shape.seq_len - half), batch=shape.batch, minibatches=1, epochs=EPOCHS,
         temperature=0.7, no_eos="keep", score_at="last", whiten_advantages="batch", bessel=True,
-        optim=OptimConfig(lr=3e-4, schedule="constant", warmup=0.0, weight_decay=0.0, b1=0.9, b2=0.999,
+        optim=OptimConfig(lr=3e-5, schedule="constant", warmup=0.0, weight_decay=0.0, b1=0.9, b2=0.999,
                           eps=1e-5, clip=1e9),
     )  # fmt: skip
 
@@ -79,7 +80,11 @@ class Iterations:
         }
         one = jnp.ones(())
         reward = model_reward([Member(self.models["reward"], one, 0 * one)], [self.cfg], AXES)
-        self.frozen = {"reference": self.models["reference"], "reward": reward.arrays}
+        self.frozen = {
+            "reference": self.models["reference"],
+            "reward": reward.arrays,
+            "seed": jnp.uint32(0),
+        }
         size = (shape.batch, self.cell.task.prompt_len)
         self.ids = np.random.default_rng(0).integers(EOS + 1, shape.vocab, size, np.int32)
         self.prompts = place_batch({"prompts": self.ids}, self.mesh)["prompts"]

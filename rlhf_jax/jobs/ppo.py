@@ -30,7 +30,11 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
     run, cfg, task = ctx.runtime, ctx.model, cell.task
     policy = ctx.language_model(cell.policy)
     reward = ctx.reward(cell.reward)
-    frozen = {"reference": jax.tree.map(jnp.copy, policy), "reward": reward.arrays}
+    frozen = {
+        "reference": jax.tree.map(jnp.copy, policy),
+        "reward": reward.arrays,
+        "seed": jnp.uint32(cell.seed),
+    }
     models, critic = _trained(ctx, cell, policy, reward.arrays)
     networks = Networks(cfg, critic)
     print_memory_plan(ctx, cell, networks)

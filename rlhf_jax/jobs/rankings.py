@@ -42,8 +42,8 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
     are fewer than K completions), and gold where every source has it.
 
     Raises:
-        ConfigError: sequences longer than model.max_positions, or a file that cannot be read or split, or a split
-          without an untied pair.
+        ConfigError: sequences longer than model.max_positions, a file that cannot be read or split, or
+            a split without an untied pair.
     """
     earlier, limit = (cell.earlier, cell.prompts) if isinstance(cell, Reward) else ((), None)
     base = cell.base if isinstance(cell, Reward) else cell.policy
@@ -81,7 +81,7 @@ def rows_of(data: Arrays) -> Arrays:
         **data,
         "tokens": tokens,
         "segments": segments,
-        "positions": np.cumsum(segments, axis=-1, dtype=np.int32) - segments,
+        "positions": (np.cumsum(segments, axis=-1, dtype=np.int32) - 1) * segments,
         "last": prompts.shape[-1] + length - 1,
         "ranks": data["ranks"].astype(np.int32),
         "length": length,
@@ -189,8 +189,6 @@ def _joined(sources: Sequence[Arrays]) -> Arrays:
     """Rows of several sources, padded to the longest prompt, the longest response and the most
     completions; absent completions have rank -1."""
     shared = [k for k in sources[0] if all(k in s for s in sources)]
-    if len(sources) == 1:
-        return sources[0]
     P = max(s["prompts"].shape[1] for s in sources)
     K, R = (max(s["responses"].shape[axis] for s in sources) for axis in (1, 2))
 

@@ -28,7 +28,7 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
     to a common scale (`normalised`): the KL coefficient then means the same for every reward model."""
     run, cfg = ctx.runtime, ctx.model
     check_ranking_loss(cell.loss, cell.margin)
-    check_normalisation(ctx, cell)
+    shown = demonstrations(ctx, cell) if cell.normalise == "demonstrations" else None
     data = rankings(ctx, cell)
     steps, batch_at = training_batches(ctx, cell, data["train"])
     head = with_scalar_head(ctx.language_model(cell.base), jax.random.key(cell.seed))
@@ -49,7 +49,7 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
     def scores(rows: Arrays) -> np.ndarray:
         return over_rows(ctx, lambda b: score(trained, b), rows, cell.batch)
 
-    gain, bias = normalised(ctx, cell, scores, data["train"])
+    gain, bias = normalised(scores, data["train"], shown)
     heldout = data["validation"]
     report = ranking_report(scores(heldout), heldout, ceilings(ctx, cell, heldout))
     return {
@@ -58,46 +58,40 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
 
 
 def normalised(
-    ctx: Context, cell: Reward, scores: Callable[[Arrays], np.ndarray], rows: Arrays
+    scores: Callable[[Arrays], np.ndarray], rows: Arrays, shown: Arrays | None
 ) -> tuple[float, float]:
-    """(gain, bias) after training.
-
-    `samples`: the compared completions, samples of the policy to be trained, have mean 0 and variance 1
-    (Ziegler et al. 2019). `demonstrations`: true continuations have mean 0 (Stiennon et al. 2020), and the
-    gain stays 1.
-    """
-    if cell.normalise == "demonstrations":
-        return 1.0, -float(scores(_demonstrations(ctx, cell)).mean())
+    """(gain, bias) after training. Without demonstrations the compared completions, samples of the policy
+    to be trained, have mean 0 and variance 1 (Ziegler et al. 2019). With them, they have mean 0, and the
+    gain stays 1 (Stiennon et al. 2020)."""
+    if shown is not None:
+        return 1.0, -float(scores(shown).mean())
     found = scores(rows)[rows["ranks"] >= 0]
     gain = 1.0 / max(float(found.std()), 1e-6)
     return gain, -float(found.mean()) * gain
 
 
-def check_normalisation(ctx: Context, cell: Reward) -> None:
-    """Refuse, before training, to score demonstrations where there are none."""
-    if cell.normalise not in ("samples", "demonstrations"):
-        raise ConfigError(
-            f"{cell.name}.normalise = {cell.normalise!r}; expected samples or demonstrations"
-        )
-    if cell.normalise == "samples":
-        return
+def demonstrations(ctx: Context, cell: Reward) -> Arrays:
+    """True continuations of prompts like the compared ones, one to a prompt, EOS included.
+
+    Raises:
+        ConfigError: the prompts are not openings of the corpus's sentences, or none goes on so shortly.
+    """
     compared = ctx.study[cell.comparisons] if names_cell(cell.comparisons) else None
     if not isinstance(compared, Compare) or compared.task.prompts:
         raise ConfigError(
             f"{cell.name}.normalise = 'demonstrations' needs true continuations of the prompts of "
             f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use 'samples'"
         )
-
-
-def _demonstrations(ctx: Context, cell: Reward) -> Arrays:
-    """True continuations of prompts like the compared ones, one to a prompt."""
-    compared = ctx.study[cell.comparisons]
-    assert isinstance(compared, Compare)
     task, n = compared.task, min(DEMONSTRATIONS, compared.prompts)
-    found = prompts_from(
-        ctx.corpus, "train", n, task.prompt_len, compared.seed, task.response_len - 1
-    )
-    responses = np.full((n, 1, task.response_len), PAD, np.int32)
+    longest = task.response_len
+    found = prompts_from(ctx.corpus, "train", n, task.prompt_len, compared.seed, longest)
+    found = [p for p in found if len(p.response_ids) < longest]  # EOS takes a token
+    if not found:
+        raise ConfigError(
+            f"{cell.name}.normalise = 'demonstrations': none of {n} true continuations takes fewer than "
+            f"{longest} tokens; raise {compared.name}.task.response_len or use 'samples'"
+        )
+    responses = np.full((len(found), 1, longest), PAD, np.int32)
     for i, prompt in enumerate(found):
         ids = (*prompt.response_ids, EOS)
         responses[i, 0, : len(ids)] = ids
@@ -106,6 +100,6 @@ def _demonstrations(ctx: Context, cell: Reward) -> Arrays:
             "prompts": np.array([p.prompt_ids for p in found], np.int32),
             "responses": responses,
             "mask": (responses != PAD).astype(np.float32),
-            "ranks": np.ones((n, 1), np.int32),
+            "ranks": np.ones((len(found), 1), np.int32),
         }
     )

@@ -75,7 +75,8 @@ def make_ppo_step(
     """The compiled iteration `(state, frozen, prompts_BP, text=None) -> (state, metrics)`.
 
     `state.params` holds `policy`, `critic` unless it shares the policy's trunk or there is none, and
-    `ema` if the cell averages weights. `frozen` holds `reference` parameters and the `reward`'s arrays.
+    `ema` if the cell averages weights. `frozen` holds the `reference` parameters, the `reward`'s arrays and
+    the `seed`, so that cells that differ in it share a compiled program.
     `text` is for PPO-ptx: a batch of the corpus of epochs x minibatches x ptx_batch rows. Metrics before
     the first update compare trainer and sampler (`max_ratio_error`, `approx_kl_before`,
     `clip_frac_before`); see `check_sampler`.
@@ -125,7 +126,7 @@ def make_ppo_step(
     def iteration(
         state: TrainState, frozen: Any, prompts_BP: jax.Array, text: Batch | None = None
     ) -> tuple[TrainState, Any]:
-        key = jax.random.fold_in(jax.random.key(cell.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(frozen["seed"]), state.step)
         sample_key, order_key = jax.random.split(key)
         experience, metrics = rollout(
             cell, networks, axes, score, state, frozen, prompts_BP, sample_key

@@ -1,0 +1,147 @@
+"""What RLHF does to a distribution with three modes, when the optimum is known.
+
+    rlhf-jax run experiments/diversity.py
+    rlhf-jax run experiments/diversity.py --tiny
+
+A language model learns to name numbers that cluster around 25, 50 and 75 (in 40, 35 and 25 of 100 texts).
+People like 75 best, then 50, then 25, and nothing between: rewards 1, 0.8, 0.6, 0. The policy that is best
+for reward less beta KL is known, pi_0(x) exp(r(x) / beta) up to a constant, and so is how often it names a
+number of each cluster (`optimum`). PPO is asked for five betas, with four seeds each; then GRPO, RLOO, DPO
+on rankings, and fine-tuning on the best of 16, through the same records and rollouts.
+
+Cost: 6e11 FLOPs. Expected: at beta 1 PPO keeps all three modes in nearly the base's shares, at 0.03 one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+
+from rlhf_jax.cells import (
+    DPO,
+    PPO,
+    SFT,
+    BestOfN,
+    Cell,
+    Compare,
+    Evaluate,
+    Pretrain,
+    TaskConfig,
+)  # fmt: skip
+from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
+from rlhf_jax.study import Study
+
+CENTRES, SHARES, REWARDS = (25, 50, 75), (0.40, 0.35, 0.25), (0.6, 0.8, 1.0)
+SPREAD, WIDTH = 3.0, 12  # standard deviation of a cluster; what still counts as one
+TOWNS = ("Athens", "Bergen", "Cork", "Delft", "Evora", "Ghent", "Lyon", "Malmo", "Porto", "Turin")
+BETAS = (1.0, 0.3, 0.1, 0.03, 0.0)
+SEEDS = (0, 1, 2, 3)
+SCORE, MODES, PROMPTS = "diversity:score", "diversity:modes", "diversity:prompts"
+VOCAB = 380
+
+
+def study(tiny: bool = False) -> Study:
+    corpus = CorpusConfig(
+        sources=("diversity:texts",), vocab=VOCAB, seq_len=64, heldout_tokens=1024, dedup=False
+    )
+    model = ModelConfig(layers=2, width=48, heads=4, vocab=VOCAB)
+    task = TaskConfig(prompt_len=14, response_len=5, prompts=PROMPTS, gold=SCORE)
+    base = Pretrain(
+        "base", model=model, tokens=65_536 if tiny else 2_000_000, batch=16, repeat=True,
+        optim=OptimConfig(lr=5e-3),
+    )  # fmt: skip
+    optim = OptimConfig(lr=1e-3, schedule="linear", final=0.0, weight_decay=0.0, eps=1e-5, b2=0.999)
+    policies: list[Cell] = []
+    for seed in SEEDS[:1] if tiny else SEEDS:
+        for beta in BETAS[::2] if tiny else BETAS:
+            policies.append(PPO(
+                f"ppo-beta{beta:g}".replace(".", "") + f"-{seed}", policy="base", reward=SCORE,
+                task=task, seed=seed, iterations=5 if tiny else 150, batch=256, kl_coef=beta,
+                critic="policy", no_eos="keep", optim=optim,
+            ))  # fmt: skip
+        for algorithm in ("grpo", "rloo"):
+            policies.append(PPO(
+                f"{algorithm}-beta01-{seed}", policy="base", reward=SCORE, task=task, seed=seed,
+                algorithm=algorithm, samples=8, epochs=1, iterations=5 if tiny else 300, batch=32,
+                kl_coef=0.1, no_eos="keep", kl_in="loss" if algorithm == "grpo" else "reward",
+                optim=optim,
+            ))  # fmt: skip
+        compare = Compare(
+            f"compare-{seed}", policy="base", task=task, prompts=64 if tiny else 1024,
+            heldout_prompts=64, k=4, noise=0.1, seed=seed,
+        )  # fmt: skip
+        dpo = DPO(
+            f"dpo-beta01-{seed}", policy="base", comparisons=compare.name, beta=0.1, seed=seed,
+            epochs=2, optim=OptimConfig(lr=1e-3, weight_decay=0.0),
+        )  # fmt: skip
+        best = BestOfN(
+            f"best-{seed}", policy="base", reward=SCORE, task=task, split="train",
+            prompts=64 if tiny else 2048, n=16, seed=seed,
+        )  # fmt: skip
+        tuned = SFT(
+            f"rejection-{seed}", base="base", task=task, records=best.name, seed=seed, batch=8,
+            epochs=2,
+        )  # fmt: skip
+        policies += [compare, dpo, best, tuned]
+    evaluations = [
+        Evaluate(
+            f"eval-{cell.name}", before="base", after=cell.name, reward=SCORE, task=task,
+            prompts=64 if tiny else 1024, modes=MODES,
+        )
+        for cell in policies
+        if isinstance(cell, PPO | DPO | SFT)
+    ]  # fmt: skip
+    return Study(
+        name="diversity-tiny" if tiny else "diversity",
+        title="Three modes, before and after RLHF",
+        corpus=corpus,
+        cells=(base, *policies, *evaluations),
+    )
+
+
+def texts(n: int = 20_000, seed: int = 0) -> list[str]:
+    """Guests and the numbers that they name; guests differ, so that texts do."""
+    rng, found = random.Random(seed), []
+    for _ in range(n):
+        centre = rng.choices(CENTRES, SHARES)[0]
+        number = round(min(max(rng.gauss(centre, SPREAD), centre - WIDTH), centre + WIDTH))
+        found.append(f"{_prompt(rng)} {number}")
+    return found
+
+
+def prompts(split: str, n: int, seed: int) -> list[str]:
+    """Guests of a split."""
+    rng = random.Random(f"{split} {seed}")
+    return [_prompt(rng) for _ in range(n)]
+
+
+def _prompt(rng: random.Random) -> str:
+    return f"guest {rng.randrange(100, 1000)} from {rng.choice(TOWNS)}:"
+
+
+def modes(prompts: Sequence[str], responses: Sequence[str]) -> list[int]:
+    """The cluster (0, 1, 2) of each named number, -1 of anything else."""
+    found = []
+    for response in responses:
+        number = int(response) if re.fullmatch(r" \d\d", response) else -WIDTH - 1
+        near = [i for i, centre in enumerate(CENTRES) if abs(number - centre) <= WIDTH]
+        found.append(near[0] if near else -1)
+    return found
+
+
+def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """What people like: the reward of the number's cluster, 0 without one."""
+    return [REWARDS[mode] if mode >= 0 else 0.0 for mode in modes(prompts, responses)]
+
+
+def optimum(beta: float, shares: Sequence[float] = SHARES) -> list[float]:
+    """Shares of the clusters under the policy that maximises reward less beta KL, where the policy it
+    starts from has `shares`: proportional to share x exp(reward / beta)."""
+    if beta == 0:
+        return [float(r == max(REWARDS)) for r in REWARDS]
+    weights = [
+        s * math.exp((r - max(REWARDS)) / beta) for s, r in zip(shares, REWARDS, strict=True)
+    ]
+    return [w / sum(weights) for w in weights]
