@@ -49,7 +49,7 @@ def study(tiny: bool = False) -> Study:
         demonstrated("sft", "policy-base", tiny),
         Compare(
             "compare", policy="sft", task=TASK, prompts=128 if tiny else max(LABELS),
-            heldout_prompts=64 if tiny else 512, k=4, noise=0.1,
+            heldout_prompts=64 if tiny else 448, k=4, noise=0.1,
         ),
     ]  # fmt: skip
     seeds = SEEDS[:2] if tiny else SEEDS

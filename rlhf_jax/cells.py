@@ -151,7 +151,7 @@ class Reward(Cell):
     # All pairs of a ranking (with K = 2 Bradley-Terry), the ranking as a whole, or its best alone.
     loss: Literal["kwise", "plackett_luce", "best_of_n"] = option("kwise")
     margin: float = option(0.0)  # kwise: score asked of a pair for each rank between them
-    centre: float = option(0.0)  # weight of the mean square of scores, which pulls them to 0
+    centre: float = option(0.0)  # weight of the squared sum of a pair's scores, which pulls them to 0
     # Afterwards the score has mean 0 and variance 1 on the compared samples (Ziegler 2019), or is 0 on
     # average on true continuations (Stiennon 2020, InstructGPT).
     normalise: Literal["samples", "demonstrations"] = option("samples")
@@ -289,6 +289,39 @@ class Evaluate(Cell):
     modes: str = option("", "callable")
 
 
+@dataclass(frozen=True)
+class Prompting(Cell):
+    """A model's answers to tasks put to it in words, with and without worked examples in front (Brown et
+    al. 2020): exact match of greedy completions, and multiple choice."""
+
+    KIND = "prompting"
+    PARENTS = {"policy": LANGUAGE_MODELS}
+    policy: str = "sft"  # the language model, of any kind
+    # MODULE:FUNCTION, (split, n, seed) -> n `rlhf_jax.evals.prompting.Item` of each type and group.
+    tasks: str = field(default="", metadata={"outside": "callable"})
+    shots: tuple[int, ...] = (0, 1, 4)  # worked examples, which are of the training split
+    items: int = 64  # of each type and group, of the test split
+    answer_len: int = 8  # tokens of an answer at most, its end included
+    template: Literal["plain", "chat"] = "plain"  # Q and A lines, or turns of a conversation
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if ":" not in self.tasks:
+            raise ConfigError(
+                f"{self.name}.tasks = {self.tasks!r}; expected MODULE:FUNCTION, which gives the items"
+            )
+        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
+            raise ConfigError(
+                f"{self.name}.shots = {self.shots}; expected different numbers of examples from 0"
+            )
+        if self.items < 1 or self.answer_len < 2:
+            raise ConfigError(
+                f"{self.name}: items = {self.items}, answer_len = {self.answer_len}; expected at least 1 "
+                "item, and an answer and its end"
+            )
+
+
 KINDS: dict[str, type[Cell]] = {
-    c.KIND: c for c in (Pretrain, SFT, Compare, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate)
+    c.KIND: c
+    for c in (Pretrain, SFT, Compare, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate, Prompting)
 }

@@ -14,18 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_jax.cells import (
-    DPO,
-    PPO,
-    SFT,
-    BestOfN,
-    Cell,
-    Compare,
-    Ensemble,
-    Evaluate,
-    Pretrain,
-    Reward,
-    names_cell,
-)
+    DPO, PPO, SFT, BestOfN, Cell, Compare, Ensemble, Evaluate, Pretrain, Prompting, Reward, names_cell,
+)  # fmt: skip
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
 from rlhf_jax.memory import BASELINE_BYTES, rlhf_bytes, sampling_bytes, training_bytes
 from rlhf_jax.populations import populations
@@ -52,6 +42,7 @@ WARM = 0.4  # the following ones, in proportion: restore, first steps, checkpoin
 PRIOR = 0.3  # weight of the table's values beside one finished cell's
 CHECKPOINTS_KEPT = 2
 RECORDS = 1000  # prompts that a file of comparisons is taken to hold
+TYPES = 20  # types and groups of items that a prompting cell is taken to have
 
 
 @dataclass(frozen=True)
@@ -166,6 +157,9 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         decode = forward * sequences
         learned = cell.epochs * 3 * sum(passes[1 : 1 + len(trained)])
         flops = decode + sequences * (sum(passes) + learned)
+        if cell.ptx_coef:
+            rows = cell.iterations * cell.epochs * cell.minibatches * cell.ptx_batch
+            flops += train_flops(model, study.corpus.seq_len, rows * study.corpus.seq_len)
         memory = sum(rlhf_bytes(cell, model, trained[-1], rewards).values()) - BASELINE_BYTES
         disk = 12 * sum(param_counts(m)["total"] for m in trained)
     elif isinstance(cell, BestOfN | Evaluate):
@@ -177,6 +171,11 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         if isinstance(cell, Evaluate):
             flops += 2 * forward * sequences + 2 * heldout
         memory, disk = sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
+    elif isinstance(cell, Prompting):
+        sequences = TYPES * cell.items * len(cell.shots)
+        decode = forward * sequences * cell.answer_len / s
+        flops = 2 * forward * sequences + decode
+        memory = sampling_bytes(model, 256, s, models=1)
     else:
         raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
     if not isinstance(cell, Pretrain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import verdict_prompt
-from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
-from rlhf_jax.generate import join, response_log_probs
+from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, FIRST_BYTE, PAD, USER, Tokenizer
+from rlhf_jax.generate import Sequences, join, positions_of, response_log_probs
+from rlhf_jax.model import Axes
 from rlhf_jax.parallel import place_batch
+from rlhf_jax.rl.scores import Member, Reward
 from rlhf_jax.train import Runtime
 
 VERDICTS = ("good", "bad")
@@ -41,7 +44,7 @@ def verdict_scores(
     Raises:
         ConfigError: from the function, where a verdict prompt takes more than `prompt_len` tokens.
     """
-    verdicts = [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]
+    verdicts = _verdict_ids(tokenizer)
     R = max(map(len, verdicts))
     tokens_2R = np.array([v + [PAD] * (R - len(v)) for v in verdicts], np.int32)
     tokens_BR = np.tile(tokens_2R, (batch, 1))  # two rows for each response
@@ -67,3 +70,70 @@ def verdict_scores(
         return scores
 
     return score
+
+
+def verdict_reward(
+    member: Member,
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    axes: Axes,
+    template: Template = "plain",
+) -> Reward:
+    """The same score as a reward inside compiled programs: gain x log-odds + bias, with the log-odds in
+    nats. The verdict prompt is put together from the token ids of prompt and response, without their
+    control tokens, and scored once with each verdict.
+
+    It is the prompt that `verdict_scores` makes of the texts if prompt and response have the ids that
+    their texts encode to: no piece holds a line break, and line breaks part the prompt, the response and
+    what stands between them, so the parts are encoded together as they are apart. Other ids for a text,
+    which a policy can sample, are scored as they are. Turns of a conversation keep their markers with
+    the plain template only; in a chat they are control tokens.
+
+    Raises:
+        ConfigError: from the score, where the longest prompt would take more than cfg.max_positions.
+    """
+    _, between, after = re.split("[\0\1]", verdict_prompt("\0", "\1"))
+    opening, closing = ([BOS], []) if template == "plain" else ([BOS, USER], [END, ASSISTANT])
+    before_response = tokenizer.encode(between)
+    before_verdict = [*tokenizer.encode(after), *closing]
+    good, bad = _verdict_ids(tokenizer)
+    fixed = len(opening) + len(before_response) + len(before_verdict) + max(len(good), len(bad))
+
+    def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
+        (member,) = arrays
+        (B, T), P = rows.tokens_BT.shape, rows.tokens_BT.shape[1] - mask_BR.shape[1]
+        if T + fixed > cfg.max_positions:
+            raise ConfigError(
+                f"prompt and response of {T} tokens make a verdict prompt of {T + fixed}, but the critique "
+                f"model has max_positions = {cfg.max_positions}; shorten them or raise it"
+            )
+        kept_BT = (rows.segments_BT > 0) & (rows.tokens_BT >= FIRST_BYTE)
+
+        def always(ids: list[int]) -> tuple[jax.Array, jax.Array]:
+            ids_BF = jnp.broadcast_to(jnp.array(ids, jnp.int32), (B, len(ids)))
+            ids_BF = axes.constrain(ids_BF, "batch", None)
+            return ids_BF, jnp.ones_like(ids_BF, bool)
+
+        def log_prob(verdict: list[int]) -> jax.Array:
+            parts = [
+                always(opening),
+                (rows.tokens_BT[:, :P], kept_BT[:, :P]),
+                always(before_response),
+                (rows.tokens_BT[:, P:], kept_BT[:, P:]),
+                always([*before_verdict, *verdict]),
+            ]
+            tokens_BS, kept_BS = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+            segments_BS = kept_BS.astype(jnp.int32)
+            asked = Sequences(tokens_BS, segments_BS, positions_of(segments_BS))
+            log_probs_BV, _ = response_log_probs(
+                member.params, cfg, asked, len(verdict), 1.0, axes
+            )
+            return jnp.sum(log_probs_BV, axis=-1)
+
+        return member.gain * (log_prob(good) - log_prob(bad)) + member.bias
+
+    return Reward(score, (member,))
+
+
+def _verdict_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    return [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]
