@@ -4,7 +4,7 @@ policy moves away from where it started, by size and labels of the proxy, and wh
     rlhf-jax run experiments/overoptimization.py
     rlhf-jax run experiments/overoptimization.py --tiny
 
-The gold reward is a programme (sentiment); proxies of 20k, 80k and 431k parameters learn from 128, 512 or
+The gold reward is a programme (sentiment), and labels are its own, without noise, as Gao's are; proxies of 20k, 80k and 431k parameters learn from 128, 512 or
 2,048 prompts with 4 ranked completions each. The policy (164k parameters) is optimised against each
 proxy, with best-of-n up to 256 and with PPO without a KL penalty, on four seeds with a proxy of its own each;
 and against three ensembles of four proxies (Coste et al. 2023).
@@ -20,7 +20,6 @@ from typing import Literal
 from small_policies import (
     CORPUS,
     POLICY_OPTIM,
-    REWARD_OPTIM,
     SEEDS,
     TASK,
     base,
@@ -29,10 +28,14 @@ from small_policies import (
 )  # fmt: skip
 
 from rlhf_jax.cells import PPO, BestOfN, Cell, Compare, Ensemble, Reward
+from rlhf_jax.config import OptimConfig
 from rlhf_jax.study import Analysis, Study
 
 SIZES = {"20k": (1, 16), "80k": (2, 40), "431k": (3, 96)}
-BATCHES = {128: 4, 512: 8, 2048: 16}  # prompts a step: 32, 64 and 128 steps of one epoch
+# Held-out accuracy with 2,048 prompts after 4 epochs: 65.4%, 72.5%, 75.2%. After one epoch at 5e-3 54.4%,
+# 67.7%, 71.9%; the largest after 4 epochs at 5e-3 72.8%.
+RATES = {s: OptimConfig(lr=2e-3 if s == "431k" else 5e-3, weight_decay=0.0) for s in SIZES}
+BATCHES = {128: 4, 512: 8, 2048: 16}  # prompts a step: 32, 64 and 128 steps an epoch
 LABELS = tuple(BATCHES)
 MIDDLE = ("80k", 512)
 # Proxies that policies are optimised against: all sizes at the middle number of labels, and the reverse.
@@ -49,7 +52,7 @@ def study(tiny: bool = False) -> Study:
         demonstrated("sft", "policy-base", tiny),
         Compare(
             "compare", policy="sft", task=TASK, prompts=128 if tiny else max(LABELS),
-            heldout_prompts=64 if tiny else 448, k=4, noise=0.1,
+            heldout_prompts=64 if tiny else 448, k=4, noise=0.0, annotators=1,
         ),
     ]  # fmt: skip
     seeds = SEEDS[:2] if tiny else SEEDS
@@ -61,7 +64,7 @@ def study(tiny: bool = False) -> Study:
                 reward = Reward(
                     f"proxy-{size}-{labels}-{seed}", base=f"rm-{size}", comparisons="compare",
                     prompts=min(labels, 64) if tiny else labels, batch=BATCHES[labels],
-                    optim=REWARD_OPTIM, seed=seed,
+                    epochs=4, optim=RATES[size], seed=seed,
                 )  # fmt: skip
                 cells.append(reward)
                 if chosen:

@@ -40,7 +40,7 @@ def study(tiny: bool = False) -> Study:
         demonstrated("sft", "policy-base", tiny),
     ]
     for seed in SEEDS[:2] if tiny else SEEDS:
-        policy, asked = "sft", []
+        policy, asked = "sft", list[str]()
         for r in range(1, ROUNDS + 1):
             compare = comparisons(f"compare-{r}-{seed}", policy, 1, 10 * seed + r, tiny)
             reward = Reward(

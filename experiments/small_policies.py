@@ -17,7 +17,7 @@ BATCH = 16  # rows of pretraining
 POLICY_OPTIM = OptimConfig(
     lr=3e-4, schedule="linear", final=0.0, weight_decay=0.0, eps=1e-5, b2=0.999
 )
-REWARD_OPTIM = OptimConfig(lr=2e-3, weight_decay=0.0)
+REWARD_OPTIM = OptimConfig(lr=5e-3, weight_decay=0.0)
 
 
 def model(layers: int, width: int) -> ModelConfig:

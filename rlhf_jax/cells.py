@@ -69,7 +69,7 @@ class Cell:
 
 
 LANGUAGE_MODELS = ("pretrain", "sft", "ppo", "dpo")
-REWARDS = ("reward", "ensemble")
+REWARDS = ("reward", "ensemble", "sft")  # sft: on critiques with verdicts, which it then gives
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SFT(Cell):
     """Supervised fine-tuning on demonstrations; the loss is on completions only."""
 
     KIND = "sft"
-    PARENTS = {"base": LANGUAGE_MODELS, "records": ("best_of_n", "compare")}
+    PARENTS = {"base": LANGUAGE_MODELS, "records": ("best_of_n", "compare", "feedback")}
     base: str = "base"
     task: TaskConfig = field(default_factory=TaskConfig)
     examples: int = 4096
@@ -135,23 +135,60 @@ class Compare(Cell):
 
 
 @dataclass(frozen=True)
+class Feedback(Cell):
+    """Records of a policy's own samples that a simulated labeller has edited, or criticised. A compare cell
+    of the same policy, task, k, temperature and seed ranks the same samples."""
+
+    KIND = "feedback"
+    PARENTS = {"policy": LANGUAGE_MODELS}
+    policy: str = "sft"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    gives: Literal["corrections", "critiques"] = "corrections"
+    prompts: int = 512
+    heldout_prompts: int = 64
+    k: int = 1  # completions a prompt
+    temperature: float = 1.0
+    min_gold: float = 0.0  # what scores at least this is good, and is not edited
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task.gold != TaskConfig().gold:
+            raise ConfigError(
+                f"{self.name}.task.gold = {self.task.gold!r}; the simulated labeller edits and criticises by "
+                f"{TaskConfig().gold!r} alone. Use that, or name a file of people's records where it is "
+                "learned from"
+            )
+        if self.k < 1 or min(self.prompts, self.heldout_prompts) < 1:
+            raise ConfigError(
+                f"{self.name}: prompts = {self.prompts}, heldout_prompts = {self.heldout_prompts}, "
+                f"k = {self.k}; each must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
 class Reward(Cell):
     """A reward model from rankings: the K-wise loss of InstructGPT, one prompt an element."""
 
     KIND = "reward"
-    PARENTS = {"base": LANGUAGE_MODELS, "comparisons": ("compare",), "earlier": ("compare",)}
+    PARENTS = {
+        "base": LANGUAGE_MODELS,
+        "comparisons": ("compare", "feedback"),
+        "earlier": ("compare", "feedback"),
+    }
     base: str = "sft"  # whose trunk it starts from; of any size
-    comparisons: str = "compare"  # a compare cell, or a file of comparison records
+    comparisons: str = "compare"  # a compare or feedback cell, or a file of records
     epochs: int = 1
     batch: int = 16  # prompts
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     seed: int = 0
-    earlier: tuple[str, ...] = option(())  # compare cells of earlier rounds, learned from as well
+    earlier: tuple[str, ...] = option(())  # such cells of earlier rounds, learned from as well
     prompts: int | None = option(None)  # only so many training prompts, the first; None: all
     # All pairs of a ranking (with K = 2 Bradley-Terry), the ranking as a whole, or its best alone.
     loss: Literal["kwise", "plackett_luce", "best_of_n"] = option("kwise")
     margin: float = option(0.0)  # kwise: score asked of a pair for each rank between them
-    centre: float = option(0.0)  # weight of the squared sum of a pair's scores, which pulls them to 0
+    centre: float = option(
+        0.0
+    )  # weight of the squared sum of a pair's scores, which pulls them to 0
     # Afterwards the score has mean 0 and variance 1 on the compared samples (Ziegler 2019), or is 0 on
     # average on true continuations (Stiennon 2020, InstructGPT).
     normalise: Literal["samples", "demonstrations"] = option("samples")
@@ -184,7 +221,7 @@ class PPO(Cell):
     KIND = "ppo"
     PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
     policy: str = "sft"
-    reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
+    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
     task: TaskConfig = field(default_factory=TaskConfig)
     iterations: int = 50
     batch: int = 64  # prompts an iteration
@@ -244,9 +281,9 @@ class DPO(Cell):
     the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
 
     KIND = "dpo"
-    PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare",)}
+    PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare", "feedback")}
     policy: str = "sft"  # where it starts, and the reference
-    comparisons: str = "compare"  # a compare cell, or a file of comparison records
+    comparisons: str = "compare"  # a compare or feedback cell, or a file of records
     loss: Literal["dpo", "ipo"] = "dpo"
     beta: float = 0.1
     epochs: int = 1
@@ -263,7 +300,7 @@ class BestOfN(Cell):
     KIND = "best_of_n"
     PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
     policy: str = "sft"
-    reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
+    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
     task: TaskConfig = field(default_factory=TaskConfig)
     split: Literal["train", "validation", "test"] = "test"  # whose prompts
     prompts: int = 256
@@ -280,7 +317,7 @@ class Evaluate(Cell):
     PARENTS = {"before": LANGUAGE_MODELS, "after": LANGUAGE_MODELS, "reward": REWARDS}
     before: str = "sft"
     after: str = "ppo"
-    reward: str = "reward"  # a reward cell, or an import path MODULE:FUNCTION of a callable
+    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
     task: TaskConfig = field(default_factory=TaskConfig)
     prompts: int = 256
     temperature: float = 1.0
@@ -323,5 +360,7 @@ class Prompting(Cell):
 
 KINDS: dict[str, type[Cell]] = {
     c.KIND: c
-    for c in (Pretrain, SFT, Compare, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate, Prompting)
-}
+    for c in (
+        Pretrain, SFT, Compare, Feedback, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate, Prompting,
+    )
+}  # fmt: skip

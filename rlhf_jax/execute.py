@@ -48,8 +48,10 @@ def run_cell(ctx: Any) -> None:
     from rlhf_jax.jobs.dpo import dpo
     from rlhf_jax.jobs.ensemble import ensemble
     from rlhf_jax.jobs.evaluate import evaluate
+    from rlhf_jax.jobs.feedback import feedback
     from rlhf_jax.jobs.language import pretrain
     from rlhf_jax.jobs.ppo import ppo
+    from rlhf_jax.jobs.prompting import prompting
     from rlhf_jax.jobs.reward import reward
     from rlhf_jax.jobs.sft import sft
 
@@ -57,12 +59,14 @@ def run_cell(ctx: Any) -> None:
         "pretrain": pretrain,
         "sft": sft,
         "compare": compare,
+        "feedback": feedback,
         "reward": reward,
         "ensemble": ensemble,
         "ppo": ppo,
         "dpo": dpo,
         "best_of_n": best_of_n,
         "evaluate": evaluate,
+        "prompting": prompting,
     }
     _begin(ctx, 1)
     _finish(ctx, jobs[ctx.cell.KIND](ctx, ctx.cell))

@@ -14,7 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_jax.cells import (
-    DPO, PPO, SFT, BestOfN, Cell, Compare, Ensemble, Evaluate, Pretrain, Prompting, Reward, names_cell,
+    DPO,
+    PPO,
+    SFT,
+    BestOfN,
+    Cell,
+    Compare,
+    Ensemble,
+    Evaluate,
+    Feedback,
+    Pretrain,
+    Prompting,
+    Reward,
+    names_cell,
 )  # fmt: skip
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
 from rlhf_jax.memory import BASELINE_BYTES, rlhf_bytes, sampling_bytes, training_bytes
@@ -130,7 +142,7 @@ def cell_plan(study: Study, cell: Cell) -> CellPlan:
         sequences = cell.examples * cell.epochs
         flops = 3.0 * forward * sequences
         memory, disk = training_bytes(model, cell.batch, s, trained=1), 12 * params
-    elif isinstance(cell, Compare):
+    elif isinstance(cell, Compare | Feedback):
         sequences = (cell.prompts + cell.heldout_prompts) * cell.k
         flops = decode = forward * sequences
         memory, disk = sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
@@ -207,7 +219,7 @@ def compared(study: Study, cell: Cell) -> tuple[int, int, int]:
     file of records, which is not read here, a guess."""
     assert isinstance(cell, Reward | DPO)
     names = [cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ())]
-    cells = [c for n in names if names_cell(n) and isinstance(c := study[n], Compare)]
+    cells = [c for n in names if names_cell(n) and isinstance(c := study[n], Compare | Feedback)]
     train = sum(c.prompts for c in cells) or RECORDS
     if isinstance(cell, Reward) and cell.prompts is not None:
         train = min(train, cell.prompts)

@@ -43,7 +43,7 @@ class Analysis:
     kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size at
     several learning rates; `lr_law`, several sizes and batches at several learning rates;
     `data_constrained`, repeated text; `overoptimization`, best-of-n and PPO cells against the rewards
-    that they name, seeds of one reward (names that differ in `-sN` alone) together.
+    that they name, seeds of one reward (names that differ in `-s3` or a last `-3` alone) together.
 
     Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where losses at
     equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses at

@@ -74,7 +74,7 @@ def test_golden_plain_conversation():
         ids("\n\nHuman: d\n\nAssistant:"),
         [*ids(" ef"), EOS],
     ]
-    assert got.ids == sum(given, [])
+    assert got.ids == [i for part in given for i in part]
     assert got.mask == [bit for i, part in enumerate(given) for bit in [i % 2] * len(part)]
 
 

@@ -100,7 +100,9 @@ def test_a_file_may_hold_every_kind(tmp_path):
     packed = tmp_path / "all.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert read(packed) == MIXED
-    with pytest.raises(ConfigError, match="row 2: expected 'kind': 'comparison', .* got 'demonstr"):
+    with pytest.raises(
+        ConfigError, match=r"row 2: expected 'kind': 'comparison', .* got 'demonstr"
+    ):
         read(path, Comparison)
 
 

@@ -154,5 +154,5 @@ def test_a_named_layout_is_kept_to(tmp_path):
     path = rows_in(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
     with pytest.raises(ConfigError, match="expected one of: responses"):
         load(path, "kwise")
-    with pytest.raises(ConfigError, match="layout = 'pair'. Did you mean 'pairs'"):
+    with pytest.raises(ConfigError, match=r"layout = 'pair'\. Did you mean 'pairs'"):
         load(path, "pair")

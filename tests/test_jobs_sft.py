@@ -174,6 +174,6 @@ def test_callables_must_give_records_and_enough_of_them(context):
         learned(context, SFT("junk", base="base", task=TASK, records="test_jobs_sft:junk"))
     cell = SFT("few", base="base", task=TASK, records="test_jobs_sft:made", examples=3)
     with pytest.raises(
-        ConfigError, match="3 examples fill . rows of 32 tokens, less than one batch"
+        ConfigError, match=r"3 examples fill \d rows of 32 tokens, less than one batch"
     ):
         packed_rows(context(cell), cell, learned(context, cell)[1])

@@ -298,10 +298,7 @@ def comparisons(K, N=4, P=3, R=4, seed=0):
 
 OBJECTIVES = {
     "kwise": lambda p, b: reward_modelling(p, b, CFG, AXES, "kwise", 0.1, 0.01),
-    "plackett_luce": lambda p, b: reward_modelling(p, b, CFG, AXES, "plackett_luce"),
-    "best_of_n": lambda p, b: reward_modelling(p, b, CFG, AXES, "best_of_n"),
-    "dpo": lambda p, b: preference_optimisation(p, b, CFG, AXES, "dpo"),
-    "ipo": lambda p, b: preference_optimisation(p, b, CFG, AXES, "ipo"),
+    "dpo": lambda p, b: preference_optimisation(p, b, CFG, AXES),
 }
 
 

@@ -111,5 +111,7 @@ def test_too_few_points_or_too_small_a_range_is_an_error():
         fit_overoptimization("rl", [])
     with pytest.raises(FitError, match="form is 'dpo'"):
         fit_overoptimization("dpo", [rl(1, 1)])
+    with pytest.raises(FitError, match="12 iterations with a KL and a gold score; the law needs at least 20"):  # fmt: skip
+        fit_overoptimization("rl", [rl(0.8, 0.5, iterations=6, seed=s) for s in range(2)])
     early = of_iterations("r", np.array([0, 0, 9.0, 10, 11, 12]), np.zeros(6))
     assert "needs at least 4" in extrapolation("rl", [early])["refused"]

@@ -196,7 +196,7 @@ def test_every_figure_has_its_data_and_stands_alone(full):
     names = {p.stem for p in figures.glob("*.svg")}
     assert {"isoflop-parabolas", "isoflop-frontier", "isoflop-residuals", "isoflop-curves", "lr_check",
             "base-curve", "sft-curve", "reward-curves", "reward-calibration", "ppo-curves",
-            "before-after", "exponents", "isoflop-envelope", "isoflop-extrapolation"} == names  # fmt: skip
+            "before-after", "gains", "exponents", "isoflop-envelope", "isoflop-extrapolation"} == names  # fmt: skip
     assert names == {p.stem for p in figures.glob("*.csv")}
     for path in figures.glob("*.svg"):
         ElementTree.fromstring(path.read_text())
@@ -353,12 +353,19 @@ def test_a_study_of_rlhf_alone_has_a_report(tmp_path):
 def test_cells_without_results_or_with_broken_files_are_not_fatal(tmp_path):
     cells = [write_cell(tmp_path, kind, f"{kind}-empty", done=done)
              for kind, done in [("pretrain", True), ("sft", True), ("reward", True), ("ppo", True),
-                                ("evaluate", True), ("compare", False)]]  # fmt: skip
+                                ("evaluate", True), ("best_of_n", True), ("dpo", True), ("ensemble", True),
+                                ("compare", False)]]  # fmt: skip
     broken = pretrain(tmp_path, "broken", 1e6, 2e7)
     (tmp_path / broken["folder"] / "results" / "heldout.json").write_text('{"loss": ')
     (tmp_path / broken["folder"] / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"st')
     folder = write_study(
-        tmp_path, [*cells, broken], [isoflop([broken]), {"kind": "lr_check", "cells": ["broken"]}]
+        tmp_path,
+        [*cells, broken],
+        [
+            isoflop([broken]),
+            {"kind": "lr_check", "cells": ["broken"]},
+            {"kind": "overoptimization", "cells": ["ppo-empty", "best_of_n-empty"]},
+        ],
     )
     text = html.build(folder, tmp_path, resamples=5).read_text()
     assert "0 of the sweep" in text

@@ -1,5 +1,5 @@
-"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train` and `bench population` have their own modules;
-the others ask one question of a fresh process a shape. No jax."""
+"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train`, `bench population` and `bench ppo` have
+their own modules; the others ask one question of a fresh process a shape. No jax."""
 
 from __future__ import annotations
 
@@ -12,37 +12,45 @@ from typing import Any
 from rlhf_jax.bench.machine import machine
 from rlhf_jax.bench.peers import ours
 from rlhf_jax.bench.population import bench_population
-from rlhf_jax.bench.shapes import Shape, chosen
+from rlhf_jax.bench.ppo import bench_ppo, find_trl
+from rlhf_jax.bench.shapes import LADDER, PPO_LADDER, Shape, chosen
 from rlhf_jax.bench.train import Log, Settings, bench_train, find_torch
 from rlhf_jax.config import ConfigError, suggest, to_json
 from rlhf_jax.cpu import cores
 
 FEWEST = 5  # rounds of a comparison: a median of fewer is one lucky turn
+AGAINST = {"train": "torch", "ppo": "trl"}
 
 
-def checked(args: argparse.Namespace, ladder: Sequence[Shape]) -> tuple[list[Shape], Settings]:
-    """The shapes and how to measure them.
+def checked(
+    args: argparse.Namespace, ladder: Sequence[Shape] | None = None
+) -> tuple[list[Shape], Settings]:
+    """The shapes (of `ladder`, or of those known) and how to measure them.
 
     Raises:
       ConfigError: anything in `args` that cannot be measured.
     """
-    shapes = chosen(args.shapes, ladder)
+    shapes = chosen(args.shapes, ladder or (PPO_LADDER if args.what == "ppo" else LADDER))
     threads = cores() if args.threads is None else args.threads
     if threads < 1:
         raise ConfigError(f"--threads is {threads}; it must be at least 1")
     if args.rounds < 1:
         raise ConfigError(f"--rounds is {args.rounds}; it must be at least 1")
+    pythons = {"torch": args.torch_python, "trl": args.trl_python}
+    for other, python in pythons.items():
+        if python is not None and args.against != other:
+            raise ConfigError(f"--{other}-python says where {other} is; it needs --against {other}")
     if args.against is None:
-        if args.torch_python is not None:
-            raise ConfigError("--torch-python says where torch is; it needs --against torch")
         return shapes, Settings(args.rounds, threads)
-    if args.against != "torch":
-        raise ConfigError(f"--against {args.against!r}.{suggest(args.against, ['torch'])}")
-    if args.what != "train":
-        raise ConfigError(f"bench {args.what} has no other side; --against is of bench train")
+    if args.against not in pythons:
+        raise ConfigError(f"--against {args.against!r}.{suggest(args.against, list(pythons))}")
+    if AGAINST.get(args.what) != args.against:
+        raise ConfigError(f"bench {args.what} is not measured against {args.against}; --against is of "
+                          "bench train (torch) and of bench ppo (trl)")  # fmt: skip
     if args.rounds < FEWEST:
         raise ConfigError(f"--rounds is {args.rounds}; a comparison needs at least {FEWEST}")
-    return shapes, Settings(args.rounds, threads, find_torch(args.torch_python))
+    find = find_torch if args.against == "torch" else find_trl
+    return shapes, Settings(args.rounds, threads, find(pythons[args.against]))
 
 
 def _decode(shapes: Sequence[Shape], settings: Settings, log: Log) -> dict[str, Any]:
@@ -102,6 +110,7 @@ def _each(
 BENCHMARKS = {
     "train": bench_train,
     "population": bench_population,
+    "ppo": bench_ppo,
     "decode": _decode,
     "data": _data,
     "compile": _compile,

@@ -41,6 +41,25 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("memory MB", "peak_memory_bytes", "MB"),
         ("others", "others_share_of_cpu", ".0%"),
     ),
+    "ppo": (
+        ("ms", "ours.total", "ms"),
+        ("generate", "ours.generate", "ms"),
+        ("score", "ours.score", "ms"),
+        ("update", "ours.update", "ms"),
+        ("tokens/s", "ours.tokens_per_second", ",.0f"),
+        ("trl ms", "trl.total", "ms"),
+        ("generate", "trl.generate", "ms"),
+        ("score", "trl.score", "ms"),
+        ("update", "trl.update", "ms"),
+        ("tokens/s", "trl.tokens_per_second", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "ratio_low", ".2f"),
+        ("highest", "ratio_high", ".2f"),
+        ("decoding", "decode_ratio", ".2f"),
+        ("floor", "share_of_floor", ".1%"),
+        ("reward step", "reward_step.ratio", ".2f"),
+        ("others", "others_share_of_cpu", ".0%"),
+    ),
     "decode": (
         ("tokens/s", "tokens_per_second", ",.0f"),
         ("prefill ms", "prefill_seconds", "ms"),
@@ -65,12 +84,13 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 
 def show(what: str, found: dict[str, Any]) -> None:
     """Prints the result of one benchmark."""
-    columns = [c for c in COLUMNS[what] if any(c[1] in row for row in found["shapes"])]
+    rows = [_flat(row) for row in found["shapes"]]
+    columns = [c for c in COLUMNS[what] if any(c[1] in row for row in rows)]
     table = Table(box=None, pad_edge=False)
     table.add_column("shape")
     for heading, _, _ in columns:
         table.add_column(heading, justify="right")
-    for row in found["shapes"]:
+    for row in rows:
         table.add_row(row["name"], *(_written(row[key], form) for _, key, form in columns))
     # Wide where the output is not a terminal, so that the table is not cut.
     console = Console() if sys.stdout.isatty() else Console(width=180)
@@ -79,6 +99,12 @@ def show(what: str, found: dict[str, Any]) -> None:
     print(f"\n{found['threads']} threads on {at['cpu']}, {at['cores']} cores.")
     if "peak_flops" in found:
         print(f"Peak: {found['peak_flops']:.3g} FLOP/s, the best float32 product of 2048 x 2048.")
+    if what == "ppo":
+        print("An iteration's time, and tokens/s while it generates; floor: the least that its arithmetic "
+              "takes, as a share; reward step: FLOPs on 9 ranked completions over those on one.")  # fmt: skip
+    if what == "ppo" and "trl" in found["versions"]:
+        print(f"Times of TRL over ours (above 1: rlhf-jax is faster), medians of {found['rounds']} rounds; "
+              "others: share of the CPU that other programs took meanwhile.")  # fmt: skip
     if "members" in found:
         print(f"Tokens/s of {found['members']} members: one after the other with all threads, in one-thread "
               "workers side by side, and as one program.")  # fmt: skip
@@ -86,6 +112,15 @@ def show(what: str, found: dict[str, Any]) -> None:
         print(f"Tokens/s over torch's, geometric mean: {found['geomean']:.2f} (above 1: rlhf-jax is "
               f"faster). Medians of {found['rounds']} rounds; ceiling: the ratio if we reached the peak; "
               "others: share of the CPU that other programs took meanwhile.")  # fmt: skip
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what lies in its dictionaries as `outer.inner`."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        inner = value if isinstance(value, dict) else {}
+        flat |= {f"{key}.{name}": v for name, v in inner.items()} or {key: value}
+    return flat
 
 
 def _written(number: float, form: str) -> str:

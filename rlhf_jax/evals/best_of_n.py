@@ -53,7 +53,7 @@ def best_of_n_curve(
     """A row for n = 1, 2, 4, ..., N: {n, kl, proxy, gold, gold_gain and their *_interval}; gains are over
     n = 1, and intervals are 95% bootstrap intervals over prompts, paired for the gain."""
     rows = []
-    alone = gold_PN.mean(axis=1)
+    alone = expected_best(proxy_PN, gold_PN, 1)
     for n in powers_of_two(proxy_PN.shape[1]):
         row: dict[str, Any] = {"n": n, "kl": kl_bound(n)}
         gold = expected_best(proxy_PN, gold_PN, n)

@@ -14,8 +14,8 @@ from rlhf_jax.data.feedback import Demonstration, write
 from rlhf_jax.evals.best_of_n import best_of_n_curve
 from rlhf_jax.evals.diversity import distinct_responses
 from rlhf_jax.generate import generate, join
-from rlhf_jax.jobs.compare import save_arrays
 from rlhf_jax.jobs.context import Context, TaskPrompts
+from rlhf_jax.jobs.sampling import save_arrays
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.train import Stopped
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rlhf_jax.cells import Cell, Ensemble, TaskConfig, names_cell
+from rlhf_jax.cells import SFT, Cell, Ensemble, TaskConfig, names_cell
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.corpus import Corpus
@@ -19,6 +19,7 @@ from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.model import param_axes
 from rlhf_jax.outside import load_callable
 from rlhf_jax.parallel import shardings
+from rlhf_jax.rl.critique import verdict_reward
 from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
 from rlhf_jax.runs import CellFolder, Heartbeat
 from rlhf_jax.study import Study
@@ -58,16 +59,25 @@ class Context:
         return read_model(self.folders[name], cfg, self.runtime)
 
     def reward(self, name: str) -> Reward:
-        """The reward that a cell's field names: a reward cell, an ensemble of them, or a callable."""
+        """The reward that a cell's field names: a reward cell, an ensemble of them, a model of critiques, or
+        a callable."""
         if not names_cell(name):
             return callable_reward(load_callable(name), self.corpus.tokenizer.decode)
         cell, names = self.study[name], self.study.reward_models(name)
         cfgs = [self.study.model_of(self.study[n]) for n in names]
         members = []
         for n, cfg in zip(names, cfgs, strict=True):
-            report = self.folders[n].result("report")
+            report = self.folders[n].result("judge" if isinstance(cell, SFT) else "report")
+            if report is None:
+                raise ConfigError(
+                    f"{self.cell.name}.reward = {name!r}, which has learned no verdicts; let it learn from "
+                    "critiques with verdicts, or name a reward cell"
+                )
             params = read_model(self.folders[n], cfg, self.runtime)
             members.append(Member(params, report["gain"], report["bias"]))
+        if isinstance(cell, SFT):
+            tokenizer, template = self.corpus.tokenizer, cell.task.template
+            return verdict_reward(members[0], cfgs[0], tokenizer, self.runtime.axes, template)
         how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
         return model_reward(members, cfgs, self.runtime.axes, *how)
 

@@ -22,10 +22,10 @@ from rlhf_jax.evals.modes import mode_report
 from rlhf_jax.evals.next_tokens import next_tokens
 from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win_rate
 from rlhf_jax.generate import generate, join, response_log_probs
-from rlhf_jax.jobs.compare import save_arrays
 from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.jobs.sampling import save_arrays
 from rlhf_jax.outside import load_callable
+from rlhf_jax.parallel import place_batch
 
 Arrays = dict[str, np.ndarray]
 CHUNK = 64

@@ -1,5 +1,5 @@
-"""Comparisons as arrays, for everything that learns from rankings: of compare cells, or of a file of
-records."""
+"""Comparisons as arrays, for everything that learns from rankings: of compare or feedback cells, or of a
+file of records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlhf_jax.cells import DPO, Cell, Compare, Reward, names_cell
+from rlhf_jax.cells import DPO, Cell, Compare, Feedback, Reward, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.feedback import Comparison
@@ -21,6 +21,7 @@ from rlhf_jax.data.signals import comparisons_of
 from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
 from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.feedback import FILES
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.study import Study
 
@@ -63,8 +64,8 @@ def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]
     """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its report;
     nothing where annotators are not simulated, or not all alike."""
     names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
-    sources = [ctx.study[n] for n in names if names_cell(n)]
-    habits = {(c.noise, c.disagreement, c.length_bias) for c in sources if isinstance(c, Compare)}
+    sources = [c for n in names if names_cell(n) and isinstance(c := ctx.study[n], Compare)]
+    habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
     if len(sources) < len(names) or len(habits) > 1:
         return {}
     return {"two annotators agree": annotators_agree(rows, *habits.pop())}
@@ -89,9 +90,10 @@ def rows_of(data: Arrays) -> Arrays:
 
 
 def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
-    """Prompts, responses, mask, ranks and perhaps gold of a compare cell or a file, by split."""
+    """Prompts, responses, mask, ranks and perhaps gold of a cell or a file, by split."""
     most = ctx.model.max_positions
-    if names_cell(name):
+    given = isinstance(ctx.study[name], Feedback) if names_cell(name) else False
+    if names_cell(name) and not given:
         data = {s: _saved(ctx.folders[name].results / f"{s}.npz") for s in SPLITS}
         longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
         if longest > most:
@@ -101,6 +103,12 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
             )
         return data
     template = _template(ctx.study, ctx.study[base])
+    if given:
+        results = ctx.folders[name].results
+        return {
+            s: encoded(compared_in(str(results / f)), ctx.corpus.tokenizer, template, most)
+            for s, f in FILES.items()
+        }
     records = compared_in(name)
     whole = encoded(records, ctx.corpus.tokenizer, template, most)
     held = heldout_prompts([r.prompt for r in records.values()], name)

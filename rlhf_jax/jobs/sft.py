@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 
-from rlhf_jax.cells import SFT, Compare, names_cell
+from rlhf_jax.cells import SFT, Compare, Feedback, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.chat import Example, example_ids, pack_masked
@@ -20,6 +20,7 @@ from rlhf_jax.data.signals import answer_of, examples_of
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.feedback import FILES, judge_report
 from rlhf_jax.jobs.language import metrics_row, objective
 from rlhf_jax.outside import load_callable
 from rlhf_jax.parallel import place_batch
@@ -41,7 +42,8 @@ class Source(NamedTuple):
 
 def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     """Fine-tuning, several examples to a row, none of which sees another; the loss is on completions
-    only. The answers shown to it are kept in `results/demonstrations.jsonl`."""
+    only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has learned to give
+    verdicts, `results/judge.json` says how well (`judge_report`), and the cell can be named as a reward."""
     run, T = ctx.runtime, ctx.study.corpus.seq_len
     shown, examples = continuations(ctx, cell) if cell.records is None else from_records(ctx, cell)
     if shown:
@@ -59,10 +61,13 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
     report = {"demonstrations": len(shown), "steps": steps}
+    results = {"heldout": heldout, "sft": report}
     if cell.records is not None:
         cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
         report |= {"examples": len(examples), "cut": cut}
-    return {"heldout": heldout, "sft": report}
+        if judge := judge_report(ctx, cell, trained, source(ctx, cell).records):
+            results["judge"] = judge
+    return results
 
 
 def packed_rows(ctx: Context, cell: SFT, examples: Sequence[Example]) -> tuple[Batch, int]:
@@ -149,13 +154,17 @@ def source(ctx: Context, cell: SFT) -> Source:
 
 
 def _of_cell(ctx: Context, name: str) -> Source:
-    """A cell's best responses: those that it kept as demonstrations, or the best-ranked ones of its
-    training prompts, which come first in the file."""
+    """A cell's records: of a feedback cell those of training prompts; of others the best responses, those
+    that it kept as demonstrations, or the best-ranked ones of its training prompts, which come first in the
+    file."""
     parent, results = ctx.study[name], ctx.folders[name].results
     records: Sequence[Record]
     if isinstance(parent, Compare):
         path = results / "comparisons.jsonl"
         records = read(path, Comparison)[: parent.prompts]
+    elif isinstance(parent, Feedback):
+        path = results / FILES["train"]
+        records = read(path)
     else:
         path = results / "demonstrations.jsonl"
         records = read(path, Demonstration)

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.report import plots_scaling
-from rlhf_jax.report import rlhf_sections as rlhf
+from rlhf_jax.report import evaluation_sections as evaluations
+from rlhf_jax.report import overoptimization, plots_scaling, prompting
+from rlhf_jax.report import policy_sections as policies
+from rlhf_jax.report import reward_sections as rewards
 from rlhf_jax.report import scaling_sections as scaling
 from rlhf_jax.report.markup import (
     Html,
+    absent,
     cell_link,
     figure,
     number,
@@ -24,7 +27,7 @@ from rlhf_jax.report.markup import (
     table,
 )  # fmt: skip
 from rlhf_jax.report.study_fits import Fits, run_fits
-from rlhf_jax.report.study_results import StudyResults, read_study
+from rlhf_jax.report.study_results import StudyResults, is_number, read_study
 from rlhf_jax.report.style import Plot, count, power
 
 
@@ -57,9 +60,12 @@ def build(
         *scaling.sections(study, fits, draw),
         ("base", "Base model", _base(study, draw)),
         ("sft", "Supervised fine-tuning", _sft(study, draw)),
-        ("reward", "Reward model", rlhf.reward(study, draw)),
-        ("ppo", "PPO", rlhf.ppo(study, draw)),
-        ("evaluation", "Evaluation", rlhf.evaluation(study, draw)),
+        *_prompting(study, draw),
+        ("reward", "Reward model", rewards.reward(study, draw)),
+        *_over(study, fits, draw),
+        ("ppo", "PPO", policies.ppo(study, draw)),
+        *_others(study, draw),
+        ("evaluation", "Evaluation", evaluations.evaluation(study, draw)),
         ("limits", "Limits", _limits(study, fits)),
         ("provenance", "Provenance", _provenance(study)),
     ]
@@ -96,7 +102,8 @@ def _summary(study: StudyResults, fits: Fits) -> str:
             f"{plus_minus(held.get('loss'), held.get('stderr'))} nats/token, "
             f"{plus_minus(held.get('bits_per_byte'), held.get('bits_per_byte_stderr'))} bits/byte."
         )
-    lines += rlhf.headlines(study)
+    lines += rewards.headlines(study) + overoptimization.headlines(study, fits.overoptimization)
+    lines += evaluations.headlines(study) + prompting.headlines(study)
     if study.missing:
         done = len(study.cells) - len(study.missing)
         lines.append(f"{done} of {len(study.cells)} cells are done; the rest is listed under Data.")
@@ -128,6 +135,43 @@ def _data(study: StudyResults) -> str:
     return "".join(parts)
 
 
+def _over(study: StudyResults, fits: Fits, draw) -> list[tuple[str, str, str]]:
+    """Best of n and over-optimization, where the study has them."""
+    found = []
+    if study.of("best_of_n"):
+        found.append(("best-of-n", "Best of n", overoptimization.best_of_n(study)))
+    for analysis in study.analyses("overoptimization"):
+        title = "Over-optimization" + (f" ({analysis.label})" if analysis.label else "")
+        made = fits.overoptimization[analysis.name]
+        found.append((analysis.name, title, overoptimization.section(study, analysis, made, draw)))
+    return found
+
+
+def _prompting(study: StudyResults, draw) -> list[tuple[str, str, str]]:
+    """Prompting, where the study has it."""
+    if not study.of("prompting", done=False):
+        return []
+    return [("prompting", "Prompting", prompting.prompting(study, draw))]
+
+
+def _others(study: StudyResults, draw) -> list[tuple[str, str, str]]:
+    """DPO and rounds, where the study has them."""
+    found = [("dpo", "DPO", policies.dpo(study))] if study.of("dpo") else []
+    by_round = policies.by_round(study, draw)
+    return found + ([("rounds", "Rounds", by_round)] if by_round else [])
+
+
+def _scalars(results: dict[str, Any]) -> list[tuple[str, float]]:
+    """Top-level numbers of results files, as (file.key, value)."""
+    return [
+        (f"{stem}.{key}", value)
+        for stem, content in results.items()
+        if isinstance(content, dict)
+        for key, value in content.items()
+        if is_number(value)
+    ]
+
+
 def _escape(text: Any) -> str:
     return paragraph(str(text))[3:-4]
 
@@ -141,7 +185,7 @@ def _bases(study: StudyResults) -> list:
 def _base(study: StudyResults, draw) -> str:
     bases = _bases(study)
     if not bases:
-        return rlhf.absent(study, "pretrain", "base model outside the sweep")
+        return absent(study, "pretrain", "base model outside the sweep")
     rows = []
     for cell in bases:
         held = cell.heldout
@@ -162,8 +206,8 @@ def _base(study: StudyResults, draw) -> str:
 def _sft(study: StudyResults, draw) -> str:
     cells = study.of("sft")
     if not cells:
-        return rlhf.absent(study, "sft", "fine-tuning cell")
-    rows = [(cell_link(c), key, number(v)) for c in cells for key, v in rlhf.scalars(c.results)]
+        return absent(study, "sft", "fine-tuning cell")
+    rows = [(cell_link(c), key, number(v)) for c in cells for key, v in _scalars(c.results)]
     body = table(("cell", "result", "value"), rows) if rows else ""
     return body + draw(plots_scaling.loss_curves(cells, "sft-curve", "fine-tuning"))
 

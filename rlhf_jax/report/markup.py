@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from rlhf_jax.report.study_results import CellResult, is_number
+from rlhf_jax.report.study_results import CellResult, StudyResults, is_number
 from rlhf_jax.report.style import Plot, css
 
 STYLE = (
@@ -100,6 +100,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], text: Sequence[i
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def share(value: Any) -> str:
+    """A rate as a percentage."""
+    return f"{value:.1%}" if is_number(value) else "-"
+
+
+def absent(study: StudyResults, kind: str, what: str) -> str:
+    """Why a section is empty: the study has no such cell, or they are not done."""
+    waiting = [cell for cell in study.of(kind, done=False) if not cell.done]
+    if not waiting:
+        return paragraph(f"This study has no {what}.", "muted")
+    said = "; ".join(f"{cell.name}: {cell.state}" for cell in waiting)
+    return paragraph(f"No {what} is done yet ({said}).", "muted")
 
 
 def figure(plot: Plot | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config import ConfigError, content_id
+from rlhf_jax.report import overoptimization
 from rlhf_jax.report.study_results import (
     Analysed,
     CellResult,
@@ -23,6 +24,7 @@ from rlhf_jax.runs import read_json, write_json
 from rlhf_jax.scaling.curves import at_equal_compute, joined
 from rlhf_jax.scaling.fits import fit_points
 from rlhf_jax.scaling.laws import fit_named
+from rlhf_jax.scaling.laws.overoptimization import fit_overoptimization
 from rlhf_jax.scaling.learning_rate import check_lr
 from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
 from rlhf_jax.scaling.points import FitError, Points
@@ -40,6 +42,7 @@ class Fits:
     lr_check: dict[str, dict[str, Any]] = field(default_factory=dict)
     lr_law: dict[str, dict[str, Any]] = field(default_factory=dict)
     data_constrained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    overoptimization: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     prediction: dict[str, Any] | None = None
 
 
@@ -69,6 +72,15 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
         fits.data_constrained[analysis.name] = kept(
             analysis.name, [rows], partial(_repetition, rows, resamples, seed)
         )
+    for analysis in study.analyses("overoptimization"):
+        fits.overoptimization[analysis.name] = {
+            group.name: kept(
+                f"{analysis.name}-{group.name}",
+                overoptimization.inputs(group),
+                partial(_overoptimization, group, resamples, seed),
+            )
+            for group in overoptimization.groups(study, analysis)
+        }
     for analysis in study.analyses("lr_check"):
         fits.lr_check[analysis.name] = _lr_check(analysis.cells)
         path = study.folder / "fits" / f"{analysis.name}.json"
@@ -98,6 +110,11 @@ def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[s
         for label in sorted(worse)
     ]
     return fit | {"notes": [*fit["notes"], *said]}
+
+
+def _overoptimization(group: overoptimization.Group, resamples: int, seed: int) -> dict[str, Any]:
+    curves = [overoptimization.gold_curve(cell) for cell in group.cells]
+    return fit_overoptimization(group.form, curves, resamples, seed)
 
 
 def _points(analysis: Analysed, rows: list[dict[str, Any]]) -> Points:

@@ -125,6 +125,10 @@ class StudyResults:
     def of(self, kind: str, done: bool = True) -> list[CellResult]:
         return [cell for cell in self.cells if cell.kind == kind and (cell.done or not done)]
 
+    def cell(self, name: str) -> CellResult | None:
+        """The cell of a name, or None."""
+        return next((c for c in self.cells if c.name == name), None)
+
     def analyses(self, *kinds: str) -> list[Analysed]:
         """The analyses of some kinds (all: every kind), with the study's cells."""
         found: list[Analysed] = []
@@ -261,3 +265,8 @@ def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
 def is_number(value: Any) -> TypeGuard[float]:
     """A finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_interval(value: Any) -> TypeGuard[list[float]]:
+    """Two finite numbers."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))

@@ -106,6 +106,20 @@ def panels(rows: int = 1, columns: int = 1, width: float = 7.2, height: float = 
     return figure, list(axes.flat)
 
 
+def legend_above(figure: Figure, *axes: Axes) -> None:
+    """One legend over all panels, in as many columns as fit; the figure grows by its lines."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= {label: h for h, label in zip(handles, labels, strict=True) if label not in found}
+    if not found:
+        return
+    inches = 0.6 + 0.075 * max(map(len, found))  # of a column
+    columns = max(1, min(len(found), 4, int(figure.get_figwidth() / inches)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(found) / columns) - 1))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)
+
+
 def render(figure: Figure, name: str) -> str:
     """The figure as inline SVG with colours as CSS variables."""
     buffer = io.StringIO()

@@ -125,9 +125,7 @@ def verdict_reward(
             tokens_BS, kept_BS = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
             segments_BS = kept_BS.astype(jnp.int32)
             asked = Sequences(tokens_BS, segments_BS, positions_of(segments_BS))
-            log_probs_BV, _ = response_log_probs(
-                member.params, cfg, asked, len(verdict), 1.0, axes
-            )
+            log_probs_BV, _ = response_log_probs(member.params, cfg, asked, len(verdict), 1.0, axes)
             return jnp.sum(log_probs_BV, axis=-1)
 
         return member.gain * (log_prob(good) - log_prob(bad)) + member.bias

@@ -120,8 +120,8 @@ def make_ppo_step(
             jax.random.split(key, cell.epochs)
         )
         rows = orders.reshape(cell.epochs * cell.minibatches, -1)
-        state, metrics = jax.lax.scan(minibatch, state, (rows, text))
-        return state, jax.tree.map(jnp.mean, metrics)
+        state, each = jax.lax.scan(minibatch, state, (rows, text))
+        return state, jax.tree.map(jnp.mean, each)
 
     def iteration(
         state: TrainState, frozen: Any, prompts_BP: jax.Array, text: Batch | None = None

@@ -23,6 +23,7 @@ from rlhf_jax.scaling.points import FitError, plain
 Form = Literal["best_of_n", "rl"]
 FORMULAS = {"best_of_n": "R(d) = d (alpha - beta d)", "rl": "R(d) = d (alpha - beta ln d)"}
 SOURCE = "Gao, Schulman & Hilton 2022, Scaling Laws for Reward Model Overoptimization"
+ITERATIONS = 20  # of RL, in all: fewer noisy points make peaks out of nothing
 SPAN = 2.0  # largest over smallest d above 0, at least
 SHARE = 0.75  # of the range of d that the extrapolation is fitted to
 NEAR = 0.9  # the last value: the mean over this share of that range and above
@@ -218,6 +219,11 @@ class _Normal:
             raise FitError(
                 f"{len(d)} values of d above 0; the law needs at least {least}: "
                 + ("raise n" if self.form == "best_of_n" else "run more iterations")
+            )
+        if self.form == "rl" and self.points < ITERATIONS:
+            raise FitError(
+                f"{self.points} iterations with a KL and a gold score; the law needs at least {ITERATIONS}: run "
+                "more iterations or seeds"
             )
         if d[-1] < SPAN * d[0]:
             raise FitError(

@@ -1,0 +1,234 @@
+"""Tasks put to a language model in words: few-shot prompts, exact match, and multiple choice.
+
+| template | prompt | the answer ends at |
+|---|---|---|
+| plain | "Q: text", "A: answer" and a blank line for each worked example; "Q: text", "A:" | a newline |
+| chat | each worked example a turn of the user and one of the assistant; a turn of the user | EOS |
+
+Exact match: the greedy completion, up to its first newline or EOS, is the answer; white space around it is
+left out, and nothing else is forgiven. Multiple choice: the answer has a higher log-probability a token than
+every distractor (Brown et al. 2020), the tokens being those of the choice and of its end, so that
+"river" is not preferred to "river river" for being its beginning. It moves before exact match does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.data.chat import Template, Turn, has_marker, prompt_ids, transcript
+from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
+from rlhf_jax.evals.intervals import paired_interval, wilson_interval
+from rlhf_jax.generate import positions_of
+from rlhf_jax.model import Axes, forward, init_cache, logits
+from rlhf_jax.objectives import token_log_probs
+
+
+@dataclass(frozen=True)
+class Item:
+    """A task with one right answer.
+
+    Attributes:
+        type: of the instruction, for instance "last word".
+        group: what the type is together with in figures, for instance "held-out types".
+        text: the instruction and its input.
+        answer: without white space around it, on one line.
+        distractors: wrong answers, for multiple choice.
+    """
+
+    type: str
+    group: str
+    text: str
+    answer: str
+    distractors: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.text.strip() or has_marker(self.text):
+            raise ConfigError(
+                f"item {self.text!r}: expected a text, without the marker of a turn in it"
+            )
+        for choice in self.choices:
+            if not choice or choice != " ".join(choice.split()):
+                raise ConfigError(
+                    f"item {self.text!r}: the choice {choice!r} is empty or has white space that exact match "
+                    "would not see; write it on one line with single spaces"
+                )
+        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
+            raise ConfigError(
+                f"item {self.text!r}: choices {self.choices}; give at least one distractor, all different "
+                "from each other and from the answer"
+            )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The answer first."""
+        return (self.answer, *self.distractors)
+
+
+def worked_examples(
+    items: Sequence[Item], pool: Sequence[Item], shots: int, seed: int
+) -> list[list[Item]]:
+    """Of each item, `shots` different items of its type and group from the pool, never itself. For one seed
+    more shots begin with the examples that fewer shots have.
+
+    Raises:
+        ConfigError: the pool has too few.
+    """
+    found = []
+    for i, item in enumerate(items):
+        others = [
+            p for p in pool if (p.type, p.group) == (item.type, item.group) and p.text != item.text
+        ]
+        if len(others) < shots:
+            raise ConfigError(
+                f"{shots} shots of {item.type!r} ({item.group}), but the training split gave {len(others)} "
+                "other items of it; lower shots or have the tasks give more"
+            )
+        random.Random(f"{seed} {i}").shuffle(others)
+        found.append(others[:shots])
+    return found
+
+
+def few_shot(item: Item, examples: Sequence[Item], template: Template) -> str:
+    """The prompt: worked examples, then the item's text, as `rlhf_jax.data.chat.prompt_ids` reads it."""
+    if template == "plain":
+        worked = "".join(f"Q: {e.text}\nA: {e.answer}\n\n" for e in examples)
+        return f"{worked}Q: {item.text}\nA:"
+    turns = [t for e in examples for t in (Turn("user", e.text), Turn("assistant", f" {e.answer}"))]
+    return transcript([*turns, Turn("user", item.text), Turn("assistant", "")])
+
+
+def answer_ids(tokenizer: Tokenizer, answer: str, template: Template) -> list[int]:
+    """Token ids of an answer as it follows a prompt, its end included."""
+    end = tokenizer.encode("\n") if template == "plain" else [EOS]
+    return [*tokenizer.encode(f" {answer}"), *end]
+
+
+def completed(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """What a completion says: its text up to the first EOS or newline, without white space around it."""
+    ids = list(tokens)
+    ids = ids[: ids.index(EOS)] if EOS in ids else ids
+    return tokenizer.decode(ids).split("\n")[0].strip()
+
+
+def chosen(log_probs_K: np.ndarray) -> float:
+    """1 if the first choice is the likeliest, 1/m if m choices are equally likely, else 0."""
+    best = np.flatnonzero(log_probs_K == np.nanmax(log_probs_K))
+    return 1 / len(best) if 0 in best else 0.0
+
+
+def encoded(
+    tokenizer: Tokenizer, items: Sequence[Item], prompts: Sequence[str], template: Template
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Token ids of the prompts, and of every choice of every item."""
+    ids = [prompt_ids(tokenizer, text, template) for text in prompts]
+    return ids, [[answer_ids(tokenizer, c, template) for c in item.choices] for item in items]
+
+
+def choice_log_probs(
+    params: Any, cfg: ModelConfig, prompts_BP: jax.Array, choices_BKA: jax.Array, axes: Axes
+) -> jax.Array:
+    """Log-probability BK in nats of each choice's tokens after its prompt; the choices of a prompt share its
+    prefill. Prompts are padded on the left, choices on the right; a choice of padding alone has 0."""
+    B, P = prompts_BP.shape
+    K, A = choices_BKA.shape[1:]
+    segments_BP = (prompts_BP != PAD).astype(jnp.int32)
+    empty = init_cache(cfg, B, P + A, axes)
+    x_DBP, cache = forward(
+        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty
+    )
+    assert cache is not None
+    rows_N = jnp.arange(B * K) // K  # the prompt of each choice
+
+    def tile(x: jax.Array, axis: int, *names: str | None) -> jax.Array:
+        return x.at[(slice(None),) * axis + (rows_N,)].get(out_sharding=axes.spec(*names))
+
+    cache = cache._replace(
+        k_LKBCS=tile(cache.k_LKBCS, 2, None, "heads", "batch", None, None),
+        v_LKBCS=tile(cache.v_LKBCS, 2, None, "heads", "batch", None, None),
+        segments_BS=tile(cache.segments_BS, 0, "batch", None),
+        positions_BS=tile(cache.positions_BS, 0, "batch", None),
+    )
+    choices_NA = choices_BKA.reshape(B * K, A, out_sharding=axes.spec("batch", None))
+    mask_NA = (choices_NA != PAD).astype(jnp.int32)
+    start_N = tile(jnp.sum(segments_BP, axis=-1), 0, "batch")
+    positions_NA = (start_N[:, None] + jnp.arange(A)) * mask_NA
+    x_DNA, _ = forward(params, cfg, choices_NA, mask_NA, positions_NA, axes, cache)
+    last_DN1 = tile(x_DBP[..., -1:], 1, None, "batch", None)
+    x_DNA = jnp.concatenate([last_DN1, x_DNA[..., :-1]], axis=-1)
+    log_probs_NA = token_log_probs(logits(params, cfg, x_DNA, axes), choices_NA)
+    total_N = jnp.sum(log_probs_NA * mask_NA, axis=-1)
+    return total_N.reshape(B, K, out_sharding=axes.spec("batch", None))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model made of n items at one number of shots: its completions, and log-probability a token of
+    every choice (n, K), NaN where an item has fewer choices."""
+
+    items: Sequence[Item]
+    completions: Sequence[str]
+    log_probs_NK: np.ndarray
+
+
+def scored(answers: Answers, seed: int = 0) -> dict[str, Any]:
+    """Rates over some items, with 95% intervals over items.
+
+    Returns {"n", "exact", "exact_interval", "majority": exact match of the answer that is right most often,
+    "choice", "choice_interval", "chance": of picking the right choice blindly, "margin": nats a token by
+    which the answer is likelier than the likeliest distractor, "margin_interval"}.
+    """
+    items, n = answers.items, len(answers.items)
+    exact = sum(said == item.answer for said, item in zip(answers.completions, items, strict=True))
+    right = sum(map(chosen, answers.log_probs_NK))
+    margin, ends = paired_interval(
+        answers.log_probs_NK[:, 0] - np.nanmax(answers.log_probs_NK[:, 1:], axis=1),
+        resamples=1000,
+        seed=seed,
+    )
+    (_, most), *_ = Counter(item.answer for item in items).most_common(1)
+    return {
+        "n": n,
+        "exact": exact / n,
+        "exact_interval": wilson_interval(exact, n),
+        "majority": most / n,
+        "choice": right / n,
+        "choice_interval": wilson_interval(right, n),
+        "chance": float(np.mean([1 / len(item.choices) for item in items])),
+        "margin": margin,
+        "margin_interval": ends,
+    }
+
+
+def summary(answers: Answers, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`scored` of every type and group, in the order of the items, and of every group, whose chance and
+    majority are means over its types."""
+    kinds = list(dict.fromkeys((item.group, item.type) for item in answers.items))
+    types = [
+        {"group": group, "type": kind, **scored(_only(answers, group, kind), seed)}
+        for group, kind in kinds
+    ]
+    groups = []
+    for group in dict.fromkeys(group for group, _ in kinds):
+        parts = [t for t in types if t["group"] == group]
+        row = scored(_only(answers, group), seed)
+        row["majority"] = float(np.mean([t["majority"] for t in parts]))
+        groups.append({"group": group, "types": len(parts), **row})
+    return types, groups
+
+
+def _only(answers: Answers, group: str, kind: str | None = None) -> Answers:
+    hit = [i for i, t in enumerate(answers.items) if t.group == group and kind in (None, t.type)]
+    return Answers(
+        [answers.items[i] for i in hit],
+        [answers.completions[i] for i in hit],
+        answers.log_probs_NK[hit],
+    )

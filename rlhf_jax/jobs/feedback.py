@@ -1,0 +1,111 @@
+"""Feedback cells: a simulated labeller edits or criticises a policy's samples. And what became of critiques:
+how well the model that learned from them judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.cells import SFT, Feedback, names_cell
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data.annotators import correct, criticise
+from rlhf_jax.data.feedback import Correction, Critique, Record, read, write
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.sampling import Split, decoded, gold_of, sampled
+from rlhf_jax.rl.critique import verdict_scores
+
+FILES = {"train": "records.jsonl", "validation": "heldout.jsonl"}
+JUDGED = 512  # records that a critique model is normalised on, at most, and tested on
+
+
+def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
+    """Sample, then edit or criticise. `results/records.jsonl` holds the records of training prompts,
+    `results/heldout.jsonl` those of held-out ones, which come from different documents. A response
+    without an edit makes no correction."""
+    splits = sampled(ctx, cell, lambda chunk: {"gold": gold_of(ctx, cell, chunk)})
+    report: dict[str, Any] = {"prompts": cell.prompts + cell.heldout_prompts, "k": cell.k}
+    for split, name in FILES.items():
+        records = records_of(ctx, cell, splits[split])
+        if not records:
+            raise ConfigError(
+                f"{cell.name}: the labeller had nothing to edit in {splits[split].arrays['gold'].size} responses "
+                f"to {split} prompts; raise prompts, heldout_prompts or k"
+            )
+        write(ctx.folder.results / name, records)
+        report[f"{split}_records"] = len(records)
+    gold = np.concatenate([split.arrays["gold"] for split in splits.values()])
+    report |= {"gold_mean": float(gold.mean()), "good": float(np.mean(gold >= cell.min_gold))}
+    return {"feedback": report}
+
+
+def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
+    """What the labeller makes of the responses, in their order."""
+    give = correct if cell.gives == "corrections" else criticise
+    asked = [prompt for prompt in split.asked for _ in range(cell.k)]
+    texts = decoded(ctx, split.arrays["responses"])
+    made: list[Correction | Critique | None] = [
+        give(p, r, cell.min_gold) for p, r in zip(asked, texts, strict=True)
+    ]
+    return [record for record in made if record is not None]
+
+
+def judge_report(
+    ctx: Context, cell: SFT, params: Any, records: Sequence[Record]
+) -> dict[str, Any] | None:
+    """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if they hold
+    no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the responses that it
+    learned to judge, as those of a reward model; `heldout` is there if a feedback cell gave the records."""
+    learned = _judged(records)
+    if not learned:
+        return None
+    score = verdict_scores(
+        params, ctx.model, ctx.corpus.tokenizer, ctx.runtime, ctx.study.corpus.seq_len, cell.task.template
+    )  # fmt: skip
+
+    def scores(critiques: Sequence[Critique]) -> np.ndarray:
+        return score([c.prompt for c in critiques], [c.response for c in critiques])
+
+    ctx.beat.progress(phase="verdicts")
+    found = scores(learned)
+    gain = 1.0 / max(float(found.std()), 1e-6)
+    report: dict[str, Any] = {"gain": gain, "bias": -float(found.mean()) * gain}
+    report["train"] = agreement(found, learned)
+    if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
+        path = ctx.folders[cell.records].results / FILES["validation"]
+        heldout = _judged(read(path, Critique))
+        report["heldout"] = agreement(scores(heldout), heldout)
+    return report
+
+
+def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, Any]:
+    """A model's verdicts beside the critic's.
+
+    Args:
+        log_odds: (n,) of good against bad, in nats.
+
+    Returns:
+        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees; `majority`,
+        how often the more frequent verdict would; `ranking`, the share of pairs of a good and a bad
+        response in which the good one scores higher, ties half (the area under the ROC curve), and
+        `ranking_same_prompt` of responses to one prompt; None without such a pair.
+    """
+    good = np.array([c.verdict == "good" for c in critiques])
+    prompts = np.array([c.prompt for c in critiques])
+    gap = log_odds[good][:, None] - log_odds[~good][None]
+    right = (gap > 0) + 0.5 * (gap == 0)
+    same = prompts[good][:, None] == prompts[~good][None]
+    share = float(good.mean())
+    return {
+        "n": len(good),
+        "good": share,
+        "accuracy": float(np.mean((log_odds > 0) == good)),
+        "majority": max(share, 1 - share),
+        "ranking": float(right.mean()) if right.size else None,
+        "ranking_same_prompt": float(right[same].mean()) if same.any() else None,
+    }
+
+
+def _judged(records: Sequence[Record]) -> list[Critique]:
+    return [r for r in records if isinstance(r, Critique) and r.verdict][:JUDGED]

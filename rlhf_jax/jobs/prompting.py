@@ -1,0 +1,190 @@
+"""Prompting cells: what a model makes of tasks put to it in words, with and without worked examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.cells import Prompting
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data.packing import left_padded
+from rlhf_jax.data.tokenizer import PAD
+from rlhf_jax.evals.prompting import (
+    Answers,
+    Item,
+    choice_log_probs,
+    completed,
+    encoded,
+    few_shot,
+    summary,
+    worked_examples,
+)
+from rlhf_jax.generate import generate
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.outside import load_callable
+from rlhf_jax.parallel import place_batch
+from rlhf_jax.train import Stopped
+
+CHUNK = 64  # items at once
+SHOWN = 2  # items of each type and group whose prompt and completion are kept
+
+Program = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
+    """Exact match and multiple choice of every type, group and number of shots, on items of the test split;
+    worked examples are of the training split. Also the first items of each type with what was completed, and
+    how many tokens prompts take, answer included: one of more than `seen`, a row of training, asks for
+    positions that no training row had."""
+    items = tasks(cell, "test", cell.items)
+    pool = tasks(cell, "train", max(cell.items, 4 * max(cell.shots)))
+    params, program = ctx.language_model(cell.policy), _program(ctx, cell)
+    types: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    tokens: dict[str, dict[str, float]] = {}
+    for shots in cell.shots:
+        examples = worked_examples(items, pool, shots, cell.seed)
+        prompts = [few_shot(i, e, cell.template) for i, e in zip(items, examples, strict=True)]
+        ids, choices = encoded(ctx.corpus.tokenizer, items, prompts, cell.template)
+        _check_lengths(ctx, cell, shots, ids, choices, prompts)
+        lengths = [len(x) + cell.answer_len for x in ids]
+        tokens[str(shots)] = {"mean": float(np.mean(lengths)), "longest": max(lengths)}
+        answers = _answers(ctx, cell, params, program, items, ids, choices, shots)
+        of_types, of_groups = summary(answers, cell.seed)
+        types += [{"shots": shots, **row} for row in of_types]
+        groups += [{"shots": shots, **row} for row in of_groups]
+        shown += _shown(answers, prompts, shots)
+    return {
+        "prompting": {
+            "template": cell.template,
+            "items": cell.items,
+            "shots": list(cell.shots),
+            "tokens": tokens,
+            "seen": ctx.study.corpus.seq_len,
+            "groups": groups,
+            "types": types,
+            "shown": shown,
+        }
+    }
+
+
+def tasks(cell: Prompting, split: str, n: int) -> list[Item]:
+    """`n` items of each type and group of a split."""
+    items = list(load_callable(cell.tasks)(split, n, cell.seed))
+    wrong = next((x for x in items if not isinstance(x, Item)), None)
+    if wrong is not None or not items:
+        raise ConfigError(
+            f"{cell.name}: {cell.tasks} gave {'no items' if not items else repr(wrong)} for the {split} split; "
+            "expected items of rlhf_jax.evals.prompting"
+        )
+    return items
+
+
+def _check_lengths(
+    ctx: Context,
+    cell: Prompting,
+    shots: int,
+    ids: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[str],
+) -> None:
+    """Raises:
+    ConfigError: an answer is longer than `answer_len`, or a prompt with one than the model takes.
+    """
+    answer = max((len(c) for of_item in choices for c in of_item), default=0)
+    if answer > cell.answer_len:
+        raise ConfigError(
+            f"{cell.name}: a choice takes {answer} tokens with its end, answer_len is {cell.answer_len}; "
+            "raise it"
+        )
+    at = max(range(len(ids)), key=lambda i: len(ids[i]))
+    needed = len(ids[at]) + cell.answer_len
+    if needed > ctx.model.max_positions:
+        raise ConfigError(
+            f"{cell.name}: a prompt with {shots} shots takes {len(ids[at])} tokens and its answer up to "
+            f"{cell.answer_len}, but model.max_positions = {ctx.model.max_positions}; use fewer shots or "
+            f"shorter tasks. It begins {prompts[at][:60]!r}"
+        )
+
+
+def _answers(
+    ctx: Context,
+    cell: Prompting,
+    params: Any,
+    program: Program,
+    items: Sequence[Item],
+    ids: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[Sequence[int]]],
+    shots: int,
+) -> Answers:
+    """Greedy completions, and log-probabilities a token of all choices; one compiled shape for all items."""
+    prompts_NP = left_padded(ids, max(map(len, ids)))
+    choices_NKA = np.full((len(items), max(map(len, choices)), cell.answer_len), PAD, np.int32)
+    for i, of_item in enumerate(choices):
+        for k, choice in enumerate(of_item):
+            choices_NKA[i, k, : len(choice)] = choice
+    tokens, log_probs = [], []
+    for at in range(0, len(items), CHUNK):
+        ctx.beat.progress(step=at, steps=len(items), phase=f"{shots} shots")
+        if ctx.runtime.stop.is_set():
+            raise Stopped(f"stopped after {at} of {len(items)} items with {shots} shots")
+        some = {"prompts": prompts_NP[at : at + CHUNK], "choices": choices_NKA[at : at + CHUNK]}
+        n = len(some["prompts"])
+        padded = {
+            k: np.pad(v, ((0, CHUNK - n), *[(0, 0)] * (v.ndim - 1)), mode="edge")
+            for k, v in some.items()
+        }
+        b = place_batch(padded, ctx.runtime.mesh)
+        got = program(params, b["prompts"], b["choices"], jax.random.key(cell.seed))
+        said, of_choices = jax.device_get(got)
+        tokens.append(np.asarray(said)[:n])
+        log_probs.append(np.asarray(of_choices, np.float64)[:n])
+    lengths_NK = (choices_NKA != PAD).sum(-1)
+    a_token_NK = np.concatenate(log_probs) / np.maximum(lengths_NK, 1)
+    return Answers(
+        items,
+        [completed(ctx.corpus.tokenizer, row) for row in np.concatenate(tokens).tolist()],
+        np.where(lengths_NK > 0, a_token_NK, np.nan),
+    )
+
+
+def _program(ctx: Context, cell: Prompting) -> Program:
+    cfg, axes = ctx.model, ctx.runtime.axes
+
+    @jax.jit
+    def answer(
+        params: Any, prompts_BP: jax.Array, choices_BKA: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        said = generate(
+            params, cfg, prompts_BP, key, length=cell.answer_len, temperature=0.0, axes=axes
+        )
+        return said.tokens_BR, choice_log_probs(params, cfg, prompts_BP, choices_BKA, axes)
+
+    return answer
+
+
+def _shown(answers: Answers, prompts: Sequence[str], shots: int) -> list[dict[str, Any]]:
+    """The first items of each type and group: prompt, answer, completion, and the choice taken."""
+    found: list[dict[str, Any]] = []
+    count: dict[tuple[str, str], int] = {}
+    for i, item in enumerate(answers.items):
+        kind = (item.group, item.type)
+        count[kind] = count.get(kind, 0) + 1
+        if count[kind] <= SHOWN:
+            found.append(
+                {
+                    "shots": shots,
+                    "group": item.group,
+                    "type": item.type,
+                    "prompt": prompts[i],
+                    "text": item.text,
+                    "answer": item.answer,
+                    "completion": answers.completions[i],
+                    "chosen": item.choices[int(np.nanargmax(answers.log_probs_NK[i]))],
+                }
+            )
+    return found

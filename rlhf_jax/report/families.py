@@ -1,0 +1,147 @@
+"""How a study's cells belong together: seeds of one thing, proxies and what they learned from, rounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_jax.config import ConfigError, ModelConfig, from_json
+from rlhf_jax.report.study_results import CellResult, StudyResults, is_number
+from rlhf_jax.report.style import SERIES
+from rlhf_jax.scaling.flops import param_counts
+
+_SEED = re.compile(r"(^|[-_])s(eed)?\d+(?=[-_]|$)")
+_LAST_DIGIT = re.compile(r"[-_]\d$")
+STROKES = ("-", "--", ":", "-.")
+
+
+def family(name: str) -> str:
+    """A cell's name without its seed, a part `s3` or `seed3`, or else one digit at the end: `ppo-s3-r2` and
+    `ppo-s0-r2` are `ppo-r2`, `reward-256-3` is `reward-256`."""
+    shorter = _SEED.sub("", name) if _SEED.search(name) else _LAST_DIGIT.sub("", name)
+    return shorter.strip("-_") or name
+
+
+def by_family(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """Cells by the family of their name, in the order of the study."""
+    found: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        found.setdefault(family(cell.name), []).append(cell)
+    return found
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a cell's line is drawn. label: None where another line of its group has one."""
+
+    color: str
+    linestyle: str
+    linewidth: float
+    label: str | None
+
+
+def strokes(cells: Sequence[CellResult], most: int = 6) -> list[Stroke]:
+    """A colour a cell, up to `most` cells; then a colour a family, its seeds thin and all shown."""
+    groups = by_family(cells)
+    if len(cells) <= most:
+        names, width = [c.name for c in cells], 1.4
+    else:
+        names, width = [family(c.name) for c in cells], 0.9
+    order = list(dict.fromkeys(names))
+    found, seen = [], set()
+    for name in names:
+        i, size = order.index(name), len(groups.get(name, []))
+        label = f"{name} ({size} seeds)" if width < 1 and size > 1 else name
+        line = STROKES[i // len(SERIES) % len(STROKES)]
+        found.append(Stroke(SERIES[i % len(SERIES)], line, width, None if name in seen else label))
+        seen.add(name)
+    return found
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A reward that policies were optimised against. params, labels (training prompts with a ranking),
+    accuracy: None where it is a callable or not known; an ensemble's parameters are all its members'."""
+
+    name: str
+    params: int | None = None
+    labels: int | None = None
+    accuracy: float | None = None
+
+
+def proxy_of(study: StudyResults, cell: CellResult) -> Proxy:
+    """The reward that a PPO, best-of-n or evaluation cell names."""
+    named = cell.config.get("reward")
+    if isinstance(named, str) and ":" in named:
+        return Proxy(named)
+    reward = study.cell(cell.parents[-1]) if cell.parents else None
+    return proxy(study, reward) if reward else Proxy(str(named))
+
+
+def proxy(study: StudyResults, cell: CellResult) -> Proxy:
+    """What a reward cell or an ensemble is."""
+    report = cell.results.get("report") or {}
+    parts = [cell] if cell.kind == "reward" else [study.cell(name) for name in cell.parents]
+    sizes = [size(part) for part in parts if part]
+    labels = report.get("prompts") or cell.config.get("prompts")
+    return Proxy(
+        cell.name,
+        sum(s for s in sizes if s) or None,
+        int(labels) if is_number(labels) else None,
+        report.get("accuracy") if is_number(report.get("accuracy")) else None,
+    )
+
+
+def size(cell: CellResult) -> int | None:
+    """Parameters of a cell's model, from its configuration."""
+    try:
+        return param_counts(from_json(ModelConfig, cell.config["model"]))["total"]
+    except (ConfigError, KeyError, TypeError):
+        return None
+
+
+def rounds(study: StudyResults) -> dict[str, int]:
+    """Of every policy that was optimised against feedback, how many such policies it comes from, itself
+    included: its round. PPO and DPO cells count, and SFT cells that learned from a best-of-n cell."""
+    found: dict[str, int] = {}
+    below: dict[str, int] = {}  # the highest round among a cell and its ancestors
+    by_name = {c.name: c for c in study.cells}
+
+    def highest(name: str) -> int:
+        if name not in below and (cell := by_name.get(name)):
+            below[name] = 0
+            top = max(map(highest, cell.parents), default=0)
+            kinds = {by_name[p].kind for p in cell.parents if p in by_name}
+            if cell.kind in ("ppo", "dpo") or (cell.kind == "sft" and "best_of_n" in kinds):
+                top = found[name] = top + 1
+            below[name] = top
+        return below.get(name, 0)
+
+    for cell in study.cells:
+        highest(cell.name)
+    return found
+
+
+def ancestors(study: StudyResults, name: str) -> set[str]:
+    """Names of all cells that a cell comes from."""
+    found: set[str] = set()
+    queue = [name]
+    while queue:
+        cell = study.cell(queue.pop())
+        fresh = [p for p in (cell.parents if cell else ()) if p not in found]
+        found.update(fresh)
+        queue += fresh
+    return found
+
+
+def evaluated(cell: CellResult) -> str | None:
+    """Name of the policy that an evaluation looks at: its `after`."""
+    return cell.parents[1] if len(cell.parents) > 1 else None
+
+
+def result(cell: CellResult, name: str) -> dict[str, Any]:
+    """A cell's results file, {} where there is none."""
+    found = cell.results.get(name)
+    return found if isinstance(found, dict) else {}

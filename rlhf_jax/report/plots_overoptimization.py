@@ -1,0 +1,168 @@
+"""Figures of proxies: gold and proxy scores as policies move away, and accuracy by size and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import FixedLocator
+
+from rlhf_jax.report.families import Proxy, family
+from rlhf_jax.report.style import (
+    FG,
+    MUTED,
+    SERIES,
+    Plot,
+    count,
+    legend_above,
+    log_axis,
+    panels,
+    render,
+    styled,
+)
+
+COLUMNS = 4
+GOLD, PROXY = SERIES[0], SERIES[1]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run's points: d = sqrt(KL), mean gold and proxy scores, each (m,)."""
+
+    name: str
+    d: np.ndarray
+    gold: np.ndarray
+    proxy: np.ndarray
+
+
+@dataclass(frozen=True)
+class Facet:
+    """A proxy's panel. fit: of `fit_overoptimization`, or a refusal."""
+
+    title: str
+    runs: Sequence[Seen]
+    fit: dict[str, Any]
+
+
+def _gains(facet: Facet, run: Seen) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and proxy above the start: the fit's, or the run's first point."""
+    start = facet.fit.get("gold_at_0")
+    if start is None or len(facet.runs) == 0 or facet.fit.get("form") == "best_of_n":
+        start = run.gold[0]
+    return run.gold - start, run.proxy - run.proxy[0]
+
+
+@styled
+def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
+    """Gold and proxy gain against sqrt(KL), a panel a proxy, every run, with the fits and their bands."""
+    facets = [
+        Facet(f.title, kept, f.fit) for f in facets if (kept := [r for r in f.runs if len(r.d)])
+    ]
+    if not facets:
+        return None
+    columns = min(COLUMNS, len(facets))
+    lines = math.ceil(len(facets) / columns)
+    figure, axes = panels(lines, columns, width=max(4.6, 2.3 * columns + 0.8), height=2.5 * lines + 0.7)  # fmt: skip
+    gains = [[_gains(f, r) for r in f.runs] for f in facets]
+    seen = [np.concatenate([g[k] for of in gains for g in of]) for k in (0, 1)]
+    fitted = [np.array((f.fit.get("band") or {}).get("gain") or [0.0], float) for f in facets]
+    limits = _limits(np.concatenate([seen[0], *fitted]), seen[1])
+    rows = []
+    for i, (ax, facet) in enumerate(zip(axes, facets, strict=False)):
+        other = ax.twinx()
+        thin = len(facet.runs) > 1
+        style: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.6} if thin else {"linewidth": 1.2}
+        mark = {"marker": "o", "markersize": 3} if len(facet.runs[0].d) < 20 else {}
+        for run, (gold, proxy) in zip(facet.runs, gains[i], strict=True):
+            ax.plot(run.d, gold, color=GOLD, **style, **mark)
+            other.plot(run.d, proxy, color=PROXY, linestyle="--", **style, **mark)
+            rows += [(facet.title.split("\n")[0], run.name, *p)
+                     for p in zip(run.d.tolist(), gold.tolist(), proxy.tolist(), strict=True)]  # fmt: skip
+        _draw_fit(ax, facet.fit)
+        ax.set_title(facet.title, fontsize=8.5)
+        ax.axhline(0, color=MUTED, linewidth=0.7)
+        ax.set_ylim(limits[0])
+        other.set_ylim(limits[1])
+        other.grid(False)
+        ax.set_zorder(other.get_zorder() + 1)
+        ax.patch.set_visible(False)
+        first, last = i % columns == 0, (i + 1) % columns == 0 or i == len(facets) - 1
+        ax.tick_params(axis="y", labelcolor=GOLD, labelleft=first)
+        other.tick_params(axis="y", labelcolor=PROXY, labelright=last, length=0)
+        if first:
+            ax.set_ylabel("gold gain", color=GOLD)
+        if last:
+            other.set_ylabel("proxy gain", color=PROXY)
+        if i + columns >= len(facets):
+            ax.set_xlabel("sqrt(KL) (nats$^{1/2}$)" if False else "sqrt(KL)")
+    for ax in axes[len(facets) :]:
+        ax.set_visible(False)
+    _name_lines(axes[0])
+    legend_above(figure, axes[0])
+    return Plot(name, render(figure, name), ("proxy", "cell", "d", "gold_gain", "proxy_gain"), rows,
+                f"Gold score (left axis) and proxy score (right axis) above their start, against the square "
+                f"root of the KL, as {how} goes on; every run, one panel a proxy. Bands: 95%.")  # fmt: skip
+
+
+def _limits(*values: np.ndarray) -> list[tuple[float, float]]:
+    """Limits of axes that have their zeros at the same height."""
+    ends = [(min(v.min(), 0.0), max(v.max(), 0.0)) for v in (x[np.isfinite(x)] for x in values)]
+    spans = [max(high - low, 1e-9) for low, high in ends]
+    below = max(-low / span for (low, _), span in zip(ends, spans, strict=True))
+    above = max(high / span for (_, high), span in zip(ends, spans, strict=True))
+    return [(-span * (below + 0.05), span * (above + 0.05)) for span in spans]
+
+
+def _draw_fit(ax: Any, fit: dict[str, Any]) -> None:
+    band = fit.get("band")
+    if not band:
+        return
+    ax.fill_between(band["d"], band["low"], band["high"], color=FG, alpha=0.12, linewidth=0)
+    ax.plot(band["d"], band["gain"], color=FG, linewidth=1.4)
+    peak = fit.get("peak")
+    if peak and not peak["beyond"]:
+        ax.plot(peak["d"], peak["gain"], "v", color=FG, markersize=6)
+
+
+def _name_lines(ax: Any) -> None:
+    """What the legend says."""
+    ax.plot([], [], color=GOLD, label="gold")
+    ax.plot([], [], color=PROXY, linestyle="--", label="proxy")
+    ax.plot([], [], color=FG, linewidth=1.4, label="fit to gold")
+    ax.plot([], [], "v", color=FG, linestyle="", label="its peak")
+
+
+@styled
+def reward_scaling(proxies: Sequence[Proxy], ceiling: float | None, name: str) -> Plot | None:
+    """Held-out accuracy of reward models against labels, a line a size; every seed a point."""
+    known = [p for p in proxies if p.params and p.labels and p.accuracy is not None]
+    if len({(p.params, p.labels) for p in known}) < 2:
+        return None
+    figure, (ax,) = panels(width=5.6, height=3.8)
+    rows = []
+    for i, size in enumerate(sorted({p.params or 0 for p in known})):
+        some = sorted((p for p in known if p.params == size), key=lambda p: p.labels or 0)
+        labels = np.array([p.labels for p in some], float)
+        accuracy = np.array([p.accuracy for p in some], float)
+        at = np.unique(labels)
+        mean = [accuracy[labels == n].mean() for n in at]
+        colour = SERIES[i % len(SERIES)]
+        ax.plot(labels, accuracy, "o", color=colour, markersize=4, alpha=0.6)
+        ax.plot(at, mean, color=colour, label=f"{count(size)} parameters")
+        rows += [(family(p.name), p.name, p.params, p.labels, p.accuracy) for p in some]
+    ax.axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
+    if ceiling is not None:
+        ax.axhline(
+            ceiling, color=MUTED, linestyle="--", linewidth=1.2, label="the gold score itself"
+        )
+    log_axis(ax, "x", "labelled prompts", lambda v: f"{v:,.0f}")
+    if len(places := sorted({p.labels or 0 for p in known})) <= 8:
+        ax.xaxis.set_major_locator(FixedLocator(places))
+    ax.set_ylabel("pairwise accuracy (held out)")
+    legend_above(figure, ax)
+    return Plot(name, render(figure, name), ("family", "cell", "params", "labels", "accuracy"), rows,
+                "Held-out accuracy of reward models by labels and size; a point a model, lines through "
+                "means over seeds.")  # fmt: skip
