@@ -38,7 +38,7 @@ def study(tiny: bool = False) -> Study:
     for seed in SEEDS[:2] if tiny else SEEDS:
         tuned = SFT(
             f"sft-{seed}", base="policy-base", task=TASK, records=RECORDS, seed=seed,
-            examples=512 if tiny else 24_000, optim=OptimConfig(lr=3e-3, weight_decay=0.0),
+            examples=512 if tiny else 32_000, optim=OptimConfig(lr=4e-3, weight_decay=0.0),
         )  # fmt: skip
         cells += [tuned, *(asked(tuned.name, template, tiny) for template in ("plain", "chat"))]
     return Study(

@@ -1,7 +1,8 @@
 """Types of instructions over common words, each with one right answer that a program knows.
 
 Not a study. Three things are kept from training: a quarter of the words, the last two phrasings of every
-type, and whole types.
+type, and whole types. Half of the words in training are made up: of a few hundred real ones a small model
+learns each by itself, and copies no other.
 
 | type | example | answer |
 |---|---|---|
@@ -31,20 +32,54 @@ from rlhf_jax.data.chat import Turn, transcript
 from rlhf_jax.data.feedback import Demonstration
 from rlhf_jax.evals.prompting import Item
 
-NOUNS = """king house land hand heart father son day earth head eyes world work year lord man men name life
-    way people child war blood death city fire sea water river night face wife door bread tree stone gold
-    hill field road ship horse sheep lion bird fish rose wind rain snow sun moon star light bed book table
-    room ring sword crown gate wall tower garden mountain brother sister mother friend servant priest prince
-    queen lady captain judge doctor song voice story letter line age hour morning summer
-    winter spring wine oil salt corn fruit milk meat honey iron silver glass paper coat hat bell bridge boat
-    market village island forest lake desert cloud storm dust grass leaf root seed flower hair arm foot lips
-    ear nose neck knee bone back game dance feast gift price debt law peace hope joy love fear faith
-    dream sleep time place children kings sons daughter hands feet heaven thing things power spirit state
-    nation office party wood glory kingdom grace honour reason"""
+WORDS = """king house land hand heart father son day earth head eyes world work year lord man men life people child
+    war blood death city fire sea water river night face wife door bread tree stone gold hill field road
+    ship horse sheep lion bird fish rose wind rain snow sun moon star light bed book table room ring sword
+    crown gate wall tower garden mountain brother sister mother friend servant priest prince queen lady
+    captain doctor song voice story letter line age hour morning summer winter spring wine oil salt corn
+    fruit milk meat honey iron silver glass paper coat hat bell bridge boat market village island forest
+    lake desert cloud storm dust grass leaf root seed flower hair arm foot lips ear nose neck knee bone
+    back game dance feast gift price debt law peace hope joy love fear faith dream sleep time place
+    children kings sons daughter hands feet heaven thing things power spirit state nation office party
+    wood glory kingdom grace honour reason against away bring call come give hear know like look made more
+    much never offer over part pass put right saying send set speak take tell think under went whole young
+    above air alone along always angel animal apple army around ask baby ball bank base beach bear beard
+    bee begin below bend best better between big bit black blue board body bow box boy branch brick bright
+    broad brown brush busy butter buy cake calm camp candle card care carry case castle cat catch cause
+    chain chair chance chest chief choose class clay clean clear climb clock close clothes club coast cold
+    collar colour common cook cool copper corner cost country course court cover cow cream cup curtain
+    dark date dear deep deer dish distance dog double draw dress drink drive drop dry duck early east easy
+    edge egg eight engine enough evening example eye fact fall far farm fast feather feed feel fence few
+    figure fill find finger finish firm fit floor flow fold follow food force form found fox free fresh
+    full fur gas gather girl glove goat goose grain grand grape green grey ground grow guard guide habit
+    half hall hammer hard harp health heavy height help high hole home hook horn hotel hundred hunt ice
+    inch ink inside jacket join jump keep key kite knot lamp large late laugh lead learn leather left lend
+    lesson level lift linen lip list listen little load lock long loud low lunch machine map march mark
+    mask master match meal mean measure meet metal mile mind miss model moment month mouse mouth move mud
+    music nail narrow near needle nest new news nine noise north note nurse oak ocean old open orange
+    order oven owner page paint pair palace pan park path pay pen pepper person piece pig pilot pin pink
+    pipe plain plan plant plate play plough pocket poem poet point pole pond pony pool pot pound press
+    print prize proud pull pump purple purse push question quick quiet race rail raise range rat read
+    ready red report rest rice ride rise roof rope rough row royal rule run sack sail salad same sand save
+    scale seat sell serve seven shade shadow shape share sharp sheet shelf shell shine shirt shop short
+    shoulder show sign silk simple sing sit six size skin sky slow small smell smile smoke smooth snake
+    soap soft soil sort sound soup south space speed spoon square stair stand station stay steam steel
+    stem step stick stop store straw stream street strong sugar suit supper swan sweep swim tail tall tea
+    team tent test thick thin third thousand thread throat throw thumb ticket tiger tin toe tool top touch
+    town toy trade train travel trip trouble trunk try twelve uncle useful view visit wait walk want warm
+    wash watch wave wax weather week weight well west wet wheat wheel whistle white wide wild win window
+    wing wish wolf woman wool worth yard yellow"""
 GOOD = """good happy kind glad sweet brave wise gentle honest noble merry beautiful wonderful friendly cheerful
     excellent pleasant great fair true holy perfect"""
 BAD = """bad sad cruel angry ugly wicked bitter foolish evil terrible horrible sick false guilty lonely dreadful
     awful stupid miserable poor weak dead"""
+REAL = frozenset(f"{WORDS} {GOOD} {BAD}".split())
+SYLLABLES = (  # of made-up words: what they begin with, a vowel, what they end with
+    "b c d f g h k l m n p r s t w br ch cr dr fr gr pl pr sh sl st th tr",
+    "a e i o u ai ea ee oa oo",
+    "b d g k l m n p r s t ck ld ll nd ng nt rd rk rn sh st th",
+)
+MADE_UP = 0.5  # share of the words in training records
 NUMBERS = ("one", "two", "three", "four", "five")
 YES_NO = ("yes", "no")
 TRAINED, NEW_PHRASINGS, NEW_TYPES = "trained types", "held-out phrasings", "held-out types"
@@ -61,9 +96,9 @@ class Case(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Words of a split."""
+    """Words of a split: any, and those that speak well or badly of a thing."""
 
-    nouns: tuple[str, ...]
+    any: tuple[str, ...]
     good: tuple[str, ...]
     bad: tuple[str, ...]
 
@@ -82,7 +117,7 @@ def repeated(times: int) -> Maker:
     """A word said so many times."""
 
     def make(rng: random.Random, i: int, words: Words) -> Case:
-        word, other = rng.sample(words.nouns, 2)
+        word, other = rng.sample(words.any, 2)
         said = [" ".join([word] * n) for n in (1, 2, 3) if n != times]
         wrong = (*said, " ".join([other] * times))
         return Case({"w": word}, " ".join([word] * times), wrong)
@@ -91,7 +126,7 @@ def repeated(times: int) -> Maker:
 
 
 def swapped(rng: random.Random, i: int, words: Words) -> Case:
-    a, b = rng.sample(words.nouns, 2)
+    a, b = rng.sample(words.any, 2)
     return Case({"l": f"{a} {b}"}, f"{b} {a}", (f"{a} {b}", f"{a} {a}", f"{b} {b}"))
 
 
@@ -99,7 +134,7 @@ def at(place: int) -> Maker:
     """The word at a place of four."""
 
     def make(rng: random.Random, i: int, words: Words) -> Case:
-        line = rng.sample(words.nouns, 4)
+        line = rng.sample(words.any, 4)
         answer = line[place]
         return Case({"l": " ".join(line)}, answer, tuple(w for w in line if w != answer))
 
@@ -110,7 +145,7 @@ def beside(step: int) -> Maker:
     """The word after one of four, or before it."""
 
     def make(rng: random.Random, i: int, words: Words) -> Case:
-        line = rng.sample(words.nouns, 4)
+        line = rng.sample(words.any, 4)
         known = i % 3 + (step < 0)
         answer = line[known + step]
         wrong = tuple(w for w in line if w != answer)
@@ -123,7 +158,7 @@ def contained(if_there: str) -> Maker:
     """Yes or no, of whether a word is among three; `if_there` is the answer when it is."""
 
     def make(rng: random.Random, i: int, words: Words) -> Case:
-        *line, other = rng.sample(words.nouns, 4)
+        *line, other = rng.sample(words.any, 4)
         there = i % 2 == 0
         yes, no = YES_NO if if_there == "yes" else YES_NO[::-1]
         answer, wrong = (yes, no) if there else (no, yes)
@@ -134,7 +169,7 @@ def contained(if_there: str) -> Maker:
 
 
 def which(rng: random.Random, i: int, words: Words) -> Case:
-    *line, other = rng.sample(words.nouns, 4)
+    *line, other = rng.sample(words.any, 4)
     there = rng.choice(line)
     a, b = (there, other) if i % 2 == 0 else (other, there)
     return Case({"a": a, "b": b, "l": " ".join(line)}, there, (other,))
@@ -142,14 +177,14 @@ def which(rng: random.Random, i: int, words: Words) -> Case:
 
 def counted(rng: random.Random, i: int, words: Words) -> Case:
     n = i % len(NUMBERS)
-    line = " ".join(rng.sample(words.nouns, n + 1))
+    line = " ".join(rng.sample(words.any, n + 1))
     return Case({"l": line}, NUMBERS[n], tuple(x for x in NUMBERS if x != NUMBERS[n]))
 
 
 def felt(rng: random.Random, i: int, words: Words) -> Case:
     answer, wrong = ("good", "bad") if i % 2 == 0 else ("bad", "good")
     word = rng.choice(words.good if answer == "good" else words.bad)
-    return Case({"w": word, "n": rng.choice(words.nouns)}, answer, (wrong,))
+    return Case({"w": word, "n": rng.choice(words.any)}, answer, (wrong,))
 
 
 TRAINED_TYPES: dict[str, Kind] = {
@@ -222,7 +257,20 @@ def words_of(split: str) -> Words:
         held = {w: hashlib.sha256(w.encode()).digest()[0] % 4 == 0 for w in words.split()}
         return tuple(w for w in held if held[w] != (split == "train"))
 
-    return Words(part(NOUNS), part(GOOD), part(BAD))
+    return Words(part(WORDS), part(GOOD), part(BAD))
+
+
+def with_made_up(rng: random.Random, words: Words) -> Words:
+    """A few of the words, a share of them replaced by made-up ones."""
+    some = [_made_up(rng) if rng.random() < MADE_UP else word for word in rng.sample(words.any, 8)]
+    return words._replace(any=tuple(dict.fromkeys(some)))
+
+
+def _made_up(rng: random.Random) -> str:
+    """A syllable that is none of the words."""
+    while (word := "".join(rng.choice(part.split()) for part in SYLLABLES)) in REAL:
+        pass
+    return word
 
 
 def records(split: str, n: int, seed: int) -> list[Demonstration]:
@@ -234,7 +282,7 @@ def records(split: str, n: int, seed: int) -> list[Demonstration]:
         turns: list[Turn] = []
         for _ in range(rng.choice(TURNS)):
             kind = TRAINED_TYPES[rng.choice(list(TRAINED_TYPES))]
-            case = kind.make(rng, rng.randrange(60), words)
+            case = kind.make(rng, rng.randrange(60), with_made_up(rng, words))
             text = rng.choice(kind.phrasings[:-NEW]).format(**case.slots)
             turns += [Turn("user", text), Turn("assistant", f" {case.answer}")]
         prompt = transcript([*turns[:-1], Turn("assistant", "")])

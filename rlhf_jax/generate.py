@@ -48,11 +48,11 @@ def generate(
     B0, P = prompts_BP.shape
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
     empty = init_cache(cfg, B0, P + length, axes)
-    x_DBP, cache = forward(
-        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty
+    x_DB1, cache = forward(
+        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty, last=1
     )
     assert cache is not None
-    first_BV = logits(params, cfg, x_DBP[..., -1:], axes)[..., 0].T
+    first_BV = logits(params, cfg, x_DB1, axes)[..., 0].T
 
     rows_B = jnp.arange(B0 * samples) // samples
 
@@ -125,8 +125,8 @@ def response_states(
     params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes
 ) -> jax.Array:
     """Hidden states x_DBR in which the last `length` tokens of each row are chosen."""
-    x_DBT, _ = forward(params, cfg, *rows, axes)
-    return x_DBT[..., -length - 1 : -1]
+    x_DBT, _ = forward(params, cfg, *rows, axes, last=length + 1)
+    return x_DBT[..., :-1]
 
 
 def log_probs_of_states(

@@ -148,9 +148,9 @@ def counted(mesh):
     calls = []
     real = sampler.forward
 
-    def spy(params, cfg, tokens, *rest):
+    def spy(params, cfg, tokens, *rest, **kw):
         jax.debug.callback(lambda: calls.append(tokens.shape))
-        return real(params, cfg, tokens, *rest)
+        return real(params, cfg, tokens, *rest, **kw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "forward", spy)

@@ -100,6 +100,33 @@ def test_prefill_and_decode_equal_the_full_forward(mesh, cfg):
     assert int(cache.length) == T
 
 
+@pytest.mark.parametrize("layers", [1, 2, 9], ids=["one", "unrolled", "scanned"])
+def test_asking_for_the_last_positions_changes_nothing_but_the_work(mesh, layers):
+    """Values and gradients, with the cache that a prefill leaves."""
+    cfg = dataclasses.replace(GQA, layers=layers)
+    params = jax.tree.map(jnp.asarray, noisy_params(cfg))
+    rows = packed_batch(cfg, [[16], [12]], T)
+    for x in rows:
+        x[1] = np.roll(x[1], 4)
+    rows = tuple(place_batch(dict(zip("tsp", rows, strict=True)), mesh).values())
+
+    def states(params, last):
+        cache = init_cache(cfg, 2, T, AXES)
+        x, _ = forward(params, cfg, *rows, AXES, last=last)
+        y, cache = forward(params, cfg, *rows, AXES, cache, last=last)
+        return x[..., -5:], y[..., -5:], cache.k_LKBCS, cache.v_LKBCS
+
+    weights = jax.random.normal(jax.random.key(0), (cfg.width, 2, 5))
+    both = [
+        jax.jit(jax.value_and_grad(
+            lambda p, last=last: (jnp.sum(states(p, last)[0] * weights), states(p, last)), has_aux=True
+        ))(params)
+        for last in (5, None)
+    ]  # fmt: skip
+    for got, expected in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(got, expected, atol=3e-5)
+
+
 def _lm_batch(cfg):
     tokens, segments, positions = packed_batch(cfg, [[16], [5, 7]], T)
     targets, weights = np.roll(tokens, -1, 1), (segments > 0).astype(np.float32)

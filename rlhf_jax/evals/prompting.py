@@ -31,6 +31,8 @@ from rlhf_jax.generate import positions_of
 from rlhf_jax.model import Axes, forward, init_cache, logits
 from rlhf_jax.objectives import token_log_probs
 
+TIE = 1e-5  # nats a token, which float32 does not tell apart
+
 
 @dataclass(frozen=True)
 class Item:
@@ -120,8 +122,8 @@ def completed(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 
 def chosen(log_probs_K: np.ndarray) -> float:
-    """1 if the first choice is the likeliest, 1/m if m choices are equally likely, else 0."""
-    best = np.flatnonzero(log_probs_K == np.nanmax(log_probs_K))
+    """1 if the first choice is the likeliest, 1/m if m choices are equally likely (to `TIE`), else 0."""
+    best = np.flatnonzero(log_probs_K >= np.nanmax(log_probs_K) - TIE)
     return 1 / len(best) if 0 in best else 0.0
 
 

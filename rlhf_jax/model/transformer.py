@@ -7,6 +7,7 @@ scanned. Shapes are in the names: see `rlhf_jax.config.ModelConfig` for the lett
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -135,10 +136,12 @@ def forward(
     positions_BT: jax.Array,
     axes: Axes,
     cache: Cache | None = None,
+    last: int | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Hidden states x_DBT after the final norm. Tokens see their own segment's past; segment 0 is
-    padding. With a cache the T tokens are written at `cache.length` and see what is in it, and the
-    extended cache is returned: T = prompt length prefills, T = 1 decodes."""
+    """Hidden states x_DBT after the final norm, with `last` of so many last positions alone. Tokens see
+    their own segment's past; segment 0 is padding. With a cache the T tokens are written at
+    `cache.length` and see what is in it, and the extended cache is returned: T = prompt length prefills,
+    T = 1 decodes."""
     (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
     rows = axes.spec("batch", None, None)
     embed_VD = axes.gathered(params["embed"], "vocab", None).astype(dtype)
@@ -159,20 +162,41 @@ def forward(
         )
         keys = (cache.segments_BS, cache.positions_BS)
         layers_kv = (cache.k_LKBCS, cache.v_LKBCS)
-    sight = look(cfg.C, cfg.compute, (segments_BT, positions_BT), keys, cache is not None)
 
-    def block(x_DN: jax.Array, layer: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+    def sight_of(n: int) -> Sight:
+        """What the last n positions see."""
+        asking = (segments_BT[:, T - n :], positions_BT[:, T - n :])
+        return look(cfg.C, cfg.compute, asking, keys, cache is not None or n < T)
+
+    last = T if last is None else min(last, T)
+    unroll = platform() == "cpu" and cfg.layers <= UNROLLED
+    # Where layers are not scanned the last one need not compute what is not asked for.
+    trimmed = unroll and last < T
+    sights = {n: sight_of(n) for n in ({T, last} if trimmed else {T})}
+
+    def ending(x_XN: jax.Array) -> jax.Array:
+        """The last positions of each row."""
+        x_XBT = x_XN.reshape(-1, B, T, out_sharding=axes.spec(None, "batch", None))
+        x_XBt = x_XBT[..., T - last :]
+        return x_XBt.reshape(-1, B * last, out_sharding=axes.spec(None, "batch"))
+
+    def block(x_DN: jax.Array, layer: tuple[Params, Any], n: int = T) -> tuple[jax.Array, Any]:
+        """One layer, of whose result the last n positions of each row are wanted."""
         w, kv = layer
         x_DN = axes.constrain(x_DN, None, "batch")
         h_DN = norm(x_DN, w["norm1"], w.get("bias1"))
-        attended_DN, kv = _attention(w, cfg, h_DN, positions_BT, sight, axes, kv, cache)
-        x_DN += attended_DN
+        asking = (h_DN if n == T else ending(h_DN), positions_BT[:, T - n :])
+        attended_DN, kv = _attention(
+            w, cfg, asking, (h_DN, positions_BT), sights[n], axes, kv, cache
+        )
+        x_DN = (x_DN if n == T else ending(x_DN)) + attended_DN
         x_DN += _mlp(w, cfg, norm(x_DN, w["norm2"], w.get("bias2")), axes)
         return axes.constrain(x_DN, "residual", "batch"), kv
 
     # Between layers, where it is kept for the backward pass, the residual stream lies over `tensor`
     # too; whole on each device it would be most of the memory.
     x_DN = axes.constrain(x_DN, "residual", "batch")
+    body, ending_body = block, functools.partial(block, n=last)
     if cfg.remat != "none":
         known = jax.checkpoint_policies
         policies = {
@@ -184,13 +208,23 @@ def forward(
                 offload_dst="pinned_host",
             ),
         }
-        block = jax.checkpoint(block, policy=policies.get(cfg.remat))
-    unroll = platform() == "cpu" and cfg.layers <= UNROLLED
-    x_DN, layers_kv = jax.lax.scan(block, x_DN, (params["layers"], layers_kv), unroll=unroll)
+        policy = policies.get(cfg.remat)
+        body, ending_body = (jax.checkpoint(f, policy=policy) for f in (body, ending_body))
+    layers = (params["layers"], layers_kv)
+    if trimmed:
+        before, end = (jax.tree.map(lambda a, at=at: a[at], layers) for at in (slice(-1), -1))
+        x_DN, kv = jax.lax.scan(body, x_DN, before, unroll=True)
+        x_DN, end_kv = ending_body(x_DN, end)
+        layers_kv = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), kv, end_kv)
+    else:
+        x_DN, layers_kv = jax.lax.scan(body, x_DN, layers, unroll=unroll)
     if cache is not None:
         cache = cache._replace(k_LKBCS=layers_kv[0], v_LKBCS=layers_kv[1], length=cache.length + T)
-    x_DN = norm(axes.constrain(x_DN, None, "batch"), params["final_norm"], params.get("final_bias"))
-    return x_DN.reshape(-1, B, T, out_sharding=axes.spec(None, "batch", None)), cache
+    x_DN = axes.constrain(x_DN, None, "batch")
+    if last < T and not trimmed:
+        x_DN = ending(x_DN)
+    x_DN = norm(x_DN, params["final_norm"], params.get("final_bias"))
+    return x_DN.reshape(-1, B, last, out_sharding=axes.spec(None, "batch", None)), cache
 
 
 def logits(params: Params, cfg: ModelConfig, x_DBT: jax.Array, axes: Axes) -> jax.Array:
@@ -214,38 +248,39 @@ def scalars(params: Params, x_DBT: jax.Array) -> jax.Array:
 def _attention(
     w: Params,
     cfg: ModelConfig,
-    x_DN: jax.Array,
-    positions_BT: jax.Array,
+    asking: tuple[jax.Array, jax.Array],
+    asked: tuple[jax.Array, jax.Array],
     sight: Sight,
     axes: Axes,
     kv: Any,
     cache: Cache | None,
 ) -> tuple[jax.Array, Any]:
-    D, N = x_DN.shape
-    B, T = positions_BT.shape
-    C = cfg.C
+    """`asking` and `asked`: (hidden states DN, positions BT) that queries, and keys and values, are of."""
+    D, C = cfg.width, cfg.C
 
-    def project(name: str) -> jax.Array:
+    def project(name: str, of: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x_DN, (B, T) = of[0], of[1].shape
         w_DHC = axes.gathered(w[name], None, "heads", None).astype(x_DN.dtype)
         w_DX = w_DHC.reshape(D, -1, out_sharding=axes.spec(None, "heads"))
         y_XN = dense(w_DX, x_DN, axes.spec("heads", "batch"))
         heads = axes.spec("heads", None, "batch", None)
         return jnp.swapaxes(y_XN.reshape(-1, C, B, T, out_sharding=heads), 1, 2)
 
-    q_HBCT, k_KBCT, v_KBCT = project("wq"), project("wk"), project("wv")
+    q_HBCT = project("wq", asking)
+    k_KBCT, v_KBCT = project("wk", asked), project("wv", asked)
     if cfg.qk_norm:
         q_HBCT, k_KBCT = norm(q_HBCT, w["q_norm"], None, 2), norm(k_KBCT, w["k_norm"], None, 2)
     if cfg.positions == "rope":
-        q_HBCT = rotate(q_HBCT, positions_BT, cfg.rope_base)
-        k_KBCT = rotate(k_KBCT, positions_BT, cfg.rope_base)
+        q_HBCT = rotate(q_HBCT, asking[1], cfg.rope_base)
+        k_KBCT = rotate(k_KBCT, asked[1], cfg.rope_base)
     if cache is not None:
         at = (0, 0, 0, cache.length)
         k_KBCT = jax.lax.dynamic_update_slice(kv[0], k_KBCT, at)
         v_KBCT = jax.lax.dynamic_update_slice(kv[1], v_KBCT, at)
         kv = (k_KBCT, v_KBCT)
     out_HCBT = jnp.swapaxes(attend(q_HBCT, k_KBCT, v_KBCT, sight, axes), 1, 2)
-    out_XN = out_HCBT.reshape(-1, N, out_sharding=axes.spec("heads", "batch"))
-    w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(x_DN.dtype)
+    out_XN = out_HCBT.reshape(-1, asking[0].shape[1], out_sharding=axes.spec("heads", "batch"))
+    w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(out_XN.dtype)
     w_XD = w_HCD.reshape(-1, D, out_sharding=axes.spec("heads", None))
     return dense(w_XD, out_XN, axes.spec(None, "batch")), kv
 

@@ -14,7 +14,7 @@ from rlhf_jax.report.style import MUTED, SERIES, Plot, legend_above, panels, ren
 
 Draw = Callable[[Plot | None], str]
 MEASURES = (("choice", "right choice"), ("exact", "exact match"))
-FLOORS = {"choice": ("chance", "chance"), "exact": ("majority", "the most frequent answer always")}
+FLOORS = {"choice": "chance", "exact": "majority"}  # what a model scores that guesses blindly
 SAMPLES = 1  # of each type
 
 
@@ -80,8 +80,8 @@ def prompting(study: StudyResults, draw: Draw) -> str:
         return absent(study, "prompting", "prompting cell")
     body = paragraph(
         "Right choice: the answer has a higher log-probability a token than every distractor. Exact match: "
-        "the greedy completion, up to a newline or EOS, is the answer. Items are of words that tuning has not "
-        "seen; worked examples are of training words and the item's own type."
+        "the greedy completion, up to a newline or EOS, is the answer. Items are of the test split, worked "
+        "examples of the training split and of the item's own type."
     )
     body += _by_group(series) + draw(by_shots(series, "prompting")) + _by_type(series)
     return body + _lengths(series) + _samples(series)
@@ -99,7 +99,7 @@ def _by_group(series: Sequence[Asked]) -> str:
                         _spread(found, "exact"), _rate(found, "majority"),
                         f"{statistics.fmean(r['margin'] for r in found):+.2f}",
                     ))  # fmt: skip
-    head = ("items", "shots", "", "model, template", "seeds", "right choice", "from, to", "chance", "exact match",
+    head = ("items", "shots", "when", "model, template", "seeds", "right choice", "from, to", "chance", "exact match",
             "from, to", "majority", "margin (nats/token)")  # fmt: skip
     said = paragraph(
         "From, to: over seeds; of one seed, the 95% interval over items. Majority: exact match of a model that "
@@ -199,7 +199,7 @@ def _spread(rows: Sequence[dict[str, Any]], key: str) -> str:
 @styled
 def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
     """Accuracy by worked examples, a panel a measure and group: every seed thin, means over seeds thick,
-    models before tuning dashed, the level of a model that knows nothing dotted."""
+    models before tuning dashed, blind guesses dotted."""
     shots, groups = _shots(series), _groups(series)
     if not groups:
         return None
@@ -210,10 +210,13 @@ def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
             ax = axes[i * len(groups) + j]
             for number, s in enumerate(series):
                 rows += _lines(ax, s, _when(s, series), number, group, key, shots)
-            floor, label = FLOORS[key]
-            known = [row[floor] for s in series for row in s.rows("groups", group=group)]
+            known = [row[FLOORS[key]] for s in series for row in s.rows("groups", group=group)]
             ax.axhline(
-                statistics.fmean(known), color=MUTED, linewidth=1, linestyle=":", label=label
+                statistics.fmean(known),
+                color=MUTED,
+                linewidth=1,
+                linestyle=":",
+                label="blind guess",
             )
             ax.set_xticks(range(len(shots)), list(map(str, shots)))
             ax.set_ylim(-0.02, 1.02)
@@ -224,7 +227,8 @@ def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
     head = ("model_and_template", "when", "cell", "items", "measure", "shots", "rate")
     return Plot(name, render(figure, name), head, rows,
                 "Answers by the number of worked examples in front; every seed thin, means over seeds thick, "
-                "models before tuning dashed.")  # fmt: skip
+                "models before tuning dashed. A blind guess picks a choice at random, or always says a type's most "
+                "frequent answer.")  # fmt: skip
 
 
 def _lines(

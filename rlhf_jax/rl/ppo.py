@@ -120,6 +120,7 @@ def make_ppo_step(
             jax.random.split(key, cell.epochs)
         )
         rows = orders.reshape(cell.epochs * cell.minibatches, -1)
+        each: dict[str, jax.Array]
         state, each = jax.lax.scan(minibatch, state, (rows, text))
         return state, jax.tree.map(jnp.mean, each)
 

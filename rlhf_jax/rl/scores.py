@@ -43,8 +43,8 @@ def model_scores(
     member: Member, cfg: ModelConfig, rows: Sequences, mask_BR: jax.Array, axes: Axes
 ) -> jax.Array:
     """The normalised score B of each row, read at the last valid token of the response."""
-    x_DBT, _ = forward(member.params, cfg, *rows, axes)
-    scores_BR = scalars(member.params, x_DBT[..., -mask_BR.shape[1] :])
+    x_DBR, _ = forward(member.params, cfg, *rows, axes, last=mask_BR.shape[1])
+    scores_BR = scalars(member.params, x_DBR)
     return member.gain * last_of(scores_BR, mask_BR) + member.bias
 
 

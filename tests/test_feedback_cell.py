@@ -1,0 +1,288 @@
+"""Guarantees of feedback cells, and of what learns from them: corrections, critiques and verdicts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_models import mesh, tiny_corpus_config
+
+from rlhf_jax.cells import DPO, PPO, SFT, Compare, Ensemble, Feedback, Pretrain, Reward, TaskConfig
+from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.data import prepare
+from rlhf_jax.data.annotators import criticise, gold_score
+from rlhf_jax.data.feedback import Comparison, Correction, Critique, read
+from rlhf_jax.execute import _begin, _finish
+from rlhf_jax.jobs import sampling
+from rlhf_jax.jobs.compare import compare
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.feedback import agreement, feedback
+from rlhf_jax.jobs.language import pretrain
+from rlhf_jax.jobs.ppo import ppo
+from rlhf_jax.jobs.rankings import ceilings, rankings
+from rlhf_jax.jobs.reward import reward
+from rlhf_jax.jobs.sft import from_records, sft
+from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.plan import cell_plan
+from rlhf_jax.runs import Heartbeat, Runs
+from rlhf_jax.study import Study
+from rlhf_jax.train import Runtime, Stopped
+
+__all__ = ["mesh"]
+TASK = TaskConfig(prompt_len=6, response_len=8)
+LIKED = 0.05
+SAMPLES = dict(
+    policy="base", task=TASK, prompts=20, heldout_prompts=12, k=2, seed=3, min_gold=LIKED
+)
+
+
+class Bench:
+    """Runs the cells of one study in this process."""
+
+    def __init__(self, corpus, mesh, root):
+        self.corpus, self.runs, self.runtime = corpus, Runs(root), Runtime(mesh, AXES)
+        model = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
+        fast = OptimConfig(lr=2e-2)
+        samples = {k: v for k, v in SAMPLES.items() if k != "min_gold"}
+        self.study = Study("feedback", (
+            Pretrain("base", model=model, batch=8, tokens=8 * 96 * 60, optim=fast),
+            Feedback("corrections", gives="corrections", **SAMPLES),
+            Feedback("critiques", gives="critiques", **SAMPLES),
+            Compare("compare", **samples),
+            Reward("by-corrections", base="base", comparisons="corrections", batch=4),
+            DPO("dpo", policy="base", comparisons="corrections"),
+            SFT("edited", base="base", task=TASK, records="corrections", batch=2),
+            SFT("critic", base="base", task=TASK, records="critiques", batch=4, optim=fast),
+            *(PPO(f"ppo-{c}", policy="base", reward="critic", task=TASK, iterations=2, batch=4,
+                  critic=c) for c in ("reward", "policy")),
+            PPO("astray", policy="base", reward="edited", task=TASK),
+        ), corpus.cfg)  # fmt: skip
+
+    def context(self, name):
+        folders = self.runs.folders(self.study, self.corpus.content_hash)
+        folders[name].path.mkdir(parents=True, exist_ok=True)
+        return Context(
+            self.study, self.study[name], folders, self.corpus, self.runtime, Heartbeat(folders[name])
+        )  # fmt: skip
+
+    def run(self, name, job):
+        ctx = self.context(name)
+        _begin(ctx, 1)
+        results = job(ctx, ctx.cell)
+        _finish(ctx, results)
+        return results
+
+    def records(self, name, file="records.jsonl"):
+        return (self.context(name).folder.results / file).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    cfg = dataclasses.replace(tiny_corpus_config(folder), seq_len=96)
+    return prepare(cfg, folder / "runs", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def bench(corpus, mesh, tmp_path_factory):
+    bench = Bench(corpus, mesh, tmp_path_factory.mktemp("feedback"))
+    bench.run("base", pretrain)
+    bench.reports = {n: bench.run(n, feedback)["feedback"] for n in ("corrections", "critiques")}
+    return bench
+
+
+@pytest.fixture(scope="module")
+def critic(bench):
+    return bench.run("critic", sft)
+
+
+def given(bench, name, file, kind):
+    return read(bench.context(name).folder.results / file, kind)
+
+
+def test_records_are_what_the_labeller_gives_and_splits_share_no_prompt(bench):
+    asked = {}
+    for file in ("records.jsonl", "heldout.jsonl"):
+        critiques = given(bench, "critiques", file, Critique)
+        assert critiques == [criticise(c.prompt, c.response, LIKED) for c in critiques]
+        asked[file] = {c.prompt for c in critiques}
+        edits = given(bench, "corrections", file, Correction)
+        revised = [(c.prompt, c.response, c.revision) for c in critiques if c.revision]
+        assert [(e.prompt, e.response, e.edited) for e in edits] == revised
+        assert (gold_score(e.edited for e in edits) > gold_score(e.response for e in edits)).all()
+    assert len(asked["records.jsonl"]) == 20 and not set.intersection(*asked.values())
+    report = bench.reports["critiques"]
+    assert (report["train_records"], report["validation_records"]) == (40, 24)
+    verdicts = [c.verdict for c in given(bench, "critiques", "records.jsonl", Critique)
+                + given(bench, "critiques", "heldout.jsonl", Critique)]  # fmt: skip
+    assert report["good"] == pytest.approx(verdicts.count("good") / 64)
+    assert 0 < report["good"] < 1
+
+
+def test_a_compare_cell_ranks_the_same_samples(bench):
+    bench.run("compare", compare)
+    ranked = given(bench, "compare", "comparisons.jsonl", Comparison)
+    seen = [
+        (c.prompt, c.response)
+        for file in ("records.jsonl", "heldout.jsonl")
+        for c in given(bench, "critiques", file, Critique)
+    ]
+    assert [(c.prompt, r) for c in ranked for r in c.responses] == seen
+
+
+def test_interrupted_cells_give_the_same_records(bench, corpus, mesh, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 8)
+    whole, halved = (Bench(corpus, mesh, tmp_path / name) for name in ("whole", "halved"))
+    for other in (whole, halved):
+        source, target = (b.context("base").folder.path for b in (bench, other))
+        target.rmdir()
+        target.symlink_to(source)
+    whole.run("critiques", feedback)
+    halved.runtime.stop.set()
+    for done in ("8 of 32", "16 of 32"):  # a finished chunk is not sampled again
+        with pytest.raises(Stopped, match=done):
+            halved.run("critiques", feedback)
+        if done == "8 of 32":
+            halved.runtime.stop = StopAfter(1)
+    halved.runtime.stop.clear()
+    sampler = monkeypatch.setattr(sampling, "generate", counted := Counted(sampling.generate))
+    assert sampler is None
+    halved.run("critiques", feedback)
+    assert counted.traced == 1
+    for file in ("records.jsonl", "heldout.jsonl"):
+        assert halved.records("critiques", file) == whole.records("critiques", file)
+
+
+class StopAfter:
+    """An event that is set after it has been asked so many times."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def is_set(self):
+        self.left -= 1
+        return self.left < 0
+
+    def clear(self):
+        self.left = 10**9
+
+
+class Counted:
+    """A function that counts its calls: under jit, how often it is traced."""
+
+    def __init__(self, function):
+        self.function, self.traced = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.traced += 1
+        return self.function(*args, **kwargs)
+
+
+def test_corrections_become_pairs_that_prefer_the_edit(bench):
+    ctx = bench.context("by-corrections")
+    data = rankings(ctx, ctx.cell)
+    for split, file in (("train", "records.jsonl"), ("validation", "heldout.jsonl")):
+        edits = given(bench, "corrections", file, Correction)
+        rows = data[split]
+        assert rows["ranks"].tolist() == [[1, 2]] * len(edits)
+        texts = [[corpus_text(bench, r) for r in pair] for pair in rows["responses"]]
+        assert texts == [[e.edited, e.response] for e in edits]
+    assert ceilings(ctx, ctx.cell, data["validation"]) == {}
+    report = bench.run("by-corrections", reward)["report"]
+    assert report["prompts"] == bench.reports["corrections"]["train_records"]
+    dpo = bench.context("dpo")
+    assert rankings(dpo, dpo.cell).keys() == data.keys()
+
+
+def corpus_text(bench, ids):
+    return bench.corpus.tokenizer.decode(ids.tolist())
+
+
+def test_edits_are_learned_as_answers(bench):
+    ctx = bench.context("edited")
+    shown, examples = from_records(ctx, ctx.cell)
+    edits = given(bench, "corrections", "records.jsonl", Correction)
+    assert [(d.prompt, d.response) for d in shown] == [(e.prompt, e.edited) for e in edits]
+    assert len(examples) == len(edits)
+
+
+def test_the_critique_models_report_says_how_it_judges(bench, critic):
+    report = critic["judge"]
+    assert report["train"]["n"] == 40 and report["heldout"]["n"] == 24
+    assert 0 <= report["heldout"]["accuracy"] <= 1
+    critiques = given(bench, "critiques", "records.jsonl", Critique)
+    scores = scored(bench, critiques)
+    assert scores.mean() == pytest.approx(0, abs=0.05) and scores.std() == pytest.approx(
+        1, abs=0.05
+    )
+    right = (scores - report["bias"] > 0) == [c.verdict == "good" for c in critiques]
+    assert right.mean() == pytest.approx(report["train"]["accuracy"], abs=0.06)
+
+
+def scored(bench, critiques):
+    """Scores of the named reward, of texts encoded as the tokenizer would."""
+    from rlhf_jax.data.tokenizer import BOS, EOS, PAD
+    from rlhf_jax.generate import join
+
+    encode, n = bench.corpus.tokenizer.encode, len(critiques)
+    prompts, tokens = np.full((n, 12), PAD, np.int32), np.full((n, 16), PAD, np.int32)
+    for i, c in enumerate(critiques):
+        asked, said = [BOS, *encode(c.prompt)], [*encode(c.response), EOS]
+        prompts[i, 12 - len(asked) :] = asked
+        tokens[i, : len(said)] = said
+    named = bench.context("ppo-reward").reward("critic")
+    mask = (tokens != PAD).astype(np.float32)
+    b = place_batch({"p": prompts, "t": tokens, "m": mask}, bench.runtime.mesh)
+    return np.asarray(named.score(named.arrays, join(b["p"], b["t"], b["m"]), b["m"]))
+
+
+@pytest.mark.parametrize("start", ["reward", "policy"])
+def test_ppo_learns_from_the_verdicts_of_a_critique_model(bench, critic, start):
+    result = bench.run(f"ppo-{start}", ppo)["ppo"]
+    assert np.isfinite(result["reward_proxy"]) and np.isfinite(result["explained_variance"])
+    assert result["max_ratio_error"] < 1e-4
+
+
+def test_models_that_have_learned_no_verdicts_are_no_reward(bench):
+    results = bench.run("edited", sft)
+    assert "judge" not in results
+    with pytest.raises(
+        ConfigError, match=r"astray.reward = 'edited', which has learned no verdicts"
+    ):
+        bench.context("astray").reward("edited")
+
+
+def test_agreement_compares_with_the_majority_and_ranks_pairs():
+    critiques = [Critique(p, "r", "c", None, v) for p, v in
+                 (("a", "good"), ("a", "bad"), ("b", "bad"), ("b", "bad"))]  # fmt: skip
+    found = agreement(np.array([-1.0, -2.0, -1.0, 3.0]), critiques)
+    assert found == {
+        "n": 4, "good": 0.25, "accuracy": 0.5, "majority": 0.75, "ranking": 0.5,
+        "ranking_same_prompt": 1.0,
+    }  # fmt: skip
+    alone = agreement(np.array([1.0]), critiques[:1])
+    assert alone["ranking"] is None and alone["ranking_same_prompt"] is None
+
+
+def test_the_plan_knows_feedback_and_what_learns_from_it(bench):
+    study = bench.study
+    plans = {c.name: cell_plan(study, c) for c in study.cells}
+    assert plans["corrections"].sequences == plans["compare"].sequences == 64
+    assert plans["by-corrections"].flops > 0
+    scored = plans["ppo-reward"].flops - plans["ppo-policy"].flops
+    assert scored == pytest.approx(
+        0
+    )  # the critic is as large; both are scored by the critique model
+
+
+def test_only_the_sentiment_task_has_a_labeller_that_edits():
+    task = dataclasses.replace(TASK, gold="tiny_rewards:longest_word")
+    with pytest.raises(ConfigError, match="edits and criticises by"):
+        Feedback("f", task=task)
+    with pytest.raises(ConfigError, match="k = 0; each must be at least 1"):
+        Feedback("f", k=0)
+
+
+def test_critique_models_are_no_members_of_ensembles(bench):
+    cells = (*bench.study.cells, Ensemble("both", members=("by-corrections", "critic")))
+    with pytest.raises(ConfigError, match=r"both.members = 'critic' is a sft cell"):
+        Study("refused", cells, bench.corpus.cfg)
