@@ -4,9 +4,9 @@ policy moves away from where it started, by size and labels of the proxy, and wh
     rlhf-jax run experiments/overoptimization.py
     rlhf-jax run experiments/overoptimization.py --tiny
 
-The gold reward is a programme (sentiment), and labels are its own, without noise, as Gao's are; proxies of 20k, 80k and 431k parameters learn from 128, 512 or
+The gold reward is a programme (sentiment less repetition), and labels are its own, without noise, as Gao's are; proxies of 20k, 80k and 431k parameters learn from 128, 512 or
 2,048 prompts with 4 ranked completions each. The policy (164k parameters) is optimised against each
-proxy, with best-of-n up to 256 and with PPO without a KL penalty, on four seeds with a proxy of its own each;
+proxy, with best-of-n up to 128 and with PPO without a KL penalty, on four seeds with a proxy of its own each;
 and against three ensembles of four proxies (Coste et al. 2023).
 
 Cost: see `rlhf-jax plan`; about 50 minutes on 2 CPU cores. Expected: gold reward rises with sqrt(KL), then
@@ -88,10 +88,10 @@ def optimised(name: str, reward: str, seed: int, tiny: bool) -> list[Cell]:
     return [
         BestOfN(
             f"bon-{name}", policy="sft", reward=reward, task=TASK, prompts=16 if tiny else 64,
-            n=16 if tiny else 256, seed=seed,
+            n=16 if tiny else 128, seed=seed,
         ),
         PPO(
             f"ppo-{name}", policy="sft", reward=reward, task=TASK, seed=seed, kl_coef=0.0,
-            critic="policy", iterations=4 if tiny else 120, optim=POLICY_OPTIM,
+            critic="policy", iterations=4 if tiny else 80, optim=POLICY_OPTIM,
         ),
     ]  # fmt: skip

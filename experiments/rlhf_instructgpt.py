@@ -5,7 +5,7 @@ from rankings of nine outputs, PPO held near its reference; and what that does t
     rlhf-jax run experiments/rlhf_instructgpt.py --tiny
 
 A language model of 431k parameters continues the openings of real sentences; simulated people like cheerful
-continuations. Step 1 fine-tunes it on true continuations; step 2 asks for rankings of 9 samples a prompt (36
+continuations that do not repeat themselves. Step 1 fine-tunes it on true continuations; step 2 asks for rankings of 9 samples a prompt (36
 pairs in one element) and trains four reward models, seeds of one another; step 3 optimises four policies
 with PPO, with and without the pretraining gradients of PPO-ptx. Beside them DPO on the same rankings and
 fine-tuning on the best of 16 (rejection sampling). Every policy is compared with step 1's on the same 512

@@ -45,7 +45,8 @@ def study(tiny: bool = False) -> Study:
             compare = comparisons(f"compare-{r}-{seed}", policy, 1, 10 * seed + r, tiny)
             reward = Reward(
                 f"reward-{r}-{seed}", base="sft", comparisons=compare.name, earlier=tuple(asked),
-                optim=REWARD_OPTIM, seed=seed,
+                epochs=2,
+            optim=REWARD_OPTIM, seed=seed,
             )  # fmt: skip
             asked.append(compare.name)
             ppo = improved(f"ppo-{r}-{seed}", reward.name, seed, tiny)
@@ -61,6 +62,7 @@ def study(tiny: bool = False) -> Study:
             f"reward-once-{seed}",
             base="sft",
             comparisons=compare.name,
+            epochs=2,
             optim=REWARD_OPTIM,
             seed=seed,
         )

@@ -1,7 +1,9 @@
 """What the RLHF studies of this folder share: the corpus, the task, and models made for CPUs.
 
 Not a study. The task is to continue the opening of a real sentence (Shakespeare, the Bible, Wikipedia,
-news); people, who are simulated, like cheerful continuations (VADER's sentiment) and rank with noise.
+news); people, who are simulated, like cheerful continuations (VADER's sentiment) that do not repeat
+themselves, and rank with noise. With sentiment alone for gold no proxy was ever over-optimized: `my heart my
+heart my heart` has nearly the best score there is.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
 from rlhf_jax.scaling.learning_rate import learning_rate
 
 CORPUS = CorpusConfig()
-TASK = TaskConfig(prompt_len=16, response_len=24)
+TASK = TaskConfig(16, 24, gold="rlhf_jax.data.annotators:varied_sentiment")
 SEEDS = (0, 1, 2, 3)
 BATCH = 16  # rows of pretraining
 POLICY_OPTIM = OptimConfig(
@@ -37,4 +39,4 @@ def base(name: str, shape: ModelConfig, tokens: int, seed: int = 0) -> Pretrain:
 
 def demonstrated(name: str, base: str, tiny: bool) -> SFT:
     """The same, fine-tuned on true continuations that the labeller does not dislike."""
-    return SFT(name, base=base, task=TASK, examples=512 if tiny else 8192)
+    return SFT(name, base=base, task=TaskConfig(16, 24), examples=512 if tiny else 8192)

@@ -34,6 +34,17 @@ def sentiment(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     return gold_score(responses)
 
 
+REPETITION = 1.5  # what a response made of one word alone loses
+
+
+def varied_sentiment(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """The same less `REPETITION` times the share of words that occurred before in the response: people who
+    like cheer, and do not like to be told `my heart my heart my heart`."""
+    words = [[w.lower() for w in _WORD.findall(text)] for text in responses]
+    repeated = np.array([1 - len(set(w)) / len(w) if w else 0.0 for w in words])
+    return gold_score(responses) - REPETITION * repeated
+
+
 def approved(prompts: Iterable[Prompt], threshold: float = 0.0) -> list[Prompt]:
     """The prompts whose true continuation has a `gold_score` of at least `threshold`: what the
     labeller would demonstrate. Trained on with EOS, they teach the model to finish the sentence and
