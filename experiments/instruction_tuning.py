@@ -8,11 +8,13 @@ Wei et al. 2021 (FLAN) and Ouyang et al. 2022 tune on instructions and ask for o
 ten types of instructions are over common words, so that every answer can be checked (`instructions`); a
 model of 431k parameters learns them in the chat template, one to four to a conversation, with the loss on
 answers only. It and the base are then asked in that template, whose control tokens the base has never seen,
-and in plain lines of questions and answers, which a base model can go on from.
+and in plain lines of questions and answers, which a base model can go on from. Distractors repeat words
+of the instruction, so a model that does not follow it, but likes to repeat, is below chance.
 
-Cost: see `rlhf-jax plan`. Expected: after tuning, trained types well above chance with new words, less so
-in new phrasings, and held-out types near what the trained type most like them would answer ("absent",
-answered as if it were "present", below chance).
+Cost: 2.5e13 FLOPs beyond the base, about 11 minutes of one core. Expected, of one seed, without worked
+examples, in the chat template: exact matches 0.5 of trained types with new words, 0.2 in held-out phrasings,
+0.1 of held-out types; right choices 0.7, 0.5 and 0.2, by chance 0.3. So little carries over to new types:
+"three times" is answered as "twice". Worked examples change nothing, before or after.
 """
 
 from __future__ import annotations

@@ -148,15 +148,16 @@ class Feedback(Cell):
     heldout_prompts: int = 64
     k: int = 1  # completions a prompt
     temperature: float = 1.0
-    min_gold: float = 0.0  # what scores at least this is good, and is not edited
+    min_gold: float = 0.0  # what the labeller scores at least this is good, and is not edited
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.task.gold != TaskConfig().gold:
+        labellers = "rlhf_jax.data.annotators"
+        if not self.task.gold.startswith(labellers + ":"):
             raise ConfigError(
                 f"{self.name}.task.gold = {self.task.gold!r}; the simulated labeller edits and criticises by "
-                f"{TaskConfig().gold!r} alone. Use that, or name a file of people's records where it is "
-                "learned from"
+                f"sentiment, for a gold score of {labellers} alone. Use one, or name a file of people's "
+                "records where it is learned from"
             )
         if self.k < 1 or min(self.prompts, self.heldout_prompts) < 1:
             raise ConfigError(

@@ -1,11 +1,13 @@
 """Results that the repository keeps count as done where their run folders are gone (`--kept`).
 
-`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and provenance,
-without metrics and checkpoints; so no cell comes back that an unfinished one would start from.
+`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and provenance, of
+its metrics at most those that figures are made from, and no checkpoints; so no cell comes back that an
+unfinished one would start from.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlhf_jax.config import ConfigError
@@ -43,5 +45,9 @@ def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]
             write_json(folder.results / f"{stem}.json", content)
         write_json(folder.path / "config.json", cell["config"])
         write_json(folder.path / "provenance.json", {"sessions": [cell["provenance"]]})
+        if columns := cell.get("metrics"):
+            rows = zip(*columns.values(), strict=True)
+            lines = (json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+            (folder.path / "metrics.jsonl").write_text("".join(lines))
         write_json(folder.path / "done.json", cell["done"] | {"kept": str(path)})
     return sorted(found)

@@ -236,7 +236,11 @@ def iterate(mesh):
 
         def run(iterations, fault=CLEAN):
             state, reference = fresh(fault)
-            frozen = {"reference": jax.tree.map(jnp.array, reference), "reward": (), "seed": jnp.uint32(CELL.seed)}
+            frozen = {
+                "reference": jax.tree.map(jnp.array, reference),
+                "reward": (),
+                "seed": jnp.uint32(CELL.seed),
+            }
             history = []
             for _ in range(iterations):
                 state, metrics = step(state, frozen, prompts)

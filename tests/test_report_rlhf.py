@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_report import write_cell, write_study
 
+from rlhf_jax.evals.best_of_n import gold_by_prompt
 from rlhf_jax.report import evaluation_sections, html, policy_sections
 from rlhf_jax.report.families import family, strokes
 from rlhf_jax.report.study_results import read_study
@@ -43,7 +44,8 @@ def proxies(root: Path, seeds=3):
                      "gold_gain": float(x * (0.6 - 0.4 * beta * x)), "gold_gain_interval": [0.1, 0.3]}
                     for i, x in enumerate(d)
                 ]  # fmt: skip
-                found = {"curve": curve, "prompts": 40, "n": 32, "distinct": 0.9, "demonstrations": 40}  # fmt: skip
+                found = {"curve": curve, "gold_by_prompt": gold_by_prompt(proxy, gold), "prompts": 40, "n": 32,
+                         "distinct": 0.9, "demonstrations": 40}  # fmt: skip
                 (results / "best_of_n.json").write_text(json.dumps(found))
                 kl = 12 * np.linspace(0, 1, 60) ** 1.5
                 x = np.sqrt(kl)
@@ -122,14 +124,16 @@ def test_over_optimization_is_fitted_by_proxy_with_all_its_seeds(tmp_path, monke
     html.build(folder, tmp_path, resamples=50)
 
 
-def test_samples_that_are_gone_are_a_refusal(tmp_path):
+def test_results_without_what_a_curve_is_made_of_are_a_refusal(tmp_path):
     cells = proxies(tmp_path, seeds=1)
     names = [c["name"] for c in cells if c["kind"] == "best_of_n"]
     gone = next(c for c in cells if c["name"] == names[0])
-    (tmp_path / gone["folder"] / "results" / "samples.npz").unlink()
+    path = tmp_path / gone["folder"] / "results" / "best_of_n.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in found.items() if k != "gold_by_prompt"}))
     folder = write_study(tmp_path, cells, [{"kind": "overoptimization", "cells": names}])
     text = html.build(folder, tmp_path, resamples=10).read_text()
-    assert f"{names[0]} has no readable samples.npz" in text
+    assert f"{names[0]} has no gold_by_prompt in its result" in text
 
 
 def test_rounds_seeds_and_modes_are_shown(tmp_path):

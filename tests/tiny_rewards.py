@@ -7,3 +7,8 @@ def longest_word(prompts, responses):
         max((len(w) for w in r.split()), default=0) - len(p.split())
         for p, r in zip(prompts, responses, strict=True)
     ]
+
+
+def length_class(prompts, responses):
+    """0 of a short response, 1 of a long one."""
+    return [int(len(r) > 6) for r in responses]

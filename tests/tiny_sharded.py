@@ -60,7 +60,11 @@ def improved(mesh, params, prompts):
     reward = with_scalar_head(jax.tree.map(jnp.copy, params), jax.random.key(1))
     reward = place(reward, param_axes(CFG, True), mesh)
     scored = model_reward([Member(reward, 1.5, 0.2)], [CFG], AXES)
-    frozen = {"reference": jax.tree.map(jnp.copy, params), "reward": scored.arrays, "seed": jnp.uint32(0)}
+    frozen = {
+        "reference": jax.tree.map(jnp.copy, params),
+        "reward": scored.arrays,
+        "seed": jnp.uint32(0),
+    }
     state = init_state({"policy": params, "critic": critic}, OPTIM, 1, kl_coef=jnp.float32(0.1))
     step = make_ppo_step(cell, Networks(CFG, CFG), AXES, scored.score)
     state, metrics = step(state, frozen, prompts)

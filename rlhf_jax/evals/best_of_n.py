@@ -66,3 +66,11 @@ def best_of_n_curve(
             row[name], row[f"{name}_interval"] = paired_interval(values, 2000, seed)
         rows.append(row)
     return rows
+
+
+def gold_by_prompt(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[list[float]]:
+    """Of n = 1, 2, 4, ..., N the expected gold score of the best of n of each prompt, to five digits."""
+    return [
+        np.round(expected_best(proxy_PN, gold_PN, n), 5).tolist()
+        for n in powers_of_two(proxy_PN.shape[1])
+    ]

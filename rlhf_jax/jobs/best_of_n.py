@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.cells import BestOfN
 from rlhf_jax.data.feedback import Demonstration, write
-from rlhf_jax.evals.best_of_n import best_of_n_curve
+from rlhf_jax.evals.best_of_n import best_of_n_curve, gold_by_prompt
 from rlhf_jax.evals.diversity import distinct_responses
 from rlhf_jax.generate import generate, join
 from rlhf_jax.jobs.context import Context, TaskPrompts
@@ -51,6 +51,7 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
             "n": cell.n,
             "temperature": cell.temperature,
             "curve": best_of_n_curve(data["proxy"], data["gold"], cell.seed),
+            "gold_by_prompt": gold_by_prompt(data["proxy"], data["gold"]),
             # The KL bound is loose where samples repeat.
             "distinct": float(data["distinct"].mean()),
             "length": float(data["lengths"].mean()),

@@ -19,9 +19,9 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
     model learns from. Training and held-out prompts come from different documents."""
     records, gold = [], []
     splits = sampled(ctx, cell, lambda chunk: ranked(ctx, cell, chunk))
-    for split, (_, data) in splits.items():
+    for split, (asked, data) in splits.items():
         save_arrays(ctx.folder, split, data)
-        records += _records(ctx, data)
+        records += _records(ctx, asked, data)
         gold.append(data["gold"])
     write(ctx.folder.results / "comparisons.jsonl", records)
     scores = np.concatenate(gold)
@@ -53,15 +53,13 @@ def ranked(ctx: Context, cell: Compare, chunk: Chunk) -> Arrays:
     return {"gold": gold, "ranks": np.stack(ranks)}
 
 
-def _records(ctx: Context, data: Arrays) -> list[Comparison]:
+def _records(ctx: Context, asked: list[str], data: Arrays) -> list[Comparison]:
     decode = ctx.corpus.tokenizer.decode
     return [
         Comparison(
-            prompt=decode(prompt.tolist()),
+            prompt=prompt,
             responses=tuple(decode(r.tolist()) for r in responses),
             ranking=tuple(int(r) for r in ranks),
         )
-        for prompt, responses, ranks in zip(
-            data["prompts"], data["responses"], data["ranks"], strict=True
-        )
+        for prompt, responses, ranks in zip(asked, data["responses"], data["ranks"], strict=True)
     ]

@@ -4,6 +4,7 @@ how well the model that learned from them judges."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from rlhf_jax.cells import SFT, Feedback, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.annotators import correct, criticise
-from rlhf_jax.data.feedback import Correction, Critique, Record, read, write
+from rlhf_jax.data.feedback import Critique, Record, read, write
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.sampling import Split, decoded, gold_of, sampled
 from rlhf_jax.rl.critique import verdict_scores
@@ -41,14 +42,18 @@ def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
 
 
 def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
-    """What the labeller makes of the responses, in their order."""
-    give = correct if cell.gives == "corrections" else criticise
+    """What the labeller makes of the responses, in their order. Words and edits go by sentiment, verdicts by
+    the task's gold score."""
     asked = [prompt for prompt in split.asked for _ in range(cell.k)]
-    texts = decoded(ctx, split.arrays["responses"])
-    made: list[Correction | Critique | None] = [
-        give(p, r, cell.min_gold) for p, r in zip(asked, texts, strict=True)
+    pairs = list(zip(asked, decoded(ctx, split.arrays["responses"]), strict=True))
+    if cell.gives == "corrections":
+        edits = (correct(*pair, cell.min_gold) for pair in pairs)
+        return [edit for edit in edits if edit is not None]
+    good = split.arrays["gold"].ravel() >= cell.min_gold
+    return [
+        replace(criticise(*pair, cell.min_gold), verdict="good" if g else "bad")
+        for pair, g in zip(pairs, good, strict=True)
     ]
-    return [record for record in made if record is not None]
 
 
 def judge_report(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -196,7 +197,8 @@ def forward(
     # Between layers, where it is kept for the backward pass, the residual stream lies over `tensor`
     # too; whole on each device it would be most of the memory.
     x_DN = axes.constrain(x_DN, "residual", "batch")
-    body, ending_body = block, functools.partial(block, n=last)
+    body: Callable[..., Any] = block
+    ending_body: Callable[..., Any] = functools.partial(block, n=last)
     if cfg.remat != "none":
         known = jax.checkpoint_policies
         policies = {

@@ -11,12 +11,17 @@ from rlhf_jax.report.study_results import read_study, unique_rows
 from rlhf_jax.runs import CellFolder, read_json, write_json
 
 LONG = 64  # lists longer than this stay in the run folder
+# Of a PPO cell's metrics, those that figures and fits of over-optimization are made from.
+KEPT_METRICS = (
+    "step", "kl", "reward_gold", "reward_proxy", "entropy", "distinct_2", "response_length",
+    "stop_rate", "max_ratio_error", "max_logprob_gap",
+)  # fmt: skip
 TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is not ours to publish
 
 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
     """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of every
-    finished cell its configuration, results, time and provenance; and `runs.csv`, the pretraining runs as
+    finished cell its configuration, results, time and provenance, and PPO's curves; and `runs.csv`, the pretraining runs as
     a table that `rlhf-jax fit` reads. Replaces what an earlier export left there."""
     study = read_json(study_folder / "study.json")
     for name in ("fits", "figures"):
@@ -38,6 +43,7 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
                 "done": read_json(folder.path / "done.json"),
                 "provenance": {k: session.get(k) for k in kept},
                 "results": {p.stem: _short(read_json(p)) for p in results},
+                **({"metrics": _columns(folder)} if cell["kind"] == "ppo" else {}),
             }
         )
     write_json(to / "results.json", {**study, "cells": cells})
@@ -49,6 +55,16 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     return to
+
+
+def _columns(folder: CellFolder) -> dict[str, list[float]]:
+    """Column by column, to six digits."""
+    rows = folder.metrics()
+    return {
+        name: [float(f"{row[name]:.6g}") for row in rows]
+        for name in KEPT_METRICS
+        if all(name in row for row in rows)
+    }
 
 
 def _short(value: Any) -> Any:

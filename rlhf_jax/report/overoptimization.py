@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evals.best_of_n import expected_best, kl_bound, powers_of_two
+from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
 from rlhf_jax.report import plots_overoptimization as plots
 from rlhf_jax.report.families import Proxy, family, proxy_of, result
 from rlhf_jax.report.markup import cell_link, fixed, interval, number, paragraph, table
@@ -64,7 +64,7 @@ def gold_curve(cell: CellResult) -> Curve:
     """Gold score against sqrt(KL) of a cell.
 
     Raises:
-      FitError: the cell has no samples, or its metrics no KL or gold score.
+      FitError: the cell's result or its metrics lack what the curve is made of.
     """
     if cell.kind == "ppo":
         logged = cell.column("kl", "reward_gold")
@@ -72,20 +72,12 @@ def gold_curve(cell: CellResult) -> Curve:
             raise FitError(f"{cell.name} has logged no KL and gold score")
         kl, gold = zip(*logged, strict=True)
         return of_iterations(cell.name, kl, gold)
-    proxy_PN, gold_PN = samples(cell)
-    sizes = powers_of_two(proxy_PN.shape[1])
-    gold_PM = np.stack([expected_best(proxy_PN, gold_PN, n) for n in sizes], axis=1)
-    d_M = np.sqrt([kl_bound(n) for n in sizes])
+    found = result(cell, "best_of_n")
+    gold_PM = np.array(found.get("gold_by_prompt") or [], float).T
+    if not gold_PM.size:
+        raise FitError(f"{cell.name} has no gold_by_prompt in its result; run it again")
+    d_M = np.sqrt([kl_bound(n) for n in powers_of_two(found["n"])])
     return Curve(cell.name, np.tile(d_M, (len(gold_PM), 1)), gold_PM)
-
-
-def samples(cell: CellResult) -> tuple[np.ndarray, np.ndarray]:
-    """(proxy, gold) of a best-of-n cell's samples, each (prompts, n)."""
-    try:
-        with np.load(cell.folder.results / "samples.npz") as data:
-            return data["proxy"].astype(float), data["gold"].astype(float)
-    except (OSError, KeyError, ValueError) as e:
-        raise FitError(f"{cell.name} has no readable samples.npz ({e}); run it again") from None
 
 
 def inputs(group: Group) -> list[Any]:
