@@ -32,7 +32,6 @@ from rlhf_jax.evals.prompting import (
     chosen,
     completed,
     few_shot,
-    scored,
     summary,
     worked_examples,
 )
@@ -390,14 +389,3 @@ def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
     assert len(plot.rows) == 3 * 2 * 2 and not math.isnan(plot.rows[0][-1])
     empty = StudyResults(tmp_path, {}, models)
     assert report.headlines(empty) == [] and "no prompting" in report.prompting(empty, lambda _: "")
-
-
-def test_intervals_narrow_with_items():
-    few, many = (
-        scored(
-            Answers(tasks("test", n, 0)[:n], [""] * n, np.random.default_rng(0).normal(size=(n, 3)))
-        )
-        for n in (10, 400)
-    )
-    assert np.diff(many["choice_interval"]) < np.diff(few["choice_interval"])
-    assert np.diff(many["margin_interval"]) < np.diff(few["margin_interval"])
