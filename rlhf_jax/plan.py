@@ -1,6 +1,6 @@
 """What a study will cost, before anything runs: FLOPs, memory, disk and time of every cell.
 
-FLOPs are counted (`rlhf_jax.scaling.flops`, convention `exact`). Time is those FLOPs over the rate
+FLOPs are counted (`rlhf_jax.work`). Time is those FLOPs over the rate
 in `GFLOPS` plus an overhead, both corrected by what finished cells in RUNS took; memory and disk are
 estimates.
 """
@@ -13,27 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_jax.cells import (
-    DPO,
-    PPO,
-    SFT,
-    BestOfN,
-    Cell,
-    Compare,
-    Ensemble,
-    Evaluate,
-    Feedback,
-    Pretrain,
-    Prompting,
-    Reward,
-    names_cell,
-)  # fmt: skip
+from rlhf_jax.cells import Cell, Pretrain
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
-from rlhf_jax.memory import BASELINE_BYTES, rlhf_bytes, sampling_bytes, training_bytes
+from rlhf_jax.memory import BASELINE_BYTES
 from rlhf_jax.populations import populations
 from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
+from rlhf_jax.work import row_length, work_of
 
 # Training speed by model width: model GFLOP/s of one CPU core (measured, float32, batches of 8 to 16
 # rows of 128, a 2020s server core; the last two rows a guess), and of one GPU (a guess; small models
@@ -52,9 +39,6 @@ DECODE = 0.25  # share of that rate while sampling: one token a step reads every
 COMPILE_SECONDS = 10.0  # a shape's first cell: tracing, compiling, provenance
 WARM = 0.4  # the following ones, in proportion: restore, first steps, checkpoint
 PRIOR = 0.3  # weight of the table's values beside one finished cell's
-CHECKPOINTS_KEPT = 2
-RECORDS = 1000  # prompts that a file of comparisons is taken to hold
-TYPES = 20  # types and groups of items that a prompting cell is taken to have
 
 
 @dataclass(frozen=True)
@@ -121,81 +105,16 @@ class StudyPlan:
         }
 
 
-# --- work ------------------------------------------------------------------------------------
-
-
 def cell_plan(study: Study, cell: Cell) -> CellPlan:
     """The cost of one cell, without its seconds."""
-    model = study.model_of(cell)
-    params = param_counts(model)["total"]
-    s = row_length(study, cell)
-    forward = flops_per_token(model, s) / 3.0 * s  # one sequence
-    heldout = heldout_flops(study, model)
-    flops = decode = disk = memory = 0.0
-    if isinstance(cell, Pretrain):
-        seen = getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
-        tokens = cell.tokens - seen
-        sequences = tokens // s
-        flops = train_flops(model, s, tokens) + heldout
-        memory, disk = training_bytes(model, cell.batch, s, trained=1), 12 * params
-    elif isinstance(cell, SFT):
-        sequences = cell.examples * cell.epochs
-        flops = 3.0 * forward * sequences
-        memory, disk = training_bytes(model, cell.batch, s, trained=1), 12 * params
-    elif isinstance(cell, Compare | Feedback):
-        sequences = (cell.prompts + cell.heldout_prompts) * cell.k
-        flops = decode = forward * sequences
-        memory, disk = sampling_bytes(model, 256, s, models=1), 16.0 * sequences * s
-    elif isinstance(cell, Reward | DPO):
-        train, heldout_rows, k = compared(study, cell)
-        sequences = train * k * cell.epochs
-        flops = 3.0 * forward * sequences + forward * heldout_rows * k
-        if isinstance(cell, DPO):
-            flops += forward * train * k + heldout
-        memory = training_bytes(model, cell.batch * k, s, trained=1)
-        disk = 12 * params
-    elif isinstance(cell, Ensemble):
-        _, heldout_rows, k = compared(study, study[cell.members[0]])
-        sequences = heldout_rows * k
-        flops = sum(flops_per_token(m, s) / 3.0 * s for m in _rewards(study, cell.name)) * sequences
-        memory = sampling_bytes(model, 256, s, models=len(cell.members))
-    elif isinstance(cell, PPO):
-        sequences = cell.iterations * cell.batch * cell.samples
-        rewards = _rewards(study, cell.reward)
-        critic = (rewards or [model])[0] if cell.critic == "reward" else model
-        own = cell.algorithm == "ppo" and cell.critic != "shared"
-        trained = [model, critic] if own else [model]
-        passes = [forward, *(flops_per_token(m, s) / 3.0 * s for m in [*trained, *rewards])]
-        decode = forward * sequences
-        learned = cell.epochs * 3 * sum(passes[1 : 1 + len(trained)])
-        flops = decode + sequences * (sum(passes) + learned)
-        if cell.ptx_coef:
-            rows = cell.iterations * cell.epochs * cell.minibatches * cell.ptx_batch
-            flops += train_flops(model, study.corpus.seq_len, rows * study.corpus.seq_len)
-        memory = sum(rlhf_bytes(cell, model, trained[-1], rewards).values()) - BASELINE_BYTES
-        disk = 12 * sum(param_counts(m)["total"] for m in trained)
-    elif isinstance(cell, BestOfN | Evaluate):
-        sides = 2 if isinstance(cell, Evaluate) else cell.n
-        sequences = sides * cell.prompts
-        decode = forward * sequences
-        scored = sum(flops_per_token(m, s) / 3.0 * s for m in _rewards(study, cell.reward))
-        flops = decode + scored * sequences
-        if isinstance(cell, Evaluate):
-            flops += 2 * forward * sequences + 2 * heldout
-        memory, disk = sampling_bytes(model, cell.prompts, s, models=3), 16.0 * sequences * s
-    elif isinstance(cell, Prompting):
-        sequences = TYPES * cell.items * len(cell.shots)
-        decode = forward * sequences * cell.answer_len / s
-        flops = 2 * forward * sequences + decode
-        memory = sampling_bytes(model, 256, s, models=1)
-    else:
-        raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
-    if not isinstance(cell, Pretrain):
-        tokens = sequences * s
-    if isinstance(cell, Pretrain | SFT | Reward | PPO | DPO):
-        disk *= CHECKPOINTS_KEPT
-    return CellPlan(cell.name, cell.KIND, cell.parents(), params, sequences, tokens, flops, decode,
-                    BASELINE_BYTES + memory, disk)  # fmt: skip
+    work, params = work_of(study, cell), param_counts(study.model_of(cell))["total"]
+    tokens = work.sequences * row_length(study, cell)
+    if isinstance(cell, Pretrain):  # not in whole rows
+        tokens = cell.tokens - (
+            getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
+        )
+    return CellPlan(cell.name, cell.KIND, cell.parents(), params, work.sequences, tokens, work.flops,
+                    work.decode_flops, BASELINE_BYTES + work.memory, work.disk)  # fmt: skip
 
 
 def _together(study: Study, cells: list[CellPlan]) -> list[CellPlan]:
@@ -207,38 +126,6 @@ def _together(study: Study, cells: list[CellPlan]) -> list[CellPlan]:
         if c.name in groups else c
         for c in cells
     ]  # fmt: skip
-
-
-def heldout_flops(study: Study, model: ModelConfig) -> float:
-    """Scoring the fixed set of held-out tokens once."""
-    return study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
-
-
-def compared(study: Study, cell: Cell) -> tuple[int, int, int]:
-    """(training prompts, held-out prompts, completions a prompt) of a cell that learns from rankings; of a
-    file of records, which is not read here, a guess."""
-    assert isinstance(cell, Reward | DPO)
-    names = [cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ())]
-    cells = [c for n in names if names_cell(n) and isinstance(c := study[n], Compare | Feedback)]
-    train = sum(c.prompts for c in cells) or RECORDS
-    if isinstance(cell, Reward) and cell.prompts is not None:
-        train = min(train, cell.prompts)
-    heldout = cells[0].heldout_prompts if cells else RECORDS // 8
-    return train, heldout, max((c.k for c in cells), default=2)
-
-
-def _rewards(study: Study, name: str) -> list[ModelConfig]:
-    return [study.model_of(study[n]) for n in study.reward_models(name)]
-
-
-def row_length(study: Study, cell: Cell) -> int:
-    """Tokens in one sequence of a cell."""
-    while isinstance(cell, Ensemble):
-        cell = study[cell.members[0]]
-    task = getattr(cell, "task", None)
-    if isinstance(cell, Reward | DPO) and names_cell(cell.comparisons):
-        task = getattr(study[cell.comparisons], "task", None)
-    return task.prompt_len + task.response_len if task else study.corpus.seq_len
 
 
 # --- time ------------------------------------------------------------------------------------
@@ -352,7 +239,9 @@ def _measured(
         try:
             model = from_json(ModelConfig, config["model"])
             flops = train_flops(model, study.corpus.seq_len, config["tokens"])
-            flops += heldout_flops(study, model)
+            flops += (
+                study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
+            )
         except (KeyError, TypeError, ConfigError):
             continue  # not a pretraining cell, or written by another version
         add("pretrain", read_json(path), flops / rate(model.width, threads, accelerator))
