@@ -47,7 +47,7 @@ def study(tiny):
             ema=0.9, ptx_coef=0.5, ptx_batch=4, score_at="after", **same),
         PPO("own", policy="base", reward="reward-b", iterations=2, batch=4, epochs=1, **same),
         PPO("grpo", policy="base", reward=REWARD, iterations=2, batch=4, samples=2, epochs=1,
-            algorithm="grpo", kl_in="loss", **same),
+            algorithm="grpo", kl_in="loss", no_eos="keep", **same),
         DPO("dpo", policy="base", comparisons="compare", batch=4),
         BestOfN("best", policy="base", reward="worst", prompts=8, n=4, **same),
         SFT("rejection", base="base", records="best", batch=1, **same),
