@@ -61,20 +61,40 @@ def test_cells_of_different_kinds_never_share_an_id():
     assert len(set(made.values())) == 4
 
 
-def test_a_reward_function_enters_the_id_by_its_source(tmp_path, monkeypatch):
+REWARD = """
+import functools
+
+WORDS = {{"good", {word!r}}}
+UNUSED = {unused}
+
+
+@functools.cache
+def score_of(text):
+    return {bonus} + sum(w in WORDS for w in text.split())
+
+
+def score(prompts, responses):
+    return [score_of(r) for r in responses]
+"""
+
+
+def test_a_reward_enters_the_id_by_its_source_and_by_what_it_uses(tmp_path, monkeypatch):
+    import linecache
     import sys
 
     monkeypatch.syspath_prepend(str(tmp_path))
     sft, ppo = SFT("sft", base="base"), PPO("p", policy="sft", reward="my_reward_module:score")
-    made = []
-    for body in ("return 0.0", "return 1.0"):
-        (tmp_path / "my_reward_module.py").write_text(f"def score(text):\n    {body}  # {body}\n")
-        sys.modules.pop("my_reward_module", None)
-        import linecache
 
+    def made(word="fine", bonus=1, unused=0):
+        text = REWARD.format(word=word, bonus=bonus, unused=unused)
+        (tmp_path / "my_reward_module.py").write_text(text)
+        sys.modules.pop("my_reward_module", None)
         linecache.clearcache()
-        made.append(ids(BASE, sft, ppo)["p"])
-    assert made[0] != made[1]
+        return ids(BASE, sft, ppo)["p"]
+
+    first = made()
+    assert made() == made(unused=1) == first
+    assert len({first, made(word="bad"), made(bonus=2)}) == 3
     with pytest.raises(ConfigError, match="cannot be imported"):
         ids(BASE, sft, replace(ppo, reward="no_such_module:score"))
 
