@@ -144,27 +144,18 @@ def choice_log_probs(
     K, A = choices_BKA.shape[1:]
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
     empty = init_cache(cfg, B, P + A, axes)
-    x_DBP, cache = forward(
-        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty
+    x_DB1, cache = forward(
+        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty, last=1
     )
     assert cache is not None
     rows_N = jnp.arange(B * K) // K  # the prompt of each choice
-
-    def tile(x: jax.Array, axis: int, *names: str | None) -> jax.Array:
-        return x.at[(slice(None),) * axis + (rows_N,)].get(out_sharding=axes.spec(*names))
-
-    cache = cache._replace(
-        k_LKBCS=tile(cache.k_LKBCS, 2, None, "heads", "batch", None, None),
-        v_LKBCS=tile(cache.v_LKBCS, 2, None, "heads", "batch", None, None),
-        segments_BS=tile(cache.segments_BS, 0, "batch", None),
-        positions_BS=tile(cache.positions_BS, 0, "batch", None),
-    )
+    cache = cache.repeated(rows_N, axes)
     choices_NA = choices_BKA.reshape(B * K, A, out_sharding=axes.spec("batch", None))
     mask_NA = (choices_NA != PAD).astype(jnp.int32)
-    start_N = tile(jnp.sum(segments_BP, axis=-1), 0, "batch")
+    start_N = jnp.sum(segments_BP, axis=-1).at[rows_N].get(out_sharding=axes.spec("batch"))
     positions_NA = (start_N[:, None] + jnp.arange(A)) * mask_NA
     x_DNA, _ = forward(params, cfg, choices_NA, mask_NA, positions_NA, axes, cache)
-    last_DN1 = tile(x_DBP[..., -1:], 1, None, "batch", None)
+    last_DN1 = x_DB1.at[:, rows_N].get(out_sharding=axes.spec(None, "batch", None))
     x_DNA = jnp.concatenate([last_DN1, x_DNA[..., :-1]], axis=-1)
     log_probs_NA = token_log_probs(logits(params, cfg, x_DNA, axes), choices_NA)
     total_N = jnp.sum(log_probs_NA * mask_NA, axis=-1)

@@ -29,13 +29,33 @@ UNROLLED = 8
 
 
 class Cache(NamedTuple):
-    """Keys and values of S positions, `length` of them written."""
+    """Keys and values of S positions, `length` of them written.
 
-    k_LKBCS: jax.Array
-    v_LKBCS: jax.Array
-    segments_BS: jax.Array  # 0: not written, or padding
+    Attributes:
+        layers: (k_KBCS, v_KBCS) of every layer; where layers are scanned, one pair of LKBCS.
+        segments_BS: 0 where nothing is written, and on padding.
+    """
+
+    layers: Any
+    segments_BS: jax.Array
     positions_BS: jax.Array
     length: jax.Array
+
+    def repeated(self, rows_B: jax.Array, axes: Axes) -> Cache:
+        """The cache of a batch whose rows are these rows of this one."""
+
+        def rows(x: jax.Array) -> jax.Array:
+            stacked = (None,) * (x.ndim - 4)
+            spec = axes.spec(*stacked, "heads", "batch", None, None)
+            return x.at[(slice(None),) * (x.ndim - 3) + (rows_B,)].get(out_sharding=spec)
+
+        ids = axes.spec("batch", None)
+        return Cache(
+            jax.tree.map(rows, self.layers),
+            self.segments_BS.at[rows_B].get(out_sharding=ids),
+            self.positions_BS.at[rows_B].get(out_sharding=ids),
+            self.length,
+        )
 
 
 def shapes(cfg: ModelConfig) -> tuple[Params, Params]:
@@ -121,12 +141,23 @@ def with_scalar_head(params: Params, key: jax.Array | None) -> Params:
     return {**params, "scalar": {"w": w, "b": jnp.zeros(())}}
 
 
+def unrolled(cfg: ModelConfig) -> bool:
+    """Whether layers follow each other in the program, instead of in a loop."""
+    return platform() == "cpu" and cfg.layers <= UNROLLED
+
+
 def init_cache(cfg: ModelConfig, batch: int, length: int, axes: Axes) -> Cache:
     """An empty cache for `length` positions."""
-    shape = (cfg.layers, cfg.K, batch, cfg.C, length)
-    kv = axes.constrain(jnp.zeros(shape, cfg.compute), None, "heads", "batch", None, None)
+    shape, names = (cfg.K, batch, cfg.C, length), ("heads", "batch", None, None)
     ids = axes.constrain(jnp.zeros((batch, length), jnp.int32), "batch", None)
-    return Cache(kv, kv, ids, ids, jnp.zeros((), jnp.int32))
+    layers: Any
+    if unrolled(cfg):
+        kv = axes.constrain(jnp.zeros(shape, cfg.compute), *names)
+        layers = ((kv, kv),) * cfg.layers
+    else:
+        kv = axes.constrain(jnp.zeros((cfg.layers, *shape), cfg.compute), None, *names)
+        layers = (kv, kv)
+    return Cache(layers, ids, ids, jnp.zeros((), jnp.int32))
 
 
 def forward(
@@ -154,7 +185,6 @@ def forward(
     x_DN = in_memory(x_ND.T)
     if cache is None:
         keys = (segments_BT, positions_BT)
-        layers_kv: Any = None
     else:
         at = (0, cache.length)
         cache = cache._replace(
@@ -162,7 +192,6 @@ def forward(
             positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
         )
         keys = (cache.segments_BS, cache.positions_BS)
-        layers_kv = (cache.k_LKBCS, cache.v_LKBCS)
 
     def sight_of(n: int) -> Sight:
         """What the last n positions see."""
@@ -170,9 +199,8 @@ def forward(
         return look(cfg.C, cfg.compute, asking, keys, cache is not None or n < T)
 
     last = T if last is None else min(last, T)
-    unroll = platform() == "cpu" and cfg.layers <= UNROLLED
     # Where layers are not scanned the last one need not compute what is not asked for.
-    trimmed = unroll and last < T
+    trimmed = unrolled(cfg) and last < T
     sights = {n: sight_of(n) for n in ({T, last} if trimmed else {T})}
 
     def ending(x_XN: jax.Array) -> jax.Array:
@@ -212,16 +240,20 @@ def forward(
         }
         policy = policies.get(cfg.remat)
         body, ending_body = (jax.checkpoint(f, policy=policy) for f in (body, ending_body))
-    layers = (params["layers"], layers_kv)
-    if trimmed:
-        before, end = (jax.tree.map(lambda a, at=at: a[at], layers) for at in (slice(-1), -1))
-        x_DN, kv = jax.lax.scan(body, x_DN, before, unroll=True)
-        x_DN, end_kv = ending_body(x_DN, end)
-        layers_kv = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), kv, end_kv)
+    layers: Any
+    if unrolled(cfg):
+        weights, layers = jax.tree.map(jnp.unstack, params["layers"]), []
+        for i in range(cfg.layers):
+            w = {name: of_layer[i] for name, of_layer in weights.items()}
+            run = ending_body if trimmed and i == cfg.layers - 1 else body
+            x_DN, kv = run(x_DN, (w, cache.layers[i] if cache is not None else None))
+            layers.append(kv)
+        layers = tuple(layers)
     else:
-        x_DN, layers_kv = jax.lax.scan(body, x_DN, layers, unroll=unroll)
+        before = None if cache is None else cache.layers
+        x_DN, layers = jax.lax.scan(body, x_DN, (params["layers"], before))
     if cache is not None:
-        cache = cache._replace(k_LKBCS=layers_kv[0], v_LKBCS=layers_kv[1], length=cache.length + T)
+        cache = cache._replace(layers=layers, length=cache.length + T)
     x_DN = axes.constrain(x_DN, None, "batch")
     if last < T and not trimmed:
         x_DN = ending(x_DN)

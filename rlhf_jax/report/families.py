@@ -83,7 +83,8 @@ def proxy_of(study: StudyResults, cell: CellResult) -> Proxy:
 def proxy(study: StudyResults, cell: CellResult) -> Proxy:
     """What a reward cell or an ensemble is."""
     report = cell.results.get("report") or {}
-    parts = [cell] if cell.kind == "reward" else [study.cell(name) for name in cell.parents]
+    alone = cell.kind in ("reward", "sft")  # an SFT cell: a critique model
+    parts = [cell] if alone else [study.cell(name) for name in cell.parents]
     sizes = [size(part) for part in parts if part]
     labels = report.get("prompts") or cell.config.get("prompts")
     return Proxy(
