@@ -14,10 +14,13 @@ Cost: 6e11 FLOPs. Expected: at beta 1 PPO keeps all three modes in nearly the ba
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rlhf_jax.cells import (
     DPO,
@@ -136,12 +139,46 @@ def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [REWARDS[mode] if mode >= 0 else 0.0 for mode in modes(prompts, responses)]
 
 
-def optimum(beta: float, shares: Sequence[float] = SHARES) -> list[float]:
-    """Shares of the clusters under the policy that maximises reward less beta KL, where the policy it
-    starts from has `shares`: proportional to share x exp(reward / beta)."""
+def optimum(beta: float, shares: Sequence[float]) -> list[float]:
+    """Shares of the clusters, and of anything else, under the policy that maximises reward less beta KL, where
+    the policy it starts from has `shares`: proportional to share x exp(reward / beta)."""
+    rewards = (*REWARDS, 0.0)
     if beta == 0:
-        return [float(r == max(REWARDS)) for r in REWARDS]
+        return [float(r == max(rewards)) for r in rewards]
     weights = [
-        s * math.exp((r - max(REWARDS)) / beta) for s, r in zip(shares, REWARDS, strict=True)
+        s * math.exp((r - max(rewards)) / beta) for s, r in zip(shares, rewards, strict=True)
     ]
     return [w / sum(weights) for w in weights]
+
+
+def against_optimum(results: Path) -> list[dict[str, Any]]:
+    """Of every evaluated policy of an export: how often it names a number of each cluster, or something else,
+    how often the optimum for its beta does that starts from the base's own shares, and the KL of both."""
+    rows = []
+    cells = {c["name"]: c for c in json.loads(results.read_text())["cells"]}
+    for cell in cells.values():
+        found = (cell["results"].get("evaluation") or {}).get("modes")
+        if not found:
+            continue
+        policy = cells[cell["name"].removeprefix("eval-")]
+        beta = policy["config"].get("kl_coef")
+        before, after = (
+            [*(found[side]["shares"].get(str(i), 0.0) for i in range(3)), found[side]["none"]]
+            for side in ("before", "after")
+        )
+        best = None if beta is None else optimum(beta, before)
+        rows.append({
+            "policy": policy["name"], "beta": beta, "before": before, "after": after, "optimum": best,
+            "kl": cell["results"]["evaluation"]["kl"], "optimal_kl": best and divergence(best, before),
+        })  # fmt: skip
+    return rows
+
+
+def divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """KL(p || q) in nats of two sets of shares."""
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+if __name__ == "__main__":
+    for row in against_optimum(Path(__file__).parent / "results" / "diversity" / "results.json"):
+        print(json.dumps(row))
