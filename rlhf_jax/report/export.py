@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_jax.report.study_results import read_study, unique_rows
 from rlhf_jax.runs import CellFolder, read_json, write_json
 
+LARGE = 256 * 1024  # bytes of a figure's table that stays in the run folder
 LONG = 64  # lists longer than this stay in the run folder
 # Of a PPO cell's metrics, those that figures and fits of over-optimization are made from.
 KEPT_METRICS = (
@@ -27,7 +28,7 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
     for name in ("fits", "figures"):
         shutil.rmtree(to / name, ignore_errors=True)
         if (study_folder / name).is_dir():
-            shutil.copytree(study_folder / name, to / name)
+            shutil.copytree(study_folder / name, to / name, ignore=_large_tables)
     if (study_folder / "prediction.json").exists():
         shutil.copy(study_folder / "prediction.json", to)
     cells = []
@@ -55,6 +56,11 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     return to
+
+
+def _large_tables(folder: str, names: list[str]) -> list[str]:
+    """Figures' data that would be most of a repository; they can be made again."""
+    return [n for n in names if n.endswith(".csv") and (Path(folder) / n).stat().st_size > LARGE]
 
 
 def _columns(folder: CellFolder) -> dict[str, list[float]]:

@@ -14,8 +14,8 @@ from rlhf_jax.report.study_results import CellResult, is_interval, is_number
 from rlhf_jax.report.style import FG, MUTED, SERIES, Plot, legend_above, panels, render, styled
 
 PPO_PANELS = (
-    ("reward_gold", "gold reward (never trained on)"),
-    ("reward_proxy", "reward model's score"),
+    ("reward_gold", "gold reward"),
+    ("reward_proxy", "the score it climbs"),
     ("kl", "KL to the start (nats/sequence)"),
     ("entropy", "entropy (nats/token)"),
     ("distinct_2", "distinct bigrams (share)"),
