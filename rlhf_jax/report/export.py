@@ -63,11 +63,11 @@ def _large_tables(folder: str, names: list[str]) -> list[str]:
     return [n for n in names if n.endswith(".csv") and (Path(folder) / n).stat().st_size > LARGE]
 
 
-def _columns(folder: CellFolder) -> dict[str, list[float]]:
+def _columns(folder: CellFolder) -> dict[str, list[int | float]]:
     """Column by column, to six digits."""
     rows = folder.metrics()
     return {
-        name: [float(f"{row[name]:.6g}") for row in rows]
+        name: [x if isinstance(x, int) else float(f"{x:.6g}") for x in (row[name] for row in rows)]
         for name in KEPT_METRICS
         if all(name in row for row in rows)
     }
