@@ -182,7 +182,8 @@ class Step:
 
 @styled
 def rounds(steps: Sequence[Step], name: str) -> Plot | None:
-    """Gold, proxy and KL by round, every seed; lines follow who descends from whom."""
+    """Gold, proxy and KL by round, every seed; lines follow who descends from whom. Policies of one round
+    that no other descends from stand beside the rounds, hollow and out of the mean."""
     keys = [("gold", "gold reward"), ("proxy", "proxy score"), ("kl", "KL from `before` (nats)")]
     keys = [(k, label) for k, label in keys if any(k in s.values for s in steps)]
     if not keys:
@@ -190,6 +191,7 @@ def rounds(steps: Sequence[Step], name: str) -> Plot | None:
     figure, axes = panels(1, len(keys), width=2.6 * len(keys), height=3.1)
     by_cell = {s.cell: s for s in steps}
     seeds = list(dict.fromkeys(s.seed for s in steps))
+    followed = {s.before for s in steps}
     rows = []
     for ax, (key, label) in zip(axes, keys, strict=True):
         at: dict[int, list[float]] = {}
@@ -200,8 +202,12 @@ def rounds(steps: Sequence[Step], name: str) -> Plot | None:
             last = by_cell.get(step.before or "")
             if last and key in last.values:
                 ax.plot([last.round, step.round], [last.values[key], step.values[key]], color=colour, linewidth=1)  # fmt: skip
-            ax.plot(step.round, step.values[key], "o", color=colour, markersize=4)
-            at.setdefault(step.round, []).append(step.values[key])
+            alone = step.before is None and step.cell not in followed
+            x = step.round - 0.15 if alone else step.round
+            inside = "none" if alone else colour
+            ax.plot(x, step.values[key], "o", color=colour, markerfacecolor=inside, markersize=4)
+            if not alone:
+                at.setdefault(step.round, []).append(step.values[key])
             rows.append((step.cell, step.round, key, step.values[key]))
         order = sorted(at)
         ax.plot(order, [np.mean(at[r]) for r in order], color=FG, linewidth=2, linestyle="--", label="mean")  # fmt: skip
@@ -210,8 +216,8 @@ def rounds(steps: Sequence[Step], name: str) -> Plot | None:
         ax.set_xticks(sorted({s.round for s in steps}))
     legend_above(figure, axes[0])
     return Plot(name, render(figure, name), ("cell", "round", "metric", "value"), rows,
-                "Rounds of feedback: every seed a colour, dashed the mean over seeds. Each round's proxy has "
-                "its own scale.")  # fmt: skip
+                "Rounds of feedback: every seed a colour, dashed the mean over seeds; hollow, policies of one "
+                "round alone. Each round's proxy has its own scale.")  # fmt: skip
 
 
 @styled
