@@ -255,6 +255,10 @@ def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = 
     study: Study = module.study(tiny=tiny)
     for text in overrides:
         study = _override_study(study, text)
+    for cell in study.cells:
+        _science(
+            cell, {}
+        )  # callables and files that are not there are refused before anything is done
     return study
 
 

@@ -219,3 +219,23 @@ def test_every_study_of_the_repository_is_sound_and_small_in_its_tiny_form(path,
 
 def train_tokens(cell) -> int:
     return cell.tokens if isinstance(cell, Pretrain) else 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("SFT('s', base='base', records='no/such.jsonl')", "no/such.jsonl.*expected a cell of the study"),
+        ("PPO('p', policy='base', reward='no_such_module:score')", "no_such_module.*cannot be imported"),
+    ],
+)  # fmt: skip
+def test_what_lies_outside_and_is_not_there_is_refused_when_the_study_is_loaded(
+    tmp_path, cell, said
+):
+    (tmp_path / "s.py").write_text(
+        "from rlhf_jax.cells import PPO, SFT, Pretrain\nfrom rlhf_jax.config import *\n"
+        "from rlhf_jax.study import Study\n\n\ndef study(tiny):\n"
+        "    base = Pretrain('base', model=ModelConfig(vocab=1024), tokens=65536)\n"
+        f"    return Study('s', (base, {cell}))\n"
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_study(tmp_path / "s.py")
