@@ -24,7 +24,7 @@ from rlhf_jax.train.state import learning_rate
 
 __all__ = ["mesh"]
 
-CFG = dataclasses.replace(LEARNED, vocab=16)
+CFG = dataclasses.replace(LEARNED, vocab=16, layers=1)
 CELL = PPO(
     "p", task=TaskConfig(4, 6), batch=8, epochs=1, iterations=10, kl_coef=0.1, no_eos="keep",
     optim=OptimConfig(lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.0, b2=0.999),
