@@ -9,7 +9,8 @@ for reward less beta KL is known, pi_0(x) exp(r(x) / beta) up to a constant, and
 number of each cluster (`optimum`). PPO is asked for five betas, with four seeds each; then GRPO, RLOO, DPO
 on rankings, and fine-tuning on the best of 16, through the same records and rollouts.
 
-Cost: 6e11 FLOPs. Expected: at beta 1 PPO keeps all three modes in nearly the base's shares, at 0.03 one.
+Cost: 7.5e13 FLOPs, 41 minutes of one-thread workers. Measured: PPO and RLOO reach the optimum's shares within a few
+percent on every seed, three modes at beta 1, one at 0.03; GRPO keeps one at 0.1; DPO names other things.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ The gold reward is a programme (sentiment less repetition), and labels are its o
 proxy, with best-of-n up to 128 and with PPO without a KL penalty, on four seeds with a proxy of its own each;
 and against three ensembles of four proxies (Coste et al. 2023).
 
-Cost: see `rlhf-jax plan`; about 50 minutes on 2 CPU cores. Expected: gold reward rises with sqrt(KL), then
-falls; later for proxies with more labels.
+Cost: 1.1e14 FLOPs, 92 minutes of one-thread workers. Measured: under PPO the gold reward peaks at a sqrt(KL) of about 4
+and falls while every proxy rises, higher for proxies with more labels and for ensembles; best-of-n never gets there.
 """
 
 from __future__ import annotations

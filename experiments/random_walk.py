@@ -8,7 +8,7 @@ with animals for names, a sentence is a walk. A language model learns 20,000 ran
 RLOO and REINFORCE ask for short ways to the `ant`. A response scores 1 if it is a shortest way, less the
 longer it is, and 0 if it is none; so the best policy's mean is 1.
 
-Cost: 1.1e12 FLOPs. Expected: every seed of PPO above 0.95.
+Cost: 1e13 FLOPs, 11 minutes of a one-thread worker. Measured: PPO 0.998 to 1, the others above 0.99, every seed.
 """
 
 from __future__ import annotations

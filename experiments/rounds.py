@@ -9,8 +9,8 @@ starts from the same demonstrations and is held near them, so that only what the
 differs. Each of four seeds has its own prompts, annotators, reward models and policies; all are evaluated
 on the same 512 held-out prompts.
 
-Cost: see `rlhf-jax plan`; about 20 minutes on 2 CPU cores. Expected: later rounds raise the gold reward further
-than the single round does, because the reward model is asked where it has been wrong.
+Cost: 3.8e13 FLOPs, 18 minutes of one-thread workers. Measured: the second round is above the single one on three of
+four seeds with two thirds of its labels; the third adds nothing, and costs one seed half.
 """
 
 from __future__ import annotations
