@@ -22,7 +22,7 @@ from rlhf_jax.jobs.feedback import agreement, feedback
 from rlhf_jax.jobs.language import pretrain
 from rlhf_jax.jobs.ppo import ppo
 from rlhf_jax.jobs.rankings import ceilings, rankings
-from rlhf_jax.jobs.sft import from_records, sft
+from rlhf_jax.jobs.sft import from_records, sft, source
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.plan import cell_plan
 from rlhf_jax.runs import Heartbeat, Runs
@@ -170,7 +170,7 @@ def corpus_text(bench, ids):
 
 def test_edits_are_learned_as_answers(bench):
     ctx = bench.context("edited")
-    shown, examples = from_records(ctx, ctx.cell)
+    shown, examples = from_records(ctx, ctx.cell, source(ctx, ctx.cell))
     edits = given(bench, "corrections", "records.jsonl", Correction)
     assert [(d.prompt, d.response) for d in shown] == [(e.prompt, e.edited) for e in edits]
     assert len(examples) == len(edits)

@@ -15,7 +15,7 @@ from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstrati
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.language import pretrain
-from rlhf_jax.jobs.sft import continuations, from_records, packed_rows, sft
+from rlhf_jax.jobs.sft import continuations, from_records, packed_rows, sft, source
 from rlhf_jax.parallel import AXES
 from rlhf_jax.runs import Heartbeat, Runs, write_json
 from rlhf_jax.study import Study
@@ -78,7 +78,7 @@ def context(mesh, root):
 
 
 def learned(context, cell):
-    return from_records(context(cell), cell)
+    return from_records(context(cell), cell, source(context(cell), cell))
 
 
 def test_without_records_it_learns_approved_continuations_as_ever(context):

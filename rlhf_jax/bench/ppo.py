@@ -9,21 +9,21 @@ EOS, and for TRL no token is PAD or stops a response, so a response always has i
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.bench.machine import busy_seconds, machine
+from rlhf_jax.bench.machine import machine
 from rlhf_jax.bench.peers import Asked, Peer, ours
 from rlhf_jax.bench.shapes import Shape
-from rlhf_jax.bench.train import IDLE_SECONDS, QUIET, Log, Row, Settings
+from rlhf_jax.bench.train import Log, Row, Settings
+from rlhf_jax.bench.turns import Answer, in_rounds
 from rlhf_jax.config import ConfigError, ModelConfig, to_json
 from rlhf_jax.scaling.flops import param_counts
 
@@ -37,7 +37,6 @@ PHASES = ("generate", "score", "update")
 EPOCHS = 4
 SAME = 1e-4  # nats, scores, values; of a loss, relative to max(1, |loss|)
 MOVED = 1e-3  # of what the iteration changed, relative to the largest change
-Answer = Mapping[str, Any]
 
 
 def find_trl(python: str | None) -> list[str]:
@@ -188,29 +187,17 @@ def _largest(x: np.ndarray) -> float:
 def in_turns(
     shape: Shape, sides: Mapping[str, Asked], settings: Settings, log: Log
 ) -> tuple[dict[str, list[Row]], float]:
-    """The answers of every side in every round, and the share of the CPU that went elsewhere meanwhile. The
-    order turns round each time."""
+    """Every side's answers in every round, and the share of the CPU that went elsewhere (`in_rounds`)."""
     counts = {}
     for name, side in sides.items():
         side.ask("time", count=1)  # warms up; ours compiles
         counts[name] = max(1, round(settings.block_seconds / side.ask("time", count=1)["seconds"]))
-    times: dict[str, list[Row]] = {name: [] for name in sides}
-    elsewhere = wall = 0.0
-    for n in range(settings.rounds):
-        for name in list(sides)[:: 1 if n % 2 == 0 else -1]:
-            time.sleep(IDLE_SECONDS)
-            before = busy_seconds()
-            answer = sides[name].ask("time", count=counts[name])
-            elsewhere += max(0.0, busy_seconds() - before - answer["cpu_seconds"])
-            wall += answer["seconds"]
-            times[name].append(answer)
-        said = ", ".join(f"{name} {1000 * t[-1]['total']:,.0f} ms" for name, t in times.items())
-        log(f"{shape.name}: round {n + 1} of {settings.rounds}: {said}")
-    others = elsewhere / (wall * (os.cpu_count() or 1))
-    if others > QUIET:
-        log(f"{shape.name}: other programs took {others:.0%} of the CPU. Measure again on a quiet machine: "
-            "threads that wait by spinning, as torch's do, lose most to that")  # fmt: skip
-    return times, others
+
+    def said(answers: Mapping[str, Answer]) -> str:
+        return ": " + ", ".join(f"{n} {1000 * a['total']:,.0f} ms" for n, a in answers.items())
+
+    asks = {n: partial(side.ask, "time", count=counts[n]) for n, side in sides.items()}
+    return in_rounds(shape.name, asks, settings.rounds, said, log)
 
 
 def summary(shape: Shape, times: Mapping[str, Sequence[Answer]]) -> Row:

@@ -168,25 +168,32 @@ class Program:
         put(parameters, now)
         return {}
 
-    def peak(self, n=2048, tries=8):
-        x = torch.randn(n, n)
-        seconds = []
-        for _ in range(tries):
-            start = time.perf_counter()
-            torch.mm(x, x)
-            seconds.append(time.perf_counter() - start)
-        return {"flops": 2 * n**3 / min(seconds)}
+    def peak(self):
+        return {"flops": matmul_peak()}
 
 
-def main():
+def matmul_peak(n=2048, tries=8):
+    """FLOP/s of a large matrix product."""
+    x = torch.randn(n, n)
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        torch.mm(x, x)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+def serve(program):
+    """Answers questions by the program's methods until the input closes; it is made after what libraries
+    print has been turned away from the answers."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    program = Program()
+    os.dup2(2, 1)
+    made = program()
     for line in sys.stdin:
         arguments = json.loads(line)
-        operation = getattr(program, arguments.pop("op"))
+        operation = getattr(made, arguments.pop("op"))
         print(json.dumps(operation(**arguments)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Program)

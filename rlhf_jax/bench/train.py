@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.bench.agreement import STEPS, Agreement, check
-from rlhf_jax.bench.machine import busy_seconds, machine
+from rlhf_jax.bench.machine import machine
 from rlhf_jax.bench.peers import Asked, Peer, ours
 from rlhf_jax.bench.shapes import Shape
+from rlhf_jax.bench.turns import Answer, in_rounds
 from rlhf_jax.config import ConfigError, to_json
 from rlhf_jax.scaling.flops import flops_per_token
 
@@ -34,8 +34,6 @@ INSTALL = (
 BLOCK_SECONDS = (
     1.75  # of a side's turn: thousands of times a timer's error, yet many turns a minute
 )
-IDLE_SECONDS = 0.2  # before a turn: idle thread pools stop spinning after some milliseconds
-QUIET = 0.05  # others may take this share of the CPU before we warn
 Log = Callable[[str], None]
 Row = dict[str, Any]
 
@@ -189,27 +187,18 @@ def _agree(name: str, sides: Mapping[str, Side], folder: Path) -> Agreement:
 def in_turns(
     shape: Shape, sides: Mapping[str, Side], settings: Settings, log: Log
 ) -> tuple[dict[str, list[float]], float]:
-    """Tokens/s of every side in every round, and `others`, the share of the machine's CPU time that
-    went elsewhere in the meantime. The order turns round each time, so that none always follows the
-    same one."""
+    """Tokens/s of every side in every round, and the share of the CPU that went elsewhere (`in_rounds`)."""
     steps = {n: max(2, round(settings.block_seconds / s.step_seconds)) for n, s in sides.items()}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    elsewhere = wall = 0.0
-    for n in range(settings.rounds):
-        for name in list(sides)[:: 1 if n % 2 == 0 else -1]:
-            time.sleep(IDLE_SECONDS)
-            before = busy_seconds()
-            answer = sides[name].peer.ask("steps", count=steps[name])
-            elsewhere += max(0.0, busy_seconds() - before - answer["cpu_seconds"])
-            wall += answer["seconds"]
-            rates[name].append(sides[name].tokens * steps[name] / answer["seconds"])
-        said = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
-        log(f"{shape.name}: round {n + 1} of {settings.rounds}, tokens/s: {said}")
-    others = elsewhere / (wall * (os.cpu_count() or 1))
-    if others > QUIET:
-        log(f"{shape.name}: other programs took {others:.0%} of the CPU. Measure again on a quiet machine: "
-            "threads that wait by spinning, as torch's do, lose most to that")  # fmt: skip
-    return rates, others
+
+    def rate(name: str, answer: Answer) -> float:
+        return float(sides[name].tokens * steps[name] / answer["seconds"])
+
+    def said(answers: Mapping[str, Answer]) -> str:
+        return ", tokens/s: " + ", ".join(f"{n} {rate(n, a):,.0f}" for n, a in answers.items())
+
+    asks = {n: partial(s.peer.ask, "steps", count=steps[n]) for n, s in sides.items()}
+    answers, others = in_rounds(shape.name, asks, settings.rounds, said, log)
+    return {name: [rate(name, a) for a in each] for name, each in answers.items()}, others
 
 
 def _summary(rates: Mapping[str, list[float]], sides: Mapping[str, Side]) -> Row:

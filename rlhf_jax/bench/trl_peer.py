@@ -1,9 +1,9 @@
 """The same PPO iteration by TRL's own `PPOTrainer`: the other side of `bench ppo --against trl`. Run by the
 interpreter of another environment; it needs trl and torch.
 
-It takes weights, prompts and settings from the file that our side has written, and answers the same
-questions: see `rlhf_jax.bench.peers`. The trainer's loop is TRL's, untouched. Three of the functions that
-it calls are wrapped to read the clock:
+Run as a script it is in no package, and imports its neighbour `torch_peer` by name. It takes weights, prompts
+and settings from the file that our side has written, and answers the same questions: see
+`rlhf_jax.bench.peers`. The trainer's loop is TRL's, untouched. Three of the functions that it calls are wrapped to read the clock:
 
 | phase    | from                                | to                                          |
 |----------|-------------------------------------|---------------------------------------------|
@@ -17,8 +17,6 @@ collection between scoring and updating is TRL's own, and is counted under `scor
 """
 
 import gc
-import json
-import os
 import platform
 import resource
 import sys
@@ -30,6 +28,7 @@ import numpy as np
 import torch
 import transformers
 import trl
+from torch_peer import matmul_peak, serve
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
@@ -237,25 +236,9 @@ class Program:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         }
 
-    def peak(self, n=2048, tries=8):
-        x = torch.randn(n, n)
-        seconds = []
-        for _ in range(tries):
-            start = time.perf_counter()
-            torch.mm(x, x)
-            seconds.append(time.perf_counter() - start)
-        return {"flops": 2 * n**3 / min(seconds)}
-
-
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    program = Program()
-    for line in sys.stdin:
-        arguments = json.loads(line)
-        operation = getattr(program, arguments.pop("op"))
-        print(json.dumps(operation(**arguments)), file=answers, flush=True)
+    def peak(self):
+        return {"flops": matmul_peak()}
 
 
 if __name__ == "__main__":
-    main()
+    serve(Program)

@@ -81,14 +81,10 @@ class Context:
         how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
         return model_reward(members, cfgs, self.runtime.axes, *how)
 
-    def prompts(
-        self, task: TaskConfig, split: str, n: int, seed: int, max_response: int | None = None
-    ) -> TaskPrompts:
-        """`n` prompts of a task from a split. `max_response`: most tokens of the true continuation, where
-        there is one (default: the task's response length)."""
+    def prompts(self, task: TaskConfig, split: str, n: int, seed: int) -> TaskPrompts:
+        """`n` prompts of a task from a split."""
         if not task.prompts:
-            longest = task.response_len if max_response is None else max_response
-            found = prompts_from(self.corpus, split, n, task.prompt_len, seed, longest)
+            found = prompts_from(self.corpus, split, n, task.prompt_len, seed, task.response_len)
             ids = np.array([p.prompt_ids for p in found], np.int32)
             return TaskPrompts([p.prompt for p in found], ids)
         texts = [str(t) for t in load_callable(task.prompts)(split, n, seed)]
@@ -112,22 +108,25 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     keeps one, without a value head."""
     mesh = runtime.mesh
 
-    def laid_out(shapes: Any, layout: Any) -> Any:
+    def laid_out(shapes: Any) -> Any:
+        """A model's shapes on the mesh; a critic's, which may be of another model, whole on each device."""
+        if "policy" in shapes:
+            whole = NamedSharding(mesh, PartitionSpec())
+            return {
+                n: with_layout(t, jax.tree.map(lambda _: whole, t))
+                if n == "critic"
+                else laid_out(t)
+                for n, t in shapes.items()
+            }
+        axes = param_axes(cfg, "scalar" in shapes)
+        return with_layout(shapes, shardings(mesh, axes, runtime.axes))
+
+    def with_layout(shapes: Any, layout: Any) -> Any:
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
         )
 
-    def like(shapes: Any) -> Any:
-        if "policy" not in shapes:
-            axes = param_axes(cfg, "scalar" in shapes)
-            return laid_out(shapes, shardings(mesh, axes, runtime.axes))
-        whole = NamedSharding(mesh, PartitionSpec())
-        critic = {n: jax.tree.map(lambda _: whole, t) for n, t in shapes.items() if n == "critic"}
-        return {n: like(t) for n, t in shapes.items() if n != "critic"} | laid_out(
-            {n: shapes[n] for n in critic}, critic
-        )
-
-    params = final_checkpoint(folder, like)
+    params = final_checkpoint(folder, laid_out)
     if "policy" not in params:
         return params
     policy = params.get("ema", params["policy"])

@@ -16,6 +16,7 @@ from rlhf_jax.data.feedback import Critique, Record, read, write
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.sampling import Split, decoded, gold_of, sampled
 from rlhf_jax.rl.critique import verdict_scores
+from rlhf_jax.rl.scores import standardising
 
 FILES = {"train": "records.jsonl", "validation": "heldout.jsonl"}
 JUDGED = 512  # records that a critique model is normalised on, at most, and tested on
@@ -74,8 +75,8 @@ def judge_report(
 
     ctx.beat.progress(phase="verdicts")
     found = scores(learned)
-    gain = 1.0 / max(float(found.std()), 1e-6)
-    report: dict[str, Any] = {"gain": gain, "bias": -float(found.mean()) * gain}
+    gain, bias = standardising(found)
+    report: dict[str, Any] = {"gain": gain, "bias": bias}
     report["train"] = agreement(found, learned)
     if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
         path = ctx.folders[cell.records].results / FILES["validation"]

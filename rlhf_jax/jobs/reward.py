@@ -18,6 +18,7 @@ from rlhf_jax.jobs.rankings import Arrays, ceilings, over_rows, rankings, rows_o
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.objectives import check_ranking_loss, ranked_scores, reward_modelling
 from rlhf_jax.parallel import place
+from rlhf_jax.rl.scores import standardising
 from rlhf_jax.train import init_state, make_train_step, train
 
 DEMONSTRATIONS = 256  # true continuations that are to score 0, at most
@@ -65,9 +66,7 @@ def normalised(
     gain stays 1 (Stiennon et al. 2020)."""
     if shown is not None:
         return 1.0, -float(scores(shown).mean())
-    found = scores(rows)[rows["ranks"] >= 0]
-    gain = 1.0 / max(float(found.std()), 1e-6)
-    return gain, -float(found.mean()) * gain
+    return standardising(scores(rows)[rows["ranks"] >= 0])
 
 
 def demonstrations(ctx: Context, cell: Reward) -> Arrays:

@@ -45,7 +45,8 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has learned to give
     verdicts, `results/judge.json` says how well (`judge_report`), and the cell can be named as a reward."""
     run, T = ctx.runtime, ctx.study.corpus.seq_len
-    shown, examples = continuations(ctx, cell) if cell.records is None else from_records(ctx, cell)
+    given = None if cell.records is None else source(ctx, cell)
+    shown, examples = from_records(ctx, cell, given) if given else continuations(ctx, cell)
     if shown:
         write(ctx.folder.results / "demonstrations.jsonl", shown)
     rows, steps = packed_rows(ctx, cell, examples)
@@ -62,10 +63,10 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
     report = {"demonstrations": len(shown), "steps": steps}
     results = {"heldout": heldout, "sft": report}
-    if cell.records is not None:
+    if given:
         cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
         report |= {"examples": len(examples), "cut": cut}
-        if judge := judge_report(ctx, cell, trained, source(ctx, cell).records):
+        if judge := judge_report(ctx, cell, trained, given.records):
             results["judge"] = judge
     return results
 
@@ -103,13 +104,15 @@ def continuations(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Ex
     return [Demonstration(p.prompt, p.response) for p in shown], examples
 
 
-def from_records(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Example]]:
+def from_records(
+    ctx: Context, cell: SFT, given: Source
+) -> tuple[list[Demonstration], list[Example]]:
     """The first `cell.examples` of what the records teach; the end of one that is too long for a row is
     cut off."""
     length = ctx.study.corpus.seq_len + 1
     shown: list[Demonstration] = []
     examples: list[Example] = []
-    where, records, numbers = source(ctx, cell)
+    where, records, numbers = given
     for record, number in zip(records, numbers, strict=True):
         if len(examples) >= cell.examples:
             break

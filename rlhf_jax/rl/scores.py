@@ -32,6 +32,12 @@ class Member(NamedTuple):
     bias: Any
 
 
+def standardising(scores: np.ndarray) -> tuple[float, float]:
+    """The gain and bias that bring these scores to mean 0 and variance 1 (Ziegler et al. 2019)."""
+    gain = 1.0 / max(float(scores.std()), 1e-6)
+    return gain, -float(scores.mean()) * gain
+
+
 def last_of(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
     """x at the last valid position of each row, B."""
     last_B1 = (jnp.sum(mask_BR, axis=-1, keepdims=True) - 1).astype(jnp.int32)
