@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.config import Checked, ConfigError, ModelConfig, OptimConfig
 
 # Fields that came after a release stay out of run ids while they have their default: a new option leaves
 # finished runs what they were.
@@ -17,16 +17,17 @@ ADDED = {"added": True}
 
 
 def option(default: Any, outside: str = "") -> Any:
-    """A field that came after a release. `outside`: it names something whose content enters run ids, a
-    `callable` MODULE:FUNCTION (its source does) or `records`, such a callable or a file."""
+    """A field that came after a release. `outside`: it can name something whose content enters run
+    ids, a `callable` MODULE:FUNCTION, a `file` of records, or `records`, either of them."""
     return field(default=default, metadata={**ADDED, "outside": outside})
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Checked):
     """What SFT, comparisons, PPO and evaluation share: prompts, lengths, and who judges. The default task
     is to continue the opening of a real sentence, judged by its sentiment."""
 
+    LABEL = "task"
     prompt_len: int = 16  # tokens; shorter prompts are padded on the left
     response_len: int = 24  # tokens at most, EOS included
     # MODULE:FUNCTION, (split, n, seed) -> texts of prompts; empty: openings of the corpus's sentences.
@@ -35,7 +36,7 @@ class TaskConfig:
     gold: str = option("rlhf_jax.data.annotators:sentiment", "callable")
     template: Literal["plain", "chat"] = option("plain")  # `rlhf_jax.data.chat`
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.prompt_len < 1 or self.response_len < 1:
             raise ConfigError(f"task lengths must be at least 1, got {self}")
         if self.template != "plain" and not self.prompts:
@@ -50,12 +51,15 @@ def names_cell(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Checked):
     """Base of all cells. `PARENTS` maps the fields that name other cells to the kinds allowed."""
 
     name: str
     KIND: ClassVar[str] = "cell"
     PARENTS: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def _called(self) -> str:
+        return self.name if isinstance(self.name, str) and self.name else self.KIND
 
     def parents(self) -> tuple[str, ...]:
         """Names of the cells that it starts from; the first one's model is its own."""
@@ -129,7 +133,7 @@ class Compare(Cell):
     )  # standard deviation of an annotator's own taste for a response
     length_bias: float = option(0.0)  # gold score that annotators see in one more token
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if not 2 <= self.k <= 9:
             raise ConfigError(f"{self.name}.k is {self.k}; rankings hold 2 to 9 completions")
 
@@ -151,7 +155,7 @@ class Feedback(Cell):
     min_gold: float = 0.0  # what the labeller scores at least this is good, and is not edited
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         labellers = "rlhf_jax.data.annotators"
         if not self.task.gold.startswith(labellers + ":"):
             raise ConfigError(
@@ -177,12 +181,15 @@ class Reward(Cell):
         "earlier": ("compare", "feedback"),
     }
     base: str = "sft"  # whose trunk it starts from; of any size
-    comparisons: str = "compare"  # a compare or feedback cell, or a file of records
+    # A compare or feedback cell, or a file of records.
+    comparisons: str = field(default="compare", metadata={"outside": "file"})
     epochs: int = 1
     batch: int = 16  # prompts
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     seed: int = 0
-    earlier: tuple[str, ...] = option(())  # such cells of earlier rounds, learned from as well
+    earlier: tuple[str, ...] = option(
+        (), "file"
+    )  # such cells of earlier rounds, learned from as well
     prompts: int | None = option(None)  # only so many training prompts, the first; None: all
     # All pairs of a ranking (with K = 2 Bradley-Terry), the ranking as a whole, or its best alone.
     loss: Literal["kwise", "plackett_luce", "best_of_n"] = option("kwise")
@@ -205,7 +212,7 @@ class Ensemble(Cell):
     combine: Literal["mean", "worst", "mean_minus_variance"] = "mean"
     variance_coef: float = 1.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if len(self.members) < 2:
             raise ConfigError(f"{self.name}.members = {self.members}; an ensemble has at least 2")
 
@@ -222,7 +229,8 @@ class PPO(Cell):
     KIND = "ppo"
     PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
     policy: str = "sft"
-    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
+    # A cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable.
+    reward: str = field(default="reward", metadata={"outside": "callable"})
     task: TaskConfig = field(default_factory=TaskConfig)
     iterations: int = 50
     batch: int = 64  # prompts an iteration
@@ -261,7 +269,7 @@ class PPO(Cell):
     ptx_batch: int = option(16)  # rows of the corpus that go with each minibatch
     ema: float | None = option(None)  # decay an iteration; the result is then the average
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.batch * self.samples % self.minibatches:
             raise ConfigError(
                 f"{self.name}.minibatches = {self.minibatches} does not divide batch x samples = "
@@ -284,7 +292,8 @@ class DPO(Cell):
     KIND = "dpo"
     PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare", "feedback")}
     policy: str = "sft"  # where it starts, and the reference
-    comparisons: str = "compare"  # a compare or feedback cell, or a file of records
+    # A compare or feedback cell, or a file of records.
+    comparisons: str = field(default="compare", metadata={"outside": "file"})
     loss: Literal["dpo", "ipo"] = "dpo"
     beta: float = 0.1
     epochs: int = 1
@@ -301,7 +310,8 @@ class BestOfN(Cell):
     KIND = "best_of_n"
     PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
     policy: str = "sft"
-    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
+    # A cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable.
+    reward: str = field(default="reward", metadata={"outside": "callable"})
     task: TaskConfig = field(default_factory=TaskConfig)
     split: Literal["train", "validation", "test"] = "test"  # whose prompts
     prompts: int = 256
@@ -318,7 +328,8 @@ class Evaluate(Cell):
     PARENTS = {"before": LANGUAGE_MODELS, "after": LANGUAGE_MODELS, "reward": REWARDS}
     before: str = "sft"
     after: str = "ppo"
-    reward: str = "reward"  # a cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable
+    # A cell of `REWARDS`, or an import path MODULE:FUNCTION of a callable.
+    reward: str = field(default="reward", metadata={"outside": "callable"})
     task: TaskConfig = field(default_factory=TaskConfig)
     prompts: int = 256
     temperature: float = 1.0
@@ -343,7 +354,7 @@ class Prompting(Cell):
     template: Literal["plain", "chat"] = "plain"  # Q and A lines, or turns of a conversation
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if ":" not in self.tasks:
             raise ConfigError(
                 f"{self.name}.tasks = {self.tasks!r}; expected MODULE:FUNCTION, which gives the items"

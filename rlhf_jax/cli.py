@@ -209,7 +209,7 @@ def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
-    return load_study(args.study, args.tiny, args.overrides), Runs(args.runs)
+    return load_study(args.study, args.tiny, args.overrides, args.runs), Runs(args.runs)
 
 
 def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
+import math
+import os
+import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -23,11 +29,57 @@ class ConfigError(ValueError):
     """A configuration that cannot run: says what was given, what was expected, what to do."""
 
 
+class Checked:
+    """Base of all configuration dataclasses. Construction converts and checks every field by its
+    type hint, whether it comes from a study file, an override or JSON, and then calls `check`."""
+
+    LABEL: ClassVar[str] = "config"  # what messages call it
+
+    def __new__(cls, *args: Any, **values: Any) -> Any:
+        for key in values:
+            if key not in _names(cls):
+                raise ConfigError(
+                    f"unknown key {key!r} for {cls.__name__}.{suggest(key, _names(cls))}"
+                )
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__post_init__" in vars(cls):
+            raise ConfigError(f"{cls.__name__}.__post_init__ would skip checks; name it check")
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value = _convert(hint, getattr(self, name), f"{self._called()}.{name}")
+            object.__setattr__(self, name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses, by ConfigError, values that do not go together."""
+
+    def _called(self) -> str:
+        return self.LABEL
+
+
+def _typed(cls: Any) -> dict[str, Any]:
+    """Field name -> type hint."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(_typed)
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A Transformer. Dimension letters: D width, H heads, K kv heads, C head width, F feed-forward,
     V vocabulary, L layers."""
 
+    LABEL = "model"
     layers: int = 2
     width: int = 64
     heads: int = 4
@@ -47,7 +99,7 @@ class ModelConfig:
     # each layer's input alone.
     remat: Literal["none", "dots", "offload", "full"] = "none"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("layers", "width", "heads", "vocab", "max_positions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
@@ -82,7 +134,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Checked):
     """Text and how it becomes rows of token ids. Its content hash (text, tokenizer) enters run ids.
 
     A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
@@ -90,6 +142,7 @@ class CorpusConfig:
     MODULE:FUNCTION, a function that gives texts, the same ones each time.
     """
 
+    LABEL = "corpus"
     sources: tuple[str, ...] = ("shakespeare", "kjv", "wiki", "news")
     vocab: int = 1024
     seq_len: int = 128  # T: targets in a packed row
@@ -101,9 +154,10 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """AdamW (Loshchilov & Hutter 2019) with a warmup and a schedule over a cell's own steps."""
 
+    LABEL = "optim"
     lr: float = 3e-3  # peak
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup: float = 0.05  # share of the cell's steps
@@ -118,7 +172,7 @@ class OptimConfig:
     # TensorFlow's Adam does, with which OpenAI's RLHF of 2019 was trained.
     adam: Literal["paper", "tensorflow"] = field(default="paper", metadata={"added": True})
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"optim.lr is {self.lr}; it must be positive")
         for name in ("warmup", "final", "decay"):
@@ -150,9 +204,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """The dataclass `cls` from JSON. Unknown keys, wrong types: ConfigError with the path."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where or cls.__name__}: expected an object, got {data!r}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    values = {}
+    names, hints, values = _names(cls), _hints(cls), {}
     for key, value in data.items():
         path = f"{where}.{key}" if where else key
         if key not in names:
@@ -165,28 +217,43 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as a field of type `hint` holds it. Raises ConfigError where it cannot."""
     origin, args = get_origin(hint), get_args(hint)
+    if isinstance(value, np.generic):
+        value = value.item()
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_json(hint, value, path)  # type: ignore[arg-type]
+        if isinstance(value, dict):
+            return from_json(hint, value, path)  # type: ignore[arg-type]
+        return _expected(isinstance(value, hint), hint.__name__, value, path)  # type: ignore[arg-type, union-attr]
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
-        if value not in args:
+        if not any(value == a and type(value) is type(a) for a in args):
             raise ConfigError(f"{path} = {value!r}.{suggest(str(value), [str(a) for a in args])}")
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        _expected(isinstance(value, list | tuple), "a list", value, path)
         return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
+        value = int(value)
+    if hint is str and isinstance(value, str | os.PathLike):
+        value = str(os.fspath(value))
+    if hint in (int, float, str, bool):
+        _expected(type(value) is hint, hint.__name__, value, path)
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{path}: expected a finite number, got {value!r}")
     return value
+
+
+def _expected(right: bool, what: str, value: Any, path: str) -> Any:
+    if right:
+        return value
+    hint = " (a comma after it makes a list of one)" if what == "a list" else ""
+    raise ConfigError(f"{path}: expected {what}, got {reprlib.repr(value)}{hint}")
 
 
 def override(obj: T, assignments: Sequence[str], where: str = "") -> T:
@@ -205,7 +272,7 @@ def override(obj: T, assignments: Sequence[str], where: str = "") -> T:
 
 
 def _replace(obj: Any, path: list[str], value: Any, where: str) -> Any:
-    names = [f.name for f in dataclasses.fields(obj) if f.init]
+    names = _names(type(obj))
     head, *rest = path
     if head not in names:
         raise ConfigError(f"unknown key {head!r} in {where}.{suggest(head, names)}")
@@ -216,7 +283,7 @@ def _replace(obj: Any, path: list[str], value: Any, where: str) -> Any:
             raise ConfigError(f"{here} is {child!r}; it has no field {rest[0]!r}")
         new = _replace(child, rest, value, here)
     else:
-        new = _convert(typing.get_type_hints(type(obj))[head], value, here)
+        new = _convert(_hints(type(obj))[head], value, here)
     return dataclasses.replace(obj, **{head: new})
 
 
@@ -227,6 +294,7 @@ def content_id(data: Any, length: int = 10) -> str:
 
 
 __all__ = [
+    "Checked",
     "ConfigError",
     "CorpusConfig",
     "ModelConfig",

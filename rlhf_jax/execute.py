@@ -130,7 +130,7 @@ class Worker:
         from rlhf_jax.runs import Runs
         from rlhf_jax.study import load_study
 
-        self.study = load_study(args.study, args.tiny, args.overrides)
+        self.study = load_study(args.study, args.tiny, args.overrides, args.runs)
         self.runs = Runs(args.runs)
         corpus = find(self.study.corpus, self.runs.root)
         if corpus is None:

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.config import ConfigError, ModelConfig, from_json
+from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig, from_json
 from rlhf_jax.cpu import keep_compiled
+from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.integrity import read_manifest
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
@@ -48,7 +50,7 @@ def load_run(path: str | Path) -> Run:
     root = folder.path.parent.parent
     keep_compiled(root / "compiled")
     data = root / "data" / config["corpus"]
-    tokenizer = Tokenizer.load(data / "tokenizer.model")
+    tokenizer = Corpus(data, CorpusConfig(), read_manifest(data)).tokenizer
     params = read_model(folder, model, runtime)
     return Run(params, tokenizer, model, config, runtime)
 

@@ -8,16 +8,19 @@ their parents; `Study` checks the graph before anything runs.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import graphlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.cells import Cell, Ensemble, Pretrain, names_cell
 from rlhf_jax.config import (
+    Checked,
     ConfigError,
     CorpusConfig,
     ModelConfig,
@@ -26,18 +29,13 @@ from rlhf_jax.config import (
     suggest,
     to_json,
 )
-from rlhf_jax.outside import file_hash, source_hash
-
-ANALYSES = ("isoflop", "lr_check", "lr_law", "data_constrained", "overoptimization")
-ACCOUNTS = {
-    "params": ("total", "non_embedding"),
-    "flops": ("exact", "6nd", "kaplan", "palm", "porian", "porian_attention"),
-    "loss": ("heldout", "ends", "curve"),
-}
+from rlhf_jax.data.integrity import warn
+from rlhf_jax.data.recipes import Digests
+from rlhf_jax.outside import file_hash, is_callable
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Checked):
     """What to conclude from some cells (names or globs).
 
     kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size at
@@ -51,24 +49,21 @@ class Analysis:
     on the way as Kaplan 2020 did.
     """
 
-    kind: str
+    LABEL = "analysis"
+    kind: Literal["isoflop", "lr_check", "lr_law", "data_constrained", "overoptimization"]
     cells: tuple[str, ...]
     label: str = ""
-    params: str = "total"
-    flops: str = "exact"
-    loss: str = "heldout"
-
-    def __post_init__(self) -> None:
-        for name, known in (("kind", ANALYSES), *ACCOUNTS.items()):
-            if (given := getattr(self, name)) not in known:
-                raise ConfigError(f"analysis {name} = {given!r}.{suggest(given, list(known))}")
+    params: Literal["total", "non_embedding"] = "total"
+    flops: Literal["exact", "6nd", "kaplan", "palm", "porian", "porian_attention"] = "exact"
+    loss: Literal["heldout", "ends", "curve"] = "heldout"
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Checked):
     """A directed acyclic graph of cells over one corpus. Construction checks everything that can be
     checked without data and raises ConfigError."""
 
+    LABEL = "study"
     name: str
     cells: tuple[Cell, ...]
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -76,7 +71,7 @@ class Study:
     title: str = ""
     members: int = 16  # at most, of a population (`rlhf_jax.populations`); 1: every cell on its own
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.members < 1:
             raise ConfigError(f"members is {self.members}; a population has at least 1")
         names = [c.name for c in self.cells]
@@ -140,7 +135,15 @@ class Study:
 
     def _check(self, cell: Cell) -> None:
         for fld, kinds in cell.PARENTS.items():
-            for named in filter(names_cell, cell.named(fld)):
+            elsewhere = type(cell).__dataclass_fields__[fld].metadata.get("outside")
+            for named in cell.named(fld):
+                if not names_cell(named):
+                    if elsewhere:
+                        continue
+                    raise ConfigError(
+                        f"{cell.name}.{fld} = {named!r}; expected the name of a cell: letters, "
+                        "digits, '-' and '_'"
+                    )
                 if self[named].KIND not in kinds:
                     raise ConfigError(
                         f"{cell.name}.{fld} = {named!r} is a {self[named].KIND} cell; "
@@ -160,28 +163,39 @@ class Study:
                 f"{model.max_positions}; shorten them or raise it"
             )
         if isinstance(cell, Pretrain):
-            step = cell.batch * self.corpus.seq_len
-            if cell.unique_tokens is not None and cell.unique_tokens < self.corpus.seq_len:
+            self._check_tokens(cell)
+
+    def _check_tokens(self, cell: Pretrain) -> None:
+        step = cell.batch * self.corpus.seq_len
+        if cell.unique_tokens is not None and cell.unique_tokens < self.corpus.seq_len:
+            raise ConfigError(
+                f"{cell.name}: unique_tokens = {cell.unique_tokens} is less than one row "
+                f"({self.corpus.seq_len})"
+            )
+        if cell.tokens < step:
+            raise ConfigError(
+                f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
+            )
+        if cell.continues:
+            parent = self[cell.continues]
+            assert isinstance(parent, Pretrain)
+            if cell.model != parent.model or cell.batch != parent.batch:
                 raise ConfigError(
-                    f"{cell.name}: unique_tokens = {cell.unique_tokens} is less than one row "
-                    f"({self.corpus.seq_len})"
+                    f"{cell.name} continues {parent.name!r}: model and batch must agree"
                 )
-            if cell.tokens < step:
+            for name in ("seed", "unique_tokens"):
+                own, before = getattr(cell, name), getattr(parent, name)
+                if own != before and not cell.repeat:
+                    raise ConfigError(
+                        f"{cell.name}.{name} = {own}, but it continues {parent.name!r}, which has "
+                        f"{before}: another order, in which text comes twice. Set {name} = "
+                        f"{before}, or repeat = True to allow that"
+                    )
+            if cell.tokens < parent.tokens + step:
                 raise ConfigError(
-                    f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
+                    f"{cell.name} continues {parent.name!r}, which has seen {parent.tokens} tokens "
+                    f"already; tokens = {cell.tokens} counts those too and must be larger"
                 )
-            if cell.continues:
-                parent = self[cell.continues]
-                assert isinstance(parent, Pretrain)
-                if cell.model != parent.model or cell.batch != parent.batch:
-                    raise ConfigError(
-                        f"{cell.name} continues {parent.name!r}: model and batch must agree"
-                    )
-                if cell.tokens < parent.tokens + step:
-                    raise ConfigError(
-                        f"{cell.name} continues {parent.name!r}, which has seen {parent.tokens} tokens "
-                        f"already; tokens = {cell.tokens} counts those too and must be larger"
-                    )
 
     def check_corpus(self, train_tokens: int) -> None:
         """Refuse cells that would see text twice without having asked for it (`repeat`), or that ask
@@ -201,43 +215,94 @@ class Study:
                     "training tokens; add sources, lower tokens, or set repeat=true"
                 )
 
+    @functools.cached_property
+    def outside(self) -> dict[str, str]:
+        """Content hash of every callable and file of records that cells name, as it was when first
+        asked for, so that a run id does not change while its cell runs.
+
+        Raises:
+            ConfigError: one that is not there, or whose content cannot be read.
+        """
+        return self.remembered(Digests(None))
+
+    def remembered(self, digests: Digests) -> dict[str, str]:
+        """`outside`, where what is gone is as `digests` remember it; what that is goes to standard
+        error."""
+        found = {}
+        for name, is_file in sorted({named for cell in self.cells for named in _outside(cell)}):
+            found[name], gone = digests.of(name, is_file)
+            if gone:
+                warn(f"no longer there: {name}; cells that have used it stay what they are")
+        digests.save()
+        return found
+
+    def unchanged(self, path: str) -> str:
+        """The path of a file of records, which must be what it was when run ids were made.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if file_hash(path) != self.outside[path]:
+            raise ConfigError(f"{path} has changed since this run began; run the study again")
+        return path
+
     def run_ids(self, corpus_hash: str) -> dict[str, str]:
         """Cell name -> run id."""
         ids: dict[str, str] = {}
         for cell in self.order():
-            science = _science(cell, ids)
+            science = _science(cell, ids, self.outside)
             data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
             ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
         return ids
 
 
-def _science(obj: Any, ids: dict[str, str]) -> dict[str, Any]:
-    """The fields of a cell as they enter its run id: ids for names of cells, and the content of what
-    lies outside (callables, files of records) beside what names it."""
+def _outside(obj: Any) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is a file rather than a callable) of what a cell names that is no cell."""
+    parents = getattr(obj, "PARENTS", {})
+    for f in fields(obj):
+        value, allowed = getattr(obj, f.name), f.metadata.get("outside")
+        if is_dataclass(value):
+            yield from _outside(value)
+        elif allowed and value != "":
+            for named in obj.named(f.name) if f.name in parents else (value,):
+                if not (f.name in parents and names_cell(named)):
+                    yield (
+                        named,
+                        allowed == "file" or (allowed == "records" and not is_callable(named)),
+                    )
+
+
+def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str, Any]:
+    """The fields of a cell as they enter its run id: ids for names of cells, content for files of
+    records, and import path and content for callables."""
     found: dict[str, Any] = {}
     parents = getattr(obj, "PARENTS", {})
+    files = {name for name, is_file in _outside(obj) if is_file}
     for f in fields(obj):
         value = getattr(obj, f.name)
         if f.name == "name" or (f.metadata.get("added") and value == f.default):
             continue
         if f.name in parents:
-            named = [ids.get(n, n) for n in obj.named(f.name)]
+            named = [outside[n] if n in files else ids.get(n, n) for n in obj.named(f.name)]
             found[f.name] = named if isinstance(value, tuple) else named[0] if named else None
         else:
-            found[f.name] = _science(value, ids) if is_dataclass(value) else to_json(value)
-        if isinstance(value, str) and (f.name in parents or f.metadata.get("outside")):
-            if ":" in value:
-                found[f.name + "_source"] = source_hash(value)
-            elif value and not names_cell(value):
-                found[f.name + "_source"] = file_hash(value)
+            found[f.name] = _science(value, ids, outside) if is_dataclass(value) else to_json(value)
+        if f.metadata.get("outside") and value in outside and value not in files:
+            found[f.name + "_source"] = outside[value]
     return found
 
 
-def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    path: str | Path,
+    tiny: bool = False,
+    overrides: Sequence[str] = (),
+    runs: str | Path | None = None,
+) -> Study:
     """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The file
     can import its neighbours, as a script can.
 
     Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or `corpus.field=value`.
+    `runs`: the root of run folders, which remembers the content of files of records that are gone.
     """
     path = Path(path)
     if not path.is_file():
@@ -246,20 +311,37 @@ def load_study(path: str | Path, tiny: bool = False, overrides: Sequence[str] = 
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; a study's name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "study", None)):
-        raise ConfigError(f"{path} has no function study(tiny: bool) -> Study")
-    study: Study = module.study(tiny=tiny)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "study", None)):
+            raise ConfigError("it has no function study(tiny: bool) -> Study")
+        study = module.study(tiny=tiny)
+    except Exception as e:
+        raise ConfigError(f"{path}{_line_of(e, path)}: {_said(e)}") from e
+    if not isinstance(study, Study):
+        raise ConfigError(f"{path}: study() returns {type(study).__name__}; expected a Study")
     for text in overrides:
         study = _override_study(study, text)
-    for cell in study.cells:
-        _science(
-            cell, {}
-        )  # callables and files that are not there are refused before anything is done
+    # What is not there is refused before anything is done.
+    vars(study)["outside"] = study.remembered(Digests(Path(runs) / "data" if runs else None))
     return study
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """The line of a study file at which it failed."""
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    lines = [n for name, n in places if Path(name).resolve() == path.resolve()]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
 def _override_study(study: Study, text: str) -> Study:

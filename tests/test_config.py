@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rlhf_jax.cells import PPO, Compare, Pretrain
+from rlhf_jax.cells import KINDS, PPO, SFT, Cell, Compare, Ensemble, Pretrain, Prompting, TaskConfig
 from rlhf_jax.config import (
+    Checked,
     ConfigError,
     CorpusConfig,
     ModelConfig,
@@ -118,3 +123,109 @@ def test_content_id_is_stable():
     assert content_id(OptimConfig()) == content_id(to_json(OptimConfig()))
     with pytest.raises(ValueError, match="JSON compliant"):
         content_id(float("nan"))
+
+
+# --- constructors, overrides and JSON check alike ----------------------------------------------------
+
+WRONG = [
+    (ModelConfig, {"activation": "relu"}, "activation = 'relu'.*Did you mean 'relu2'"),
+    (ModelConfig, {"norm": "layernorm"}, "norm = 'layernorm'.*Did you mean 'layer'"),
+    (ModelConfig, {"positions": "alibi"}, "positions = 'alibi'. Known: learned, rope"),
+    (ModelConfig, {"tied": "yes"}, "tied: expected bool, got 'yes'"),
+    (OptimConfig, {"schedule": "cosin"}, "schedule = 'cosin'. Did you mean 'cosine'"),
+    (OptimConfig, {"lr": float("nan")}, "lr: expected a finite number, got nan"),
+    (OptimConfig, {"clip": float("inf")}, "clip: expected a finite number, got inf"),
+    (OptimConfig, {"eps": 10**400}, "eps: expected a finite number"),
+    (CorpusConfig, {"sources": "a.txt"}, "sources: expected a list, got 'a.txt' .a comma after it"),
+    (CorpusConfig, {"sources": ("a.txt", 3)}, r"sources\[1\]: expected str, got 3"),
+    (CorpusConfig, {"sources": {"a.txt"}}, "sources: expected a list"),
+    (TaskConfig, {"template": "Chat"}, "template = 'Chat'. Did you mean 'chat'"),
+    (Pretrain, {"name": "base", "batch": 8.5}, "base.batch: expected int, got 8.5"),
+    (Pretrain, {"name": "base", "seed": 0.5}, "base.seed: expected int, got 0.5"),
+    (Pretrain, {"name": "base", "seed": True}, "base.seed: expected int, got True"),
+    (Pretrain, {"name": "base", "repeat": 1}, "base.repeat: expected bool, got 1"),
+    (Pretrain, {"name": "base", "tokens": "2e4"}, "base.tokens: expected int, got '2e4'"),
+    (Pretrain, {"name": "base", "optim": 1e-3}, "base.optim: expected OptimConfig, got 0.001"),
+    (Pretrain, {"name": "base", "optim": {"schedule": "cosin"}}, "base.optim.schedule = 'cosin'"),
+    (Pretrain, {"name": "base", "batches": 3}, "unknown key 'batches'.*Did you mean 'batch'"),
+    (SFT, {"name": "sft", "min_gold": "0"}, "sft.min_gold: expected float, got '0'"),
+    (PPO, {"name": "p", "kl_in": "los"}, "p.kl_in = 'los'. Did you mean 'loss'"),
+    (PPO, {"name": "p", "ema": True}, "p.ema: expected float, got True"),
+    (Ensemble, {"name": "e", "members": "ab"}, "e.members: expected a list, got 'ab'"),
+    (Prompting, {"name": "p", "tasks": "m:f", "shots": (0, 1.5)}, r"p.shots\[1\]: expected int, got 1.5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "values", "said"), WRONG, ids=str)
+def test_a_wrong_value_is_refused_by_constructor_override_and_json_alike(cls, values, said):
+    with pytest.raises(ConfigError, match=said):
+        cls(**values)
+    name = {"name": values["name"]} if "name" in values else {}
+    plain = said.removeprefix(f"{values.get('name')}.")
+    with pytest.raises(ConfigError, match=plain):
+        from_json(cls, values)
+    extra = (
+        {"tasks": "m:f"} if cls is Prompting else {"members": ("a", "b")} if cls is Ensemble else {}
+    )
+    good = cls(**name, **extra)
+    (key,) = [k for k in values if k not in ("name", "tasks")]
+    with pytest.raises(ConfigError):
+        dataclasses.replace(good, **{key: values[key]})
+    if not isinstance(values[key], set | dict) and values[key] not in ("2e4", "0"):
+        with pytest.raises(ConfigError):
+            override(good, [f"{key}={json.dumps(values[key])}"])
+
+
+def test_an_object_of_another_configuration_is_refused():
+    with pytest.raises(ConfigError, match=r"base.optim: expected OptimConfig, got ModelConfig"):
+        Pretrain("base", optim=ModelConfig())
+    with pytest.raises(ConfigError, match=r"base.model: expected ModelConfig, got <class"):
+        Pretrain("base", model=ModelConfig)
+
+
+def test_values_that_mean_the_same_are_the_same():
+    """Whole floats, integers for floats, numpy's scalars, lists and paths."""
+    given = Pretrain(
+        "x",
+        tokens=2e4,
+        batch=np.int64(8),
+        seed=np.float32(3),
+        repeat=np.bool_(True),
+        optim=OptimConfig(lr=np.float64(0.5), clip=1, schedule=np.str_("wsd")),
+    )
+    plain = Pretrain(
+        "x",
+        tokens=20_000,
+        batch=8,
+        seed=3,
+        repeat=True,
+        optim=OptimConfig(lr=0.5, clip=1.0, schedule="wsd"),
+    )
+    assert given == plain and content_id(given) == content_id(plain)
+    assert json.dumps(to_json(given)) == json.dumps(to_json(plain))
+    assert CorpusConfig(sources=["a", Path("b")]) == CorpusConfig(sources=("a", "b"))
+    assert SFT("s", records=Path("a") / "b.jsonl").records == "a/b.jsonl"
+    assert content_id(OptimConfig(clip=1)) == content_id(OptimConfig())
+
+
+def test_a_dictionary_is_a_nested_configuration():
+    assert Pretrain("x", optim={"lr": 1}) == Pretrain("x", optim=OptimConfig(lr=1.0))
+
+
+def test_every_configuration_is_checked_and_a_new_kind_cannot_forget_it():
+    for cls in (ModelConfig, CorpusConfig, OptimConfig, TaskConfig, *KINDS.values()):
+        assert issubclass(cls, Checked) and cls.__post_init__ is Checked.__post_init__
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Cell):
+        how: typing.Literal["a", "b"] = "a"
+        pair: tuple[int, ...] = ()
+
+    assert Mine("x", pair=[1, 2.0]).pair == (1, 2)
+    with pytest.raises(ConfigError, match=r"x.how = 'c'"):
+        Mine("x", how="c")
+    with pytest.raises(ConfigError, match="name it check"):
+
+        class Forgetful(Cell):
+            def __post_init__(self):
+                pass

@@ -99,6 +99,76 @@ def test_a_reward_enters_the_id_by_its_source_and_by_what_it_uses(tmp_path, monk
         ids(BASE, sft, replace(ppo, reward="no_such_module:score"))
 
 
+def test_records_enter_the_id_by_content_not_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("a.jsonl", "folder/b.jsonl", "export-10:30:00.jsonl", "pairs:old"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "other.jsonl").write_text("[]")
+
+    def made(path):
+        cells = (SFT("sft", base="base", records=path), Reward("r", base="base", comparisons=path),
+                 Compare("c", policy="base"), Reward("more", base="base", comparisons="c", earlier=(path,)))  # fmt: skip
+        return ids(BASE, *cells)
+
+    first = made("a.jsonl")
+    for path in ("./a.jsonl", str(tmp_path / "a.jsonl"), "folder/../a.jsonl", "folder/b.jsonl",
+                 "export-10:30:00.jsonl", "pairs:old", Path("a.jsonl")):  # fmt: skip
+        assert made(path) == first, path
+    assert all(made("other.jsonl")[n] != first[n] for n in ("sft", "r", "more"))
+
+
+def test_a_study_keeps_its_ids_while_what_it_names_changes(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    s = study(BASE, SFT("sft", base="base", records=str(tmp_path / "a.jsonl")))
+    first = s.run_ids("c")
+    (tmp_path / "a.jsonl").write_text("[]")
+    assert s.run_ids("c") == first
+    assert study(*s.cells).run_ids("c") != first
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cells": BASE}, "study.cells: expected a list, got Pretrain"),
+        ({"cells": (BASE, "sft")}, r"study.cells\[1\]: expected Cell, got 'sft'"),
+        ({"cells": (BASE, CORPUS)}, r"study.cells\[1\]: expected Cell, got CorpusConfig"),
+        ({"cells": (BASE,), "analyses": ("isoflop",)}, r"study.analyses\[0\]: expected Analysis"),
+        ({"cells": (BASE,), "analyses": (("isoflop", "*"),)}, r"study.analyses\[0\]: expected Analysis"),
+        ({"cells": (BASE,), "members": 1.5}, "study.members: expected int, got 1.5"),
+        ({"cells": (BASE,), "corpus": MODEL}, "study.corpus: expected CorpusConfig"),
+        ({"cells": (SFT("s", base="my base"),)}, "s.base = 'my base'; expected the name of a cell"),
+        ({"cells": (SFT("s", base="m:f"),)}, "s.base = 'm:f'; expected the name of a cell"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_types_in_a_study_are_refused(values, said):
+    with pytest.raises(ConfigError, match=said):
+        Study("s", **{"corpus": CORPUS, **values})
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    return Study('s', (Pretrain('a', OptimConfig()),))", r"s.py, line 6: a.model: expected ModelConfig"),
+        ("    return Study('s', (Pretrain('a', bacth=3),))", r"line 6: unknown key 'bacth'.*Did you mean 'batch'"),
+        ("    return Study('s')", r"s.py, line 6: TypeError: .*missing 1 required"),
+        ("    return Study('s', 3", r"s.py, line 6: SyntaxError"),
+        ("    return nonsense", r"s.py, line 6: NameError"),
+        ("    return [Pretrain('a')]", r"study\(\) returns list; expected a Study"),
+        ("    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))", "s.py, line 6: corpus.sources: expected a list"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_study_file_is_named_with_its_line(tmp_path, body, said):
+    head = (
+        "from rlhf_jax.cells import Pretrain\nfrom rlhf_jax.config import *\n"
+        "from rlhf_jax.study import Study\n\ndef study(tiny):\n"
+    )
+    (tmp_path / "s.py").write_text(head + body + "\n")
+    with pytest.raises(ConfigError, match=said):
+        load_study(tmp_path / "s.py")
+
+
 def test_order_puts_parents_first():
     order = [c.name for c in study(SFT("sft", base="base"), BASE).order()]
     assert order == ["base", "sft"]
@@ -148,6 +218,24 @@ def test_continuing_needs_the_same_model_and_more_tokens():
         study(BASE, replace(longer, tokens=1024))
     with pytest.raises(ConfigError, match="model and batch must agree"):
         study(BASE, replace(longer, batch=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, r"longer.seed = 1, but it continues 'base', which has 0.*Set seed = 0"),
+        (
+            {"unique_tokens": 512},
+            "longer.unique_tokens = 512, but it continues 'base', which has None",
+        ),
+    ],
+)
+def test_continuing_in_another_order_of_text_is_refused_unless_it_may_repeat(changes, said):
+    longer = replace(BASE, name="longer", tokens=2048, continues="base", **changes)
+    with pytest.raises(ConfigError, match=said):
+        study(BASE, longer)
+    study(BASE, replace(longer, repeat=True))
+    study(replace(BASE, **changes), longer)
 
 
 def test_repeated_text_is_refused_unless_asked_for():
@@ -239,3 +327,14 @@ def test_what_lies_outside_and_is_not_there_is_refused_when_the_study_is_loaded(
     )
     with pytest.raises(ConfigError, match=said):
         load_study(tmp_path / "s.py")
+
+
+def test_records_that_change_while_a_study_runs_are_refused(tmp_path):
+    path = str(tmp_path / "a.jsonl")
+    Path(path).write_text("{}")
+    s = study(BASE, SFT("sft", base="base", records=path))
+    s.run_ids("c")
+    assert s.unchanged(path) == path
+    Path(path).write_text("[]")
+    with pytest.raises(ConfigError, match="has changed since this run began"):
+        s.unchanged(path)

@@ -6,19 +6,15 @@ A corpus is a folder named by its content hash under `ROOT/data/`:
     rows/1.0.0/        packed token rows, the same
     rows-SPLIT.npy     the rows decoded once, memory-mapped by training (shared by its processes)
     tokenizer.model    SentencePiece
-    manifest.json      sources, licences, counts, what deduplication removed, hashes, seconds
-
-`ROOT/data/index/` maps recipes (a configuration and the state of its files) to those folders.
+    manifest.json      sources, licences, counts, what deduplication removed, hashes, seconds;
+                       digests of the other files, checked when they are opened; the recipes
+                       (`rlhf_jax.data.recipes`) that give this corpus
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -31,15 +27,29 @@ from typing import Any
 import numpy as np
 
 from ..config import ConfigError, CorpusConfig, content_id
-from ..outside import source_hash
 from .dedup import near_duplicates
+from .integrity import (
+    MANIFEST,
+    Damaged,
+    adopted,
+    damaged_files,
+    decode,
+    digests_of,
+    locked,
+    manifest_text,
+    read_manifest,
+    warn,
+    whole,
+)
 from .loader import batch_rows, permute
 from .packing import Batch, batch_of, pack
-from .sources import PACKAGED, documents, files, is_callable
+from .recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
+from .sources import PACKAGED, documents
 from .tokenizer import PAD, Tokenizer, train
 
+__all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
+
 SPLITS = ("train", "validation", "test")
-FORMAT = 1  # of what is derived from text; a change of packing or splitting rules raises it
 _HELDOUT_KEY = 0x4E1D
 _SUBSET_KEY = 0x5B5E7
 
@@ -75,7 +85,21 @@ class Corpus:
         return self.manifest["content_hash"]
 
     @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """sha256 of every file. A corpus of the first release has none; it is then checked by its
+        counts and hashes of text, and given some."""
+        if "digests" not in self.manifest:
+            self.manifest.update(adopted(self.folder, self.manifest))
+        return self.manifest["digests"]
+
+    def _check(self, under: str) -> None:
+        """Raises Damaged if files whose names begin so are not what they were."""
+        for name in damaged_files(self.folder, self.digests, under):
+            raise Damaged(self.folder, name, "its digest is another")
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
+        self._check("tokenizer.model")
         return Tokenizer.load(self.folder / "tokenizer.model")
 
     @functools.cached_property
@@ -91,18 +115,19 @@ class Corpus:
         """The packed rows (N, T+1) of a split, memory-mapped, uint16 or uint32.
 
         Raises:
-            ConfigError: unknown or empty split.
+            ConfigError: unknown or empty split, or rows that are damaged, as stored too.
         """
         if not self.manifest["splits"].get(split, {}).get("rows"):
             have = [s for s in SPLITS if self.manifest["splits"][s]["rows"]]
             raise ConfigError(f"split {split!r} has no rows; this corpus has {', '.join(have)}")
         if split not in self._rows:
-            path = self.folder / f"rows-{split}.npy"
-            if not path.exists():  # the folder came here without its decoded copy
-                from .store import read_rows
-
-                _save(path, read_rows(self.folder, split))
-            self._rows[split] = np.load(path, mmap_mode="r")
+            name = f"rows-{split}.npy"
+            if not whole(self.folder, name, self.digests):
+                self._check("rows/")
+                warn(f"{self.folder / name} is damaged; decoding the stored rows again")
+                decode(self.folder, split)
+                self._check(name)
+            self._rows[split] = np.load(self.folder / name, mmap_mode="r")
         return self._rows[split]
 
     def tokens(self, split: str) -> int:
@@ -117,6 +142,7 @@ class Corpus:
         """`{id, source, text}` of every document of a split, in a fixed order."""
         from .store import read_documents
 
+        self._check("documents/")
         return read_documents(self.folder, split)
 
     def batch(
@@ -164,89 +190,89 @@ class Corpus:
 # --- finding and preparing -------------------------------------------------------------------
 
 
-def recipe(cfg: CorpusConfig) -> str:
-    """Key of the local cache: the configuration, the pinned texts, the files' sizes and times.
+def find(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = warn) -> Corpus | None:
+    """The corpus if it is already prepared under `root`, else None. It is found by the content of
+    its sources, also where they are gone, which `log` is told.
 
     Raises:
-        ConfigError: an unknown source.
+        ConfigError: a source that is unknown, or gone and not prepared, or a damaged manifest.
     """
-    state: list[Any] = []
-    for source in sorted(cfg.sources):
-        if source in PACKAGED:
-            state.append([source, PACKAGED[source].text_sha256])
-        elif is_callable(source):
-            state.append([source, source_hash(source)])
-        elif source.startswith("tfds:"):
-            state.append([source])
-        else:
-            stats = [(str(p.resolve()), p.stat()) for p in files(source)[0]]
-            state.append([source, [[name, s.st_size, s.st_mtime_ns] for name, s in stats]])
-    same = dataclasses.replace(cfg, sources=(), heldout_tokens=0)
-    return content_id({"format": FORMAT, "config": same, "sources": state}, 16)
-
-
-def find(cfg: CorpusConfig, root: Path) -> Corpus | None:
-    """The corpus if it is already prepared under `root`, else None."""
-    index = Path(root) / "data" / "index" / f"{recipe(cfg)}.json"
-    try:
-        folder = Path(root) / "data" / json.loads(index.read_text())["folder"]
-        return Corpus(folder, cfg, json.loads((folder / "manifest.json").read_text()))
-    except FileNotFoundError:
+    _, folder, gone = locate(cfg, Path(root) / "data")
+    if folder is None:
         return None
+    corpus = Corpus(folder, cfg, read_manifest(folder))
+    if gone:
+        log(
+            f"no longer there: {', '.join(gone)}; using corpus {folder.name}, prepared from it "
+            "before"
+        )
+    return corpus
 
 
 def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -> Corpus:
-    """The corpus of a configuration, built under `root` if it is not there yet.
+    """The corpus of a configuration, built under `root` if it is not there yet, or is damaged.
 
     Safe when several processes ask at once: one builds, the others wait. A build that is
     interrupted leaves nothing that the next one would take for a corpus.
 
     Raises:
         ConfigError: an unreadable or unknown source, too little text for the vocabulary or for a
-            split.
+            split, a damaged corpus whose sources are gone.
     """
-    if corpus := find(cfg, root):
-        return corpus
     data = Path(root) / "data"
+    if corpus := _found(cfg, data, log):
+        return corpus
     (data / "index").mkdir(parents=True, exist_ok=True)
-    with _locked(data / "prepare.lock", log):
-        if corpus := find(cfg, root):
+    with locked(data / "prepare.lock", log):
+        if corpus := _found(cfg, data, log):
             return corpus
+        key, _, gone = locate(cfg, data)
+        if gone:
+            raise ConfigError(
+                f"the corpus in {data} is damaged, and what it was made of is gone: {', '.join(gone)}; put "
+                "one of them back"
+            )
         for left in data.glob(".building-*"):  # by a process that was killed
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=data, prefix=".building-") as tmp:
             build = Path(tmp) / "corpus"
             manifest = _build(cfg, build, data / "archives", log)
+            if locate(cfg, data)[0] != key:
+                raise ConfigError("a source changed while it was read; run the same command again")
             folder = data / manifest["content_hash"]
-            if not (folder / "manifest.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)  # no manifest: a broken copy
+            if not _whole(folder):
+                manifest["digests"] = digests_of(build)
+                (build / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+                if folder.exists():
+                    os.rename(folder, Path(tmp) / "damaged")
                 os.rename(build, folder)
-        entry = json.dumps({"folder": folder.name, "sources": list(cfg.sources)})
-        _replace(data / "index" / f"{recipe(cfg)}.json", entry)
-    return Corpus(folder, cfg, json.loads((folder / "manifest.json").read_text()))
+        write_index(data, key, folder, cfg)
+        note_recipe(folder, key)
+    return Corpus(folder, cfg, read_manifest(folder))
 
 
-@contextlib.contextmanager
-def _locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log("another process is preparing a corpus; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _whole(folder: Path) -> bool:
+    try:
+        digests = read_manifest(folder).get("digests")
+    except Damaged:
+        return False
+    return digests is not None and not damaged_files(folder, digests)
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def _save(path: Path, rows: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(part, rows)
-    os.replace(part, path)
+def _found(cfg: CorpusConfig, data: Path, log: Callable[[str], None]) -> Corpus | None:
+    """The corpus, if it is there and whole."""
+    try:
+        corpus = find(cfg, data.parent, log)
+        if corpus is None:
+            return None
+        for split in (s for s in SPLITS if corpus.manifest["splits"][s]["rows"]):
+            corpus.rows(split)
+        corpus._check("")
+    except Damaged as e:
+        log(f"{e.path} is damaged; preparing the corpus again")
+        return None
+    note_recipe(corpus.folder, recipe(cfg, Digests(data)))
+    return corpus
 
 
 # --- building --------------------------------------------------------------------------------
@@ -291,10 +317,9 @@ def _build(
     rows = {s: pack(ids[s], cfg.seq_len, cfg.vocab, cfg.seed) for s in SPLITS if ids[s]}
     store.write_rows(folder, rows)
     for split in rows:
-        _save(folder / f"rows-{split}.npy", store.read_rows(folder, split))
+        decode(folder, split)
     manifest = _manifest(cfg, parts, ids, rows, dropped, tokenizer)
     manifest["seconds"] = round(time.monotonic() - begin, 1)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for split in rows:
         log(f"{split}: {manifest['splits'][split]}")
     log(f"prepared corpus {manifest['content_hash']} in {manifest['seconds']} s")
@@ -336,7 +361,7 @@ def _check_sizes(cfg: CorpusConfig, parts: dict[str, list[_Document]]) -> None:
         if share > 0 and not parts[split]:
             total = sum(map(len, parts.values()))
             raise ConfigError(
-                f"the {split} split got none of {total} documents ; splits are by "
+                f"the {split} split got none of {total} documents; splits are by "
                 "document, so add text, raise the share, or set it to 0"
             )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import ConfigError, suggest
-from ..outside import load_callable
+from ..outside import is_callable, load_callable
 from .packaged import PACKAGED, Documents, text_hash
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
@@ -24,8 +24,10 @@ def files(source: str) -> tuple[list[Path], str]:
     Raises:
         ConfigError: no such file, an unknown format, or (for one word) an unknown packaged source.
     """
-    pattern, _, field = source.partition("#")
+    pattern, field = pattern_of(source)
     found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+    if Path(pattern).is_file():  # whatever its name looks like
+        found = [Path(pattern)]
     if not found:
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
@@ -37,12 +39,17 @@ def files(source: str) -> tuple[list[Path], str]:
             raise ConfigError(
                 f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz)"
             )
-    return found, field or "text"
+    return found, field
 
 
-def is_callable(source: str) -> bool:
-    """Whether a source is MODULE:FUNCTION."""
-    return not source.startswith("tfds:") and bool(re.fullmatch(r"[\w.]+:\w+", source))
+def pattern_of(source: str) -> tuple[str, str]:
+    """The path or glob of a source of files, and the field that holds the text."""
+    pattern, _, field = source.partition("#")
+    return (source, "text") if Path(source).is_file() else (pattern, field or "text")
+
+
+def is_tfds(source: str) -> bool:
+    return source.startswith("tfds:") and not Path(source.partition("#")[0]).is_file()
 
 
 def documents(source: str, cache: Path) -> Documents:
@@ -66,11 +73,11 @@ def documents(source: str, cache: Path) -> Documents:
                 "the archive or its reader changed. Delete the archive, or pin the new text"
             )
         yield from found
+    elif is_tfds(source):
+        yield from _tfds(source.removeprefix("tfds:"))
     elif is_callable(source):
         for i, text in enumerate(load_callable(source)()):
             yield str(i), text
-    elif source.startswith("tfds:"):
-        yield from _tfds(source.removeprefix("tfds:"))
     else:
         paths, field = files(source)
         for path in paths:

@@ -109,7 +109,7 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
             s: encoded(compared_in(str(results / f)), ctx.corpus.tokenizer, template, most)
             for s, f in FILES.items()
         }
-    records = compared_in(name)
+    records = compared_in(ctx.study.unchanged(name))
     whole = encoded(records, ctx.corpus.tokenizer, template, most)
     held = heldout_prompts([r.prompt for r in records.values()], name)
     return {"train": _only(whole, ~held), "validation": _only(whole, held)}

@@ -22,7 +22,7 @@ from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.feedback import FILES, judge_report
 from rlhf_jax.jobs.language import metrics_row, objective
-from rlhf_jax.outside import load_callable
+from rlhf_jax.outside import is_callable, load_callable
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.train import init_state, make_train_step, train
 
@@ -139,8 +139,8 @@ def source(ctx: Context, cell: SFT) -> Source:
     assert name is not None
     if names_cell(name):
         return _of_cell(ctx, name)
-    if ":" not in name:
-        loaded = load(name)
+    if not is_callable(name):
+        loaded = load(ctx.study.unchanged(name))
         ctx.runtime.log(
             f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
         )

@@ -18,7 +18,6 @@ from rlhf_jax.config import ConfigError
 from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.scaling.curves import Curve, smooth
 from rlhf_jax.scaling.points import Points, from_rows
-from rlhf_jax.study import ACCOUNTS
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,9 @@ class Analysed:
     name: str
     label: str
     cells: list[CellResult]
-    params: str
-    flops: str
-    loss: str
+    params: str = "total"
+    flops: str = "exact"
+    loss: str = "heldout"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class StudyResults:
                 name = f"{name}-{len(found) + 1}"
             wanted = set(spec.get("cells", []))
             cells = [cell for cell in self.cells if cell.name in wanted]
-            accounts = {key: spec.get(key, known[0]) for key, known in ACCOUNTS.items()}
+            accounts = {key: spec[key] for key in ("params", "flops", "loss") if key in spec}
             found.append(Analysed(name, label, cells, **accounts))
         return found
 

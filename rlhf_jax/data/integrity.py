@@ -1,0 +1,188 @@
+"""Whether the files of a corpus are what they were when it was prepared: digests in its manifest,
+checked once a process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import ConfigError
+from .packing import batch_of
+from .tokenizer import Tokenizer
+
+MANIFEST = "manifest.json"
+_checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
+
+
+class Damaged(ConfigError):
+    """A file of a corpus is not what it was."""
+
+    def __init__(self, folder: Path, name: str, why: str) -> None:
+        self.path = folder / name
+        super().__init__(
+            f"{self.path} is damaged: {why}. `rlhf-jax run STUDY` prepares the corpus again from "
+            f"its sources; if they are gone, put {folder} back from a copy"
+        )
+
+
+def warn(text: str) -> None:
+    print(f"rlhf-jax: {text}", file=sys.stderr, flush=True)
+
+
+def self_digest(manifest: Mapping[str, Any]) -> str:
+    rest = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """A manifest as it is written, with its own digest."""
+    return json.dumps(manifest | {"digest": self_digest(manifest)}, indent=1)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a corpus.
+
+    Raises:
+        Damaged: there is none, or it is not what was written.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as e:
+        raise Damaged(folder, MANIFEST, f"it cannot be read ({e})") from None
+    except OSError as e:
+        raise _unreadable(path, e) from None
+    if not isinstance(manifest, dict) or manifest.get("content_hash") != folder.name:
+        raise Damaged(folder, MANIFEST, f"it is not that of corpus {folder.name}")
+    if "digest" in manifest and manifest["digest"] != self_digest(manifest):
+        raise Damaged(folder, MANIFEST, "its digest is another")
+    return manifest
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file of a corpus but its manifest."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in found}
+
+
+def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
+    """Whether a file is what it was. It is read once a process, unless it is written again."""
+    path = folder / name
+    try:
+        stat = path.stat()
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digests[name])
+        if _checked.get(path) != state:
+            if _digest(path) != digests[name]:
+                return False
+            _checked[path] = state
+    except (FileNotFoundError, KeyError):
+        return False
+    except OSError as e:
+        raise _unreadable(path, e) from None
+    return True
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    """Which is not known to be damage, so nothing is replaced."""
+    return ConfigError(
+        f"{path} cannot be read ({error}); see to that and run the same command again"
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> list[str]:
+    """Those files (whose names begin with `under`) that are not what they were."""
+    return [n for n in digests if n.startswith(under) and not whole(folder, n, digests)]
+
+
+def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a corpus of the first release with digests, once its tokenizer, text and
+    rows are known to be those of its hashes and counts; decoded rows that are not the stored ones
+    are replaced.
+
+    Raises:
+        Damaged: they are not.
+    """
+    from .store import read_documents, read_rows
+
+    def check(name: str, right: bool) -> None:
+        if not right:
+            raise Damaged(folder, name, f"it does not belong to {MANIFEST}")
+
+    with locked(folder.parent / "adopt.lock", warn):
+        if "digests" in (newer := read_manifest(folder)):
+            return newer
+        name = "tokenizer.model"
+        try:
+            tokenizer = Tokenizer.load(folder / name)
+            check(name, tokenizer.content_hash == manifest["tokenizer_hash"])
+            for split in (s for s, c in manifest["splits"].items() if c["rows"]):
+                name = "documents"
+                texts = (d["text"].encode() for d in read_documents(folder, split))
+                text = hashlib.sha256(b"".join(hashlib.sha256(t).digest() for t in texts))
+                check(name, text.hexdigest() == manifest["text_hashes"][split])
+                name = "rows"
+                rows, counts = read_rows(folder, split), manifest["splits"][split]
+                check(name, _counted(rows, tokenizer) == (counts["targets"], counts["bytes"]))
+                _save(folder / f"rows-{split}.npy", rows)
+        except Damaged:
+            raise
+        except (OSError, MemoryError) as e:
+            if not isinstance(e, FileNotFoundError):
+                raise _unreadable(folder / name, e) from None
+            raise Damaged(folder, name, str(e)) from None
+        except Exception as e:  # of TFDS, array_record or SentencePiece
+            raise Damaged(folder, name, f"{type(e).__name__}: {e}") from None
+        manifest = manifest | {"digests": digests_of(folder)}
+        replace(folder / MANIFEST, manifest_text(manifest))
+    return manifest
+
+
+def _counted(rows: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Weighted targets and bytes of rows."""
+    parts = [batch_of(rows[i : i + 4096], tokenizer.token_bytes) for i in range(0, len(rows), 4096)]
+    return int(sum(b["weights"].sum() for b in parts)), int(sum(b["bytes"].sum() for b in parts))
+
+
+def decode(folder: Path, split: str) -> None:
+    """The memory-mapped copy of the stored rows of a split."""
+    from .store import read_rows
+
+    _save(folder / f"rows-{split}.npy", read_rows(folder, split))
+
+
+@contextlib.contextmanager
+def locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log("another process is preparing a corpus; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _save(path: Path, rows: np.ndarray) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    np.save(part, rows)
+    os.replace(part, path)
+
+
+def replace(path: Path, text: str) -> None:
+    """Atomic: readers see the old file or the new one, whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
