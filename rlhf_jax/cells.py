@@ -103,7 +103,7 @@ class SFT(Cell):
     base: str = "base"
     task: TaskConfig = field(default_factory=TaskConfig)
     examples: int = 4096
-    min_gold: float = 0.0  # demonstrations that the labeller scores at least this
+    min_gold: float = 0.0  # continuations that the labeller scores at least this; of records, all
     epochs: int = 1
     batch: int = 16
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
@@ -111,6 +111,13 @@ class SFT(Cell):
     # Demonstrations, corrections or critiques: a file of records, MODULE:FUNCTION (split, n, seed) ->
     # records, or a cell that wrote them. None: true continuations that the labeller approves of.
     records: str | None = option(None, "records")
+
+    def check(self) -> None:
+        if self.records is None and self.task.prompts:
+            raise ConfigError(
+                f"{self.name}.task.prompts = {self.task.prompts!r}, but only openings of the corpus's sentences "
+                "have true continuations to learn from; give records (a file, MODULE:FUNCTION or a cell)"
+            )
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,8 @@ class PPO(Cell):
     ptx_coef: float = option(0.0)  # weight of the pretraining loss (PPO-ptx), a token
     ptx_batch: int = option(16)  # rows of the corpus that go with each minibatch
     ema: float | None = option(None)  # decay an iteration; the result is then the average
+    # Different batches of prompts; later iterations take the same prompts again, in another order.
+    prompt_batches: int = option(16)
 
     def check(self) -> None:
         if self.batch * self.samples % self.minibatches:
@@ -279,6 +288,19 @@ class PPO(Cell):
             raise ConfigError(
                 f"{self.name}.samples = {self.samples}; {self.algorithm} compares at least 2 responses "
                 "to a prompt"
+            )
+        if self.algorithm == "reinforce" and self.batch * self.samples < 2:
+            raise ConfigError(
+                f"{self.name}: batch x samples = 1; reinforce compares at least 2 responses"
+            )
+        if self.prompt_batches < 1:
+            raise ConfigError(
+                f"{self.name}.prompt_batches = {self.prompt_batches}; it must be at least 1"
+            )
+        if self.critic_lr is not None and self.critic == "shared":
+            raise ConfigError(
+                f"{self.name}.critic_lr = {self.critic_lr}, but critic = 'shared' is on the policy's trunk "
+                "and learns with it; leave critic_lr out or give the critic a trunk of its own"
             )
         if self.temperature <= 0:
             raise ConfigError(f"{self.name}.temperature = {self.temperature}; it must be above 0")

@@ -28,6 +28,15 @@ def positions_of(segments_BT: jax.Array) -> jax.Array:
     return jnp.cumsum(segments_BT, axis=-1) - segments_BT
 
 
+def sample_keys(key: jax.Array, items_B: jax.Array, samples_BS: jax.Array, axes: Axes) -> jax.Array:
+    """Keys (B x S) of samples of prompts, prompt by prompt: functions of (key, number of the prompt, number
+    of the sample) alone."""
+    samples_N = axes.constrain(samples_BS, None, None).ravel()
+    items_N = jnp.repeat(axes.constrain(items_B, None), samples_BS.shape[1])
+    of = lambda item, sample: jax.random.fold_in(jax.random.fold_in(key, item), sample)  # noqa: E731
+    return jax.vmap(of)(items_N, samples_N)
+
+
 def generate(
     params: Any,
     cfg: ModelConfig,
@@ -41,9 +50,11 @@ def generate(
 ) -> Samples:
     """Sample `samples` responses of at most `length` tokens to each prompt (left-padded with PAD).
 
-    Rows come out prompt by prompt; the prefill is shared by the samples of a prompt. Row b draws its
-    t-th token with a key of (key, b, t) alone. Temperature 0 is greedy, and its log-probs are then
-    those at temperature 1. Jit-compatible; no top-k or top-p, so log-probs are the policy's own.
+    Rows come out prompt by prompt; the prefill is shared by the samples of a prompt. `key` is a key for
+    each row (`sample_keys`), or one for all, of which row b takes fold_in(key, b). A row draws its t-th
+    token with its key and t alone, whatever is sampled beside it. Temperature 0 is greedy, and its
+    log-probs are then those at temperature 1. Jit-compatible; no top-k or top-p, so log-probs are the
+    policy's own.
     """
     B0, P = prompts_BP.shape
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
@@ -59,7 +70,8 @@ def generate(
     next_B = jnp.sum(segments_BP, axis=-1).at[rows_B].get(out_sharding=axes.spec("batch"))
     cache = cache.repeated(rows_B, axes)
     B = B0 * samples
-    keys_B = axes.constrain(jax.random.split(key, B), "batch")
+    row_keys_B = key if key.ndim else jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(B))
+    keys_B = axes.constrain(row_keys_B, "batch")
     safe = jnp.where(temperature > 0, temperature, 1.0)
 
     def draw(t: jax.Array, logits_BV: jax.Array, done_B: jax.Array) -> tuple[jax.Array, jax.Array]:

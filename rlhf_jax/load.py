@@ -18,7 +18,7 @@ from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
 from rlhf_jax.generate import generate
 from rlhf_jax.jobs.context import read_model
-from rlhf_jax.parallel import AXES, make_mesh
+from rlhf_jax.parallel import AXES, make_mesh, place_batch
 from rlhf_jax.runs import CellFolder, read_json
 from rlhf_jax.train import Runtime
 
@@ -59,12 +59,12 @@ def sample_text(
     run: Run, prompt: str, tokens: int = 40, temperature: float = 0.8, seed: int = 0
 ) -> str:
     """A continuation of `prompt`."""
-    ids = encode_prompt(run.tokenizer, run.model, prompt, run.runtime)
+    ids = encode_prompt(run.tokenizer, run.model, prompt)
     out = jax.jit(
         lambda p, x, k: generate(
             p, run.model, x, k, length=tokens, temperature=temperature, axes=run.runtime.axes
         )
-    )(run.params, ids, jax.random.key(seed))
+    )(run.params, place_batch({"ids": ids}, run.runtime.mesh)["ids"], jax.random.key(seed))
     return run.tokenizer.decode(np.asarray(out.tokens_BR)[0].tolist())
 
 

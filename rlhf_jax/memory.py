@@ -28,19 +28,26 @@ def training_bytes(model: ModelConfig, batch: int, s: int, trained: int) -> floa
     return 4.0 * 5 * params * trained + activations + 3.0 * 4 * rows * model.vocab
 
 
-def sampling_bytes(model: ModelConfig, batch: int, s: int, models: int) -> float:
-    """Weights, the key-value cache, and one scoring pass over whole rows."""
+def sampling_bytes(
+    model: ModelConfig, batch: int, s: int, models: int, accumulate: int = 1
+) -> float:
+    """Weights, the key-value cache, and one scoring pass over whole rows, in `accumulate` parts."""
     cache = 2 * model.layers * batch * s * model.K * model.C
-    scored = batch * s * (model.vocab * 2 + 4 * model.width + 2 * model.F)
+    scored = batch / accumulate * s * (model.vocab * 2 + 4 * model.width + 2 * model.F)
     return 4.0 * (models * param_counts(model)["total"] + cache + scored)
 
 
 def rlhf_bytes(
-    cell: PPO, policy: ModelConfig, critic: ModelConfig | None, rewards: Sequence[ModelConfig]
+    cell: PPO,
+    policy: ModelConfig,
+    critic: ModelConfig | None,
+    rewards: Sequence[ModelConfig],
+    accumulate: int = 1,
 ) -> dict[str, float]:
     """What a PPO cell takes, by part: the trained models with gradients and Adam moments, the frozen ones,
     and the larger of what sampling and an update need beside them. `critic` None or the policy's own: it
-    has no parameters of its own, as far as `cell` says so."""
+    has no parameters of its own, as far as `cell` says so. `accumulate`: micro-batches of an update and of
+    scoring; the sampler's cache is of all rows."""
     s = cell.task.prompt_len + cell.task.response_len
     rows = cell.batch * cell.samples
     trained = {"policy": policy}
@@ -54,11 +61,10 @@ def rlhf_bytes(
     if rewards:
         name = "reward model" if len(rewards) == 1 else f"{len(rewards)} reward models"
         parts[name] = sum(4.0 * param_counts(cfg)["total"] for cfg in rewards)
-    update = sum(
-        training_bytes(cfg, rows // cell.minibatches, s, trained=0) for cfg in trained.values()
-    )
+    micro = max(1, rows // cell.minibatches // accumulate)
+    update = sum(training_bytes(cfg, micro, s, trained=0) for cfg in trained.values())
     parts["activations of an update or the sampler's cache"] = max(
-        update, sampling_bytes(policy, rows, s, models=0)
+        update, sampling_bytes(policy, rows, s, 0, accumulate)
     )
     parts["process"] = BASELINE_BYTES
     return parts

@@ -259,6 +259,28 @@ def test_a_constant_scorer_is_a_coin():
     assert lo <= 0.5 <= hi
 
 
+def test_a_tie_is_right_half_the_time_in_accuracy_and_in_calibration():
+    rows = {"ranks": np.array([[1, 2]] * 4), "length": np.ones((4, 2))}
+    report = ranking_report(np.zeros((4, 2)), rows)
+    assert report["accuracy"] == 0.5
+    assert report["calibration"]["expected_calibration_error"] == 0  # confidence 0.5, right half
+    scores = np.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    report = ranking_report(scores, rows)
+    binned = report["calibration"]["bins"]
+    assert sum(b["n"] * b["accuracy"] for b in binned) / 4 == report["accuracy"] == 0.5
+
+
+def test_equally_likely_next_tokens_share_what_came(corpus, mesh):
+    """A model that finds every token as likely as another is right once in as many."""
+    cfg = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
+    params = {**noisy_params(cfg), "embed": np.zeros((cfg.vocab, 16), np.float32)}
+    rows = heldout_rows(params, cfg, corpus, Runtime(mesh, AXES))
+    np.testing.assert_allclose(rows.right_n, 1 / cfg.vocab, rtol=1e-5)
+    np.testing.assert_allclose(rows.confidence_n, 1 / cfg.vocab, rtol=1e-5)
+    found = reliability(rows.confidence_n, rows.right_n)
+    assert found["expected_calibration_error"] == pytest.approx(0, abs=1e-6)
+
+
 def test_calibration_error_is_small_for_calibrated_margins_and_large_for_inflated_ones():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((4000, 2))

@@ -225,6 +225,8 @@ def test_agreement_compares_with_the_majority_and_ranks_pairs():
         "n": 4, "good": 0.25, "accuracy": 0.5, "majority": 0.75, "ranking": 0.5,
         "ranking_same_prompt": 1.0,
     }  # fmt: skip
+    even = agreement(np.array([0.0, 0.0, -1.0, 0.0]), critiques)
+    assert even["accuracy"] == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
     alone = agreement(np.array([1.0]), critiques[:1])
     assert alone["ranking"] is None and alone["ranking_same_prompt"] is None
 

@@ -177,3 +177,27 @@ def test_callables_must_give_records_and_enough_of_them(context):
         ConfigError, match=r"3 examples fill \d rows of 32 tokens, less than one batch"
     ):
         packed_rows(context(cell), cell, learned(context, cell)[1])
+
+
+def long_ones(prompts, responses):
+    """A labeller that looks at the prompt too."""
+    return [len(r) - len(p) for p, r in zip(prompts, responses, strict=True)]
+
+
+def test_the_tasks_labeller_decides_what_is_shown(context):
+    task = TaskConfig(prompt_len=6, response_len=6, gold="test_jobs_sft:long_ones")
+    cell = SFT("long", base="base", task=task, examples=40, min_gold=-2.0, batch=4)
+    shown, examples = continuations(context(cell), cell)
+    prompts = prompts_from(context(cell).corpus, "train", 40, 6, 0, 5)
+    expected = [(p.prompt, p.response) for p in prompts if len(p.response) - len(p.prompt) >= -2]
+    assert [(d.prompt, d.response) for d in shown] == expected
+    assert 0 < len(expected) < 40 and len(examples) == len(expected)
+    assert expected != [(p.prompt, p.response) for p in approved(prompts, -2.0)]
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_prompts_without_true_continuations_need_records(template):
+    task = TaskConfig(8, 6, prompts="test_jobs_sft:questions", template=template)
+    with pytest.raises(ConfigError, match=r"s.task.prompts = 'test_jobs_sft:questions'.*give records"):  # fmt: skip
+        SFT("s", task=task)
+    assert SFT("s", task=task, records="test_jobs_sft:made").records

@@ -195,6 +195,11 @@ def test_two_completions_are_bradley_terry(loss):
     assert scored([[0.3, 1.5, 9.0]], [[2, 1, -1]], loss) == (total, weight, accuracy)
 
 
+def test_equal_scores_rank_a_pair_right_half_the_time():
+    assert scored([[0.0, 0.0]], [[1, 2]]) == (pytest.approx(np.log(2)), 1, 0.5)
+    assert scored([[1.0, 1.0, 0.0]], [[1, 2, 3]])[2] == pytest.approx((0.5 + 1 + 1) / 3)
+
+
 @pytest.mark.parametrize("loss", ["kwise", "plackett_luce", "best_of_n"])
 def test_a_prompt_whose_completions_are_all_tied_has_no_weight_and_no_gradient(loss):
     scores, ranks = [[0.3, 1.5, -2.0], [1.0, 2.0, 3.0]], [[1, 1, 1], [2, 2, -1]]

@@ -120,13 +120,16 @@ class Told(NamedTuple):
         return params["policy"]["lp"], jnp.ones((3, 4)), params["critic"]["v"]
 
 
-def test_clipped_losses_equal_loops_over_tokens():
+@pytest.mark.parametrize("longer", [0, 1], ids=["one mask", "values one token longer"])
+def test_clipped_losses_equal_loops_over_tokens(longer):
     cell = PPO("p", clip=0.2, value_clip=0.1, value_coef=0.3, task=TaskConfig(1, 4))
     rng = np.random.default_rng(0)
     lp, old, adv, v, v_old, ret = rng.normal(0, 0.5, (6, 3, 4)).astype(np.float32)
     lp[0, 0] = old[0, 0] + 30  # the clamp of the log ratio
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], np.float32)
-    batch = Experience(*[None] * 3, mask, mask, old, None, v_old, adv, ret)._asdict()
+    value_mask = mask if not longer else np.concatenate([np.ones((3, 1)), mask[:, :-1]], 1)
+    value_mask = value_mask.astype(np.float32)
+    batch = Experience(*[None] * 3, mask, value_mask, old, None, v_old, adv, ret)._asdict()
     params = {"policy": {"lp": jnp.array(lp)}, "critic": {"v": jnp.array(v)}}
     total, weight, sums = ppo.ppo_objective(cell, Told(), AXES)(params, batch)
     expected = dict.fromkeys(("policy_loss", "value_loss", "approx_kl", "clip_frac"), 0.0)
@@ -135,10 +138,13 @@ def test_clipped_losses_equal_loops_over_tokens():
         ratio = np.exp(float(d))
         clipped = min(max(ratio, 0.8), 1.2)
         expected["policy_loss"] += max(-adv[b, t] * ratio, -adv[b, t] * clipped)
-        near = min(max(v[b, t], v_old[b, t] - 0.1), v_old[b, t] + 0.1)
-        expected["value_loss"] += max((v[b, t] - ret[b, t]) ** 2, (near - ret[b, t]) ** 2) / 2
         expected["approx_kl"] += d * d / 2
         expected["clip_frac"] += abs(ratio - 1) > 0.2
+    for b, t in np.argwhere(value_mask > 0):
+        near = min(max(v[b, t], v_old[b, t] - 0.1), v_old[b, t] + 0.1)
+        expected["value_loss"] += max((v[b, t] - ret[b, t]) ** 2, (near - ret[b, t]) ** 2) / 2
+    # Over the weight of the policy's tokens it is the mean over those of the values.
+    expected["value_loss"] *= mask.sum() / value_mask.sum()
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-4), name
     assert 0 < expected["clip_frac"] < mask.sum() == float(weight)

@@ -19,7 +19,7 @@ from rlhf_jax.execute import _begin, _finish
 from rlhf_jax.generate import join
 from rlhf_jax.jobs.compare import save_arrays
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.ensemble import ensemble, member_scores
+from rlhf_jax.jobs.ensemble import disagreement, ensemble, member_scores
 from rlhf_jax.jobs.rankings import INPUTS, heldout_prompts, rankings, rows_of
 from rlhf_jax.jobs.reward import demonstrations, reward
 from rlhf_jax.model import init, param_axes, with_scalar_head
@@ -146,6 +146,12 @@ def test_ensembles_combine_normalised_scores_of_models_of_any_size(bench, traine
 def test_the_mean_of_an_ensemble_is_the_mean():
     scores = np.random.default_rng(0).standard_normal((3, 5))
     np.testing.assert_allclose(combined(jnp.asarray(scores), "mean"), scores.mean(0), rtol=1e-5)
+
+
+def test_members_agree_on_a_pair_where_all_order_it_alike_and_equal_scores_are_no_order():
+    scores = np.array([[[1, 0], [1, 0], [0, 1], [0, 0]], [[2, 0], [0, 0], [0, 3], [0, 0]]], float)
+    found = disagreement(scores, np.array([[1, 2]] * 4))
+    assert found["unanimous"] == 0.75  # one member orders the second prompt, the other does not
 
 
 def test_an_ensemble_reports_on_the_first_members_comparisons(bench, trained):

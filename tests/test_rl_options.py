@@ -183,6 +183,56 @@ def test_samples_of_a_prompt_lie_side_by_side(mesh):
     assert metrics["max_ratio_error"] <= 1e-4 and "explained_variance" not in metrics
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_sum_is_divided_by_the_weight_of_its_own_mask(mesh, monkeypatch, accumulate):
+    """Where the update is replaced by the gradients themselves: those of the mean over values' tokens."""
+    monkeypatch.setattr(ppo, "apply_gradients", lambda s, g, *_: (s.replace(params=g), {}))
+    cell = dataclasses.replace(
+        CELL, score_at="after", value_coef=0.3, value_clip=None, whiten_advantages="no", batch=16
+    )
+    networks, state, frozen, prompts = started(cell, mesh)
+    step = ppo.make_ppo_step(cell, networks, AXES, reward, accumulate)
+    key = jax.random.split(jax.random.fold_in(jax.random.key(cell.seed), 0))[0]
+    run = jax.jit(lambda s, f, p, k: rollout(cell, networks, AXES, reward, s, f, p, k))
+    e, _ = jax.device_get(run(state, frozen, prompts, key))
+    grads, metrics = step(state, frozen, prompts)
+    value, slope, policy = [], [], []
+    for b, t in np.ndindex(e.mask_BR.shape):
+        if e.value_mask_BR[b, t]:
+            error = float(e.values_BR[b, t]) - float(e.returns_BR[b, t])
+            value.append(error**2 / 2)
+            slope.append(error)  # with respect to the bias of the value head
+        if e.mask_BR[b, t]:
+            policy.append(-float(e.advantages_BR[b, t]))  # the ratio is 1
+    halves = [e.value_mask_BR[i::8].sum() / e.mask_BR[i::8].sum() for i in range(8)]
+    assert len(value) > len(policy) and len(set(halves)) > 1  # ragged, and not the same everywhere
+    assert float(metrics["value_loss"]) == pytest.approx(np.mean(value), rel=1e-4)
+    assert float(metrics["policy_loss"]) == pytest.approx(np.mean(policy), rel=1e-4, abs=1e-6)
+    loss = np.mean(policy) + 0.3 * np.mean(value)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
+    bias = float(grads.params["critic"]["scalar"]["b"])
+    assert bias == pytest.approx(0.3 * np.mean(slope), rel=1e-4)
+
+
+def test_rollouts_are_scored_in_micro_batches_with_the_same_scores(mesh):
+    cell = dataclasses.replace(CELL, algorithm="ppo", samples=2)
+    networks, state, frozen, prompts = started(cell, mesh)
+    found, scored = [], []
+
+    def spied(arrays, rows, mask_BR):
+        scored.append(mask_BR.shape[0])
+        return reward(arrays, rows, mask_BR)
+
+    for accumulate in (1, 4):
+        run = jax.jit(
+            lambda s, f, p, k, n=accumulate: rollout(cell, networks, AXES, spied, s, f, p, k, n)
+        )
+        found.append(jax.device_get(run(state, frozen, prompts, jax.random.key(0))))
+    assert scored[0] == 16 and set(scored[1:]) == {4}
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 # --- iterations ------------------------------------------------------------------------------
 
 CHOICES = {
@@ -291,6 +341,10 @@ def test_what_goes_wrong_has_a_name(change, name):
 def test_options_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="grpo compares at least 2 responses"):
         PPO("p", algorithm="grpo")
+    with pytest.raises(ConfigError, match=r"critic_lr = 0\.1, but critic = 'shared'"):
+        PPO("p", critic="shared", critic_lr=0.1)
+    with pytest.raises(ConfigError, match="reinforce compares at least 2 responses"):
+        PPO("p", algorithm="reinforce", batch=1)
     with pytest.raises(ConfigError, match="temperature = 0; it must be above 0"):
         PPO("p", temperature=0)
 
@@ -304,3 +358,10 @@ def test_the_memory_plan_counts_every_model():
     shared = rlhf_bytes(dataclasses.replace(CELL, critic="shared"), model, model, [model])
     assert "critic with gradients and Adam" not in shared
     assert sum(rlhf_bytes(CELL, model, None, []).values()) < sum(shared.values())
+    # Micro-batches take less for activations, and for scoring, but not for the models or the cache.
+    part = "activations of an update or the sampler's cache"
+    large = dataclasses.replace(CELL, batch=512)
+    needs = [rlhf_bytes(large, model, model, [model], n) for n in (1, 8, 512)]
+    assert needs[0][part] > 4 * needs[1][part] > 4 * needs[2][part]
+    cache = 4.0 * 2 * 2 * 512 * 10 * 64  # keys and values of 2 layers, 512 rows of 10 tokens
+    assert needs[2][part] > cache and needs[0]["reference"] == needs[2]["reference"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,16 @@ def varied_sentiment(prompts: Sequence[str], responses: Sequence[str]) -> np.nda
     return gold_score(responses) - REPETITION * repeated
 
 
-def approved(prompts: Iterable[Prompt], threshold: float = 0.0) -> list[Prompt]:
-    """The prompts whose true continuation has a `gold_score` of at least `threshold`: what the
-    labeller would demonstrate. Trained on with EOS, they teach the model to finish the sentence and
-    to stop."""
+def approved(
+    prompts: Iterable[Prompt],
+    threshold: float = 0.0,
+    gold: Callable[[Sequence[str], Sequence[str]], Any] = sentiment,
+) -> list[Prompt]:
+    """The prompts whose true continuation a labeller, (prompts, responses) -> scores, scores at least
+    `threshold`: what it would demonstrate. Trained on with EOS, they teach the model to finish the
+    sentence and to stop."""
     prompts = list(prompts)
-    scores = gold_score(p.response for p in prompts)
+    scores = gold([p.prompt for p in prompts], [p.response for p in prompts])
     return [p for p, score in zip(prompts, scores, strict=True) if score >= threshold]
 
 

@@ -13,7 +13,7 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.model import forward, logits
 from rlhf_jax.objectives import target_log_probs, token_log_probs
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import place_batch, whole_rows
 from rlhf_jax.train import Runtime
 
 
@@ -38,7 +38,7 @@ def heldout_loss(
         return -jnp.sum(log_probs_BT * b["weights"], axis=-1)
 
     nats, tokens, size = [], [], []
-    for rows in corpus.heldout(batch):
+    for rows in corpus.heldout(_rows_at_once(batch, runtime)):
         nats.append(np.asarray(jax.device_get(row_nats(params, place_batch(rows, runtime.mesh)))))
         tokens.append(rows["weights"].sum(-1))
         size.append(rows["bytes"].sum(-1))
@@ -56,6 +56,11 @@ def heldout_loss(
     }
 
 
+def _rows_at_once(batch: int, runtime: Runtime) -> int:
+    """Of a micro-batch, on this mesh."""
+    return whole_rows(max(1, batch // runtime.accumulate), runtime.mesh)
+
+
 class HeldoutRows(NamedTuple):
     """The held-out tokens, by row (R,) and by token (n,)."""
 
@@ -63,7 +68,7 @@ class HeldoutRows(NamedTuple):
     tokens_R: np.ndarray
     bytes_R: np.ndarray
     confidence_n: np.ndarray  # probability of the likeliest next token
-    right_n: np.ndarray  # whether it came
+    right_n: np.ndarray  # 1 if it came, 1/m if one of m equally likely ones did, else 0
 
     @property
     def loss(self) -> float:
@@ -85,12 +90,16 @@ def heldout_rows(
         x_DBT, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], runtime.axes)
         logits_VBT = logits(params, cfg, x_DBT, runtime.axes)
         target_BT = token_log_probs(logits_VBT, b["targets"])
-        top_BT = jnp.max(logits_VBT, axis=0) - jax.nn.logsumexp(logits_VBT, axis=0)
-        right_BT = jnp.argmax(logits_VBT, axis=0) == b["targets"]
+        largest_BT = jnp.max(logits_VBT, axis=0)
+        top_BT = largest_BT - jax.nn.logsumexp(logits_VBT, axis=0)
+        tied_VBT = (logits_VBT == largest_BT).astype(jnp.float32)
+        ids_VBT = jax.lax.broadcasted_iota(jnp.int32, tied_VBT.shape, 0)
+        came_BT = jnp.sum(jnp.where(ids_VBT == b["targets"], tied_VBT, 0.0), axis=0)
+        right_BT = came_BT / jnp.sum(tied_VBT, axis=0)
         return -jnp.sum(target_BT * b["weights"], axis=-1), jnp.exp(top_BT), right_BT
 
     found = []
-    for rows in corpus.heldout(batch):
+    for rows in corpus.heldout(_rows_at_once(batch, runtime)):
         scored = jax.device_get(score(params, place_batch(rows, runtime.mesh)))
         nats_B, confidence_BT, right_BT = map(np.asarray, scored)
         used = rows["weights"] > 0

@@ -5,26 +5,52 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.data.tokenizer import BOS, Tokenizer
+from rlhf_jax.data.tokenizer import BOS, PAD, Tokenizer
 from rlhf_jax.generate import positions_of
 from rlhf_jax.model import forward, logits
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Runtime
 
 
-def encode_prompt(
-    tokenizer: Tokenizer, cfg: ModelConfig, prompt: str, runtime: Runtime
-) -> jax.Array:
-    """BOS and the prompt's tokens, (1, P) on the mesh."""
+def encode_prompt(tokenizer: Tokenizer, cfg: ModelConfig, prompt: str) -> np.ndarray:
+    """BOS and the prompt's tokens, (1, P)."""
     ids = [BOS, *tokenizer.encode(prompt)]
     if len(ids) >= cfg.max_positions:
         raise ConfigError(
             f"the prompt is {len(ids)} tokens long; the model takes fewer than {cfg.max_positions}"
         )
-    return place_batch({"ids": np.array([ids], np.int32)}, runtime.mesh, runtime.axes)["ids"]
+    return np.array([ids], np.int32)
+
+
+def likeliest(
+    params: Any,
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    prompts_NP: np.ndarray,
+    runtime: Runtime,
+    top: int = 10,
+) -> list[list[tuple[str, float]]]:
+    """Of each prompt, padded on the left, the `top` likeliest next tokens and their probabilities."""
+
+    @jax.jit
+    def distribution(params: Any, prompts_BP: jax.Array) -> jax.Array:
+        segments_BP = (prompts_BP != PAD).astype(jnp.int32)
+        x_DB1, _ = forward(
+            params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), runtime.axes, last=1
+        )
+        return jax.nn.softmax(logits(params, cfg, x_DB1, runtime.axes)[..., 0], axis=0).T
+
+    arrays = {"prompts": prompts_NP}
+    of = lambda batch: distribution(params, batch["prompts"])  # noqa: E731
+    p_NV = joined(map_rows(of, arrays, len(prompts_NP), runtime.mesh, runtime.axes))
+    return [
+        [(tokenizer.piece(int(i)), float(p_V[i])) for i in np.argsort(-p_V, kind="stable")[:top]]
+        for p_V in p_NV
+    ]
 
 
 def next_tokens(
@@ -35,14 +61,6 @@ def next_tokens(
     runtime: Runtime,
     top: int = 10,
 ) -> list[tuple[str, float]]:
-    """The `top` likeliest next tokens and their probabilities."""
-    ids = encode_prompt(tokenizer, cfg, prompt, runtime)
-    segments = (ids >= 0).astype(np.int32)
-
-    @jax.jit
-    def distribution(params: Any, ids: jax.Array, segments: jax.Array) -> jax.Array:
-        x_DBT, _ = forward(params, cfg, ids, segments, positions_of(segments), runtime.axes)
-        return jax.nn.softmax(logits(params, cfg, x_DBT, runtime.axes)[:, 0, -1])
-
-    p_V = np.asarray(jax.device_get(distribution(params, ids, segments)))
-    return [(tokenizer.piece(int(i)), float(p_V[i])) for i in np.argsort(-p_V)[:top]]
+    """The same of one prompt, a text."""
+    ids = encode_prompt(tokenizer, cfg, prompt)
+    return likeliest(params, cfg, tokenizer, ids, runtime, top)[0]

@@ -134,10 +134,10 @@ def clustered_interval(
 
 
 def calibration(margin: np.ndarray, bins: int = 8) -> dict[str, Any]:
-    """Reliability of sigmoid(|margin|) as the probability that the higher score is the winner, and
-    the expected calibration error (Guo et al. 2017)."""
+    """Reliability of sigmoid(|margin|) as the probability that the higher score is the winner, equal scores
+    being right half the time, and the expected calibration error (Guo et al. 2017)."""
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
-    right = (margin > 0).astype(float)
+    right = _right(margin)
     order = np.array_split(np.argsort(confidence, kind="stable"), bins)
     rows = [
         {"confidence": float(confidence[b].mean()), "accuracy": float(right[b].mean()), "n": len(b)}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cells import BestOfN
 from rlhf_jax.data.feedback import Demonstration, write
 from rlhf_jax.evals.best_of_n import best_of_n_curve, gold_by_prompt
 from rlhf_jax.evals.diversity import distinct_responses
-from rlhf_jax.generate import generate, join
+from rlhf_jax.generate import generate, join, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.jobs.sampling import save_arrays
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.jobs.sampling import kept_chunk, save_arrays, split_key
+from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]
+Sampler = Callable[[Arrays], Arrays]
+# What is sampled depends on neither.
 ROWS = 512  # sampled in one call
 AT_ONCE = 64  # samples of a prompt in one call, with one prefill
 
@@ -31,16 +34,16 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
     that cells with other rewards choose among the same ones."""
     prompts = ctx.prompts(cell.task, cell.split, cell.prompts, cell.seed)
     width = max(1, ROWS // min(cell.n, AT_ONCE))
-    sample, chunks = _sampler(ctx, cell), []
+    sample, chunks = _sampler(ctx, cell, width), []
     for i in range(0, cell.prompts, width):
         ctx.beat.progress(step=i, steps=cell.prompts, phase="sampling")
         some = TaskPrompts(prompts.texts[i : i + width], prompts.ids[i : i + width])
-        chunks.append(_chunk(ctx, cell, sample, some, width, i))
+        chunks.append(_chunk(ctx, cell, sample, some, i))
         if ctx.runtime.stop.is_set():
             raise Stopped(
                 f"stopped after {i + len(some.texts)} of {cell.prompts} prompts; finished chunks are kept"
             )
-    data = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+    data = joined(chunks)
     save_arrays(ctx.folder, "samples", {k: data[k] for k in ("proxy", "gold", "lengths")})
     records = _demonstrations(ctx, prompts.texts, data["best"])
     if records:
@@ -61,66 +64,66 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
     }
 
 
-def _sampler(ctx: Context, cell: BestOfN) -> Callable[[np.ndarray, jax.Array], Arrays]:
-    """(prompts (B, P), key) -> tokens, mask (B, k, R) and proxy (B, k) of k samples a prompt."""
+def _sampler(ctx: Context, cell: BestOfN, width: int) -> Sampler:
+    """{prompts (B, P), items (B,)} -> tokens, mask (B, n, R) and proxy (B, n) of n samples a prompt, of
+    which up to AT_ONCE are drawn in one call, for `width` prompts."""
     run, R, k = ctx.runtime, cell.task.response_len, min(cell.n, AT_ONCE)
     params, reward = ctx.language_model(cell.policy), ctx.reward(cell.reward)
+    key, axes = split_key(cell.seed, cell.split), run.axes
 
     @jax.jit
     def sampled(
-        params: Any, arrays: Any, prompts_BP: jax.Array, tiled_BP: jax.Array, key: jax.Array
+        params: Any, arrays: Any, key: jax.Array, first: jax.Array, batch: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
+        B = len(batch["prompts"])
+        keys = sample_keys(key, batch["items"], jnp.tile(first + jnp.arange(k), (B, 1)), axes)
         got = generate(
-            params, ctx.model, prompts_BP, key,
-            length=R, temperature=cell.temperature, axes=run.axes, samples=k,
+            params, ctx.model, batch["prompts"], keys,
+            length=R, temperature=cell.temperature, axes=axes, samples=k,
         )  # fmt: skip
-        rows = join(tiled_BP, got.tokens_BR, got.mask_BR)
-        proxy_B = reward.score(arrays, rows, got.mask_BR)
-        return {"tokens": got.tokens_BR, "mask": got.mask_BR, "proxy": proxy_B}
+        rows_N = jnp.arange(B * k) // k
+        tiled_NP = batch["prompts"].at[rows_N].get(out_sharding=axes.spec("batch", None))
+        rows = join(tiled_NP, got.tokens_BR, got.mask_BR)
+        found = {"tokens": got.tokens_BR, "mask": got.mask_BR}
+        found["proxy"] = axes.constrain(reward.score(arrays, rows, got.mask_BR), "batch")
+        layout = {n: axes.spec("batch", *[None] * x.ndim) for n, x in found.items()}
+        return {n: x.reshape(B, k, *x.shape[1:], out_sharding=layout[n]) for n, x in found.items()}
 
-    def on_host(prompts_BP: np.ndarray, key: jax.Array) -> Arrays:
-        tiled_BP = np.repeat(prompts_BP, k, axis=0)
-        b = place_batch({"prompts": prompts_BP, "tiled": tiled_BP}, run.mesh)
-        got = jax.device_get(sampled(params, reward.arrays, b["prompts"], b["tiled"], key))
-        return {n: np.asarray(x).reshape(-1, k, *x.shape[1:]) for n, x in got.items()}
+    def on_host(asked: Arrays) -> Arrays:
+        def drawn(i: int) -> Arrays:
+            of = partial(sampled, params, reward.arrays, key, jnp.int32(i))
+            return joined(map_rows(of, asked, width, run.mesh))
+
+        passes = [drawn(i) for i in range(0, cell.n, k)]
+        each = {x: np.concatenate([p[x] for p in passes], axis=1) for x in passes[0]}
+        return {x: array[:, : cell.n] for x, array in each.items()}
 
     return on_host
 
 
 def _chunk(
-    ctx: Context,
-    cell: BestOfN,
-    sample: Callable[[np.ndarray, jax.Array], Arrays],
-    prompts: TaskPrompts,
-    width: int,
-    first: int,
+    ctx: Context, cell: BestOfN, sample: Sampler, prompts: TaskPrompts, first: int
 ) -> Arrays:
     """Arrays of P prompts, `first` and those after it: proxy, gold, lengths (P, n), best (P, R), the tokens
     of the best response by proxy, and distinct (P,), the share of different samples."""
-    path = ctx.folder.results / f"chunk-{first}.npz"
-    if path.exists():
-        return dict(np.load(path, allow_pickle=False))
-    P, n = len(prompts.texts), cell.n
-    filled = np.pad(prompts.ids, ((0, width - P), (0, 0)), mode="edge")  # one compiled shape
-    key = jax.random.fold_in(jax.random.key(cell.seed), first)
-    passes = [
-        sample(filled, jax.random.fold_in(key, i)) for i in range(math.ceil(n / min(n, AT_ONCE)))
-    ]
-    tokens, mask, proxy = (
-        np.concatenate([p[name] for p in passes], axis=1)[:P, :n]
-        for name in ("tokens", "mask", "proxy")
-    )
+    P, n, name = len(prompts.texts), cell.n, f"chunk-{first}"
+    asked = {"items": np.arange(first, first + P, dtype=np.int32), "prompts": prompts.ids}
+    if (kept := kept_chunk(ctx, name, asked)) is not None:
+        return kept
+    got = sample(asked)
+    tokens, mask, proxy = (got[x] for x in ("tokens", "mask", "proxy"))
     decode = ctx.corpus.tokenizer.decode
     texts = [decode(r.tolist()) for r in tokens.reshape(P * n, -1)]
-    asked = [text for text in prompts.texts for _ in range(n)]
+    repeated = [text for text in prompts.texts for _ in range(n)]
     data = {
+        **asked,
         "proxy": proxy.astype(np.float32),
-        "gold": ctx.gold(cell.task, asked, texts).reshape(P, n),
+        "gold": ctx.gold(cell.task, repeated, texts).reshape(P, n),
         "lengths": mask.sum(-1).astype(np.int32),
         "best": tokens[np.arange(P), proxy.argmax(axis=1)],
         "distinct": np.array([distinct_responses(t, m) for t, m in zip(tokens, mask, strict=True)]),
     }
-    save_arrays(ctx.folder, path.stem, data)
+    save_arrays(ctx.folder, name, data)
     return data
 
 

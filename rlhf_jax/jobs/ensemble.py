@@ -67,10 +67,11 @@ def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarr
 
 def disagreement(scores_MNK: np.ndarray, ranks_NK: np.ndarray) -> dict[str, float]:
     """`disagreement`: the standard deviation of the members' normalised scores of a completion, on
-    average; `unanimous`: the share of untied pairs that all members rank alike."""
+    average; `unanimous`: the share of untied pairs that all members rank alike (equal scores are a rank of
+    their own)."""
     prompt, winner, loser = untied_pairs(ranks_NK)
-    right_MP = scores_MNK[:, prompt, winner] > scores_MNK[:, prompt, loser]
+    order_MP = np.sign(scores_MNK[:, prompt, winner] - scores_MNK[:, prompt, loser])
     return {
         "disagreement": float(scores_MNK.std(axis=0)[ranks_NK >= 0].mean()),
-        "unanimous": float(np.mean(right_MP.all(0) | ~right_MP.any(0))),
+        "unanimous": float(np.mean((order_MP == order_MP[0]).all(0))),
     }

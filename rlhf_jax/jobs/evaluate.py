@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,21 +19,22 @@ from rlhf_jax.evals.diversity import distinct_n, self_similarity, similarity_wit
 from rlhf_jax.evals.heldout import HeldoutRows, heldout_rows, tax
 from rlhf_jax.evals.intervals import paired_interval
 from rlhf_jax.evals.modes import mode_report
-from rlhf_jax.evals.next_tokens import next_tokens
+from rlhf_jax.evals.next_tokens import likeliest
 from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win_rate
-from rlhf_jax.generate import generate, join, response_log_probs
+from rlhf_jax.generate import generate, join, response_log_probs, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.jobs.sampling import save_arrays
+from rlhf_jax.jobs.sampling import save_arrays, split_key
 from rlhf_jax.outside import load_callable
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import joined, map_rows
+from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]
-CHUNK = 64
+CHUNK = 64  # responses sampled at a time; what is sampled does not depend on it
 SHOWN = 12  # samples kept for the report, picked by seed
 AGAIN = 64  # prompts that are sampled several times, for the similarity of responses to one prompt
 TIMES = 4  # responses to each of those
 SIDES = ("before", "after")
-NEXT_WORD_PROMPTS = ("The colour of the sky is", "And the king said", "My love is")
+NEXT_WORDS = 3  # prompts, the first, whose likeliest next tokens are kept
 
 
 def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
@@ -61,13 +62,11 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
     if cell.modes:
         summary["modes"] = _modes(cell, prompts.texts, texts)
     summary["samples"] = _shown(cell, prompts, texts, sides)
-    summary["next_words"] = {
-        side: {
-            p: next_tokens(models[side], cfgs[side], ctx.corpus.tokenizer, p, ctx.runtime)
-            for p in NEXT_WORD_PROMPTS
-        }
-        for side in SIDES
-    }
+    few, tokenizer = slice(NEXT_WORDS), ctx.corpus.tokenizer
+    summary["next_words"] = {}
+    for side in SIDES:
+        words = likeliest(models[side], cfgs[side], tokenizer, prompts.ids[few], ctx.runtime)
+        summary["next_words"][side] = dict(zip(prompts.texts[few], words, strict=True))
     summary["gold"] = {side: sides[side]["gold"].tolist() for side in SIDES}
     kept = {f"{k}_{side}": sides[side][k] for side in SIDES
             for k in ("tokens", "mask", "gold", "proxy", "log_ratio")}  # fmt: skip
@@ -150,29 +149,32 @@ def _sample(
     ids: np.ndarray,
 ) -> dict[str, Arrays]:
     """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,); again_tokens,
-    again_mask (m, TIMES, R), several responses to each of the first m prompts."""
-    reward, some = ctx.reward(cell.reward), ids[:AGAIN]
+    again_mask (m, TIMES, R), several responses to each of the first m prompts. Both sides draw their
+    samples with the same keys."""
+    reward, m = ctx.reward(cell.reward), min(AGAIN, len(ids))
     program = cache(lambda cfg: _program(ctx, cell, cfg, cfgs["before"], reward.score))
-
-    def all_of(side: str, prompts: np.ndarray, first: int) -> Arrays:
-        out = []
-        for i in range(0, len(prompts), CHUNK):
-            ctx.beat.progress(step=i, steps=len(prompts), phase=f"sampling {side}")
-            part = prompts[i : i + CHUNK]
-            padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
-            key = jax.random.fold_in(jax.random.key(cell.seed), first + i)
-            batch = place_batch({"prompts": padded}, ctx.runtime.mesh)["prompts"]
-            got = program(cfgs[side])(models[side], models["before"], reward.arrays, batch, key)
-            out.append({k: np.asarray(v)[: len(part)] for k, v in jax.device_get(got).items()})
-        return {k: np.concatenate([o[k] for o in out]) for k in out[0]}
+    key, n = split_key(cell.seed, "test"), len(ids)
+    # All prompts once, then the first m of them again and again.
+    items = np.concatenate([np.arange(n), np.tile(np.arange(m), TIMES - 1)]).astype(np.int32)
+    samples = np.concatenate([np.zeros(n), np.repeat(np.arange(1, TIMES), m)]).astype(np.int32)
+    asked = {"prompts": ids[items], "items": items, "samples": samples[:, None]}
 
     sides = {}
     for side in SIDES:
-        sides[side] = found = all_of(side, ids, 0)
-        again = all_of(side, np.tile(some, (TIMES - 1, 1)), 10**6)
+        model, before = models[side], models["before"]
+        of, parts, done = partial(program(cfgs[side]), model, before, reward.arrays, key), [], 0
+        ctx.beat.progress(step=0, steps=len(items), phase=f"sampling {side}")
+        for part in map_rows(of, asked, CHUNK, ctx.runtime.mesh):
+            parts.append(part)
+            done += len(part["tokens"])
+            ctx.beat.progress(step=done, steps=len(items), phase=f"sampling {side}")
+            if ctx.runtime.stop.is_set():
+                raise Stopped(f"stopped after {done} of {len(items)} samples {side}")
+        every = joined(parts)
+        sides[side] = found = {k: v[:n] for k, v in every.items()}
         for k in ("tokens", "mask"):
-            times = again[k].reshape(TIMES - 1, len(some), -1)
-            found[f"again_{k}"] = np.stack([found[k][: len(some)], *times], axis=1)
+            times = every[k][n:].reshape(TIMES - 1, m, -1)
+            found[f"again_{k}"] = np.stack([found[k][:m], *times], axis=1)
     return sides
 
 
@@ -183,9 +185,13 @@ def _program(
     axes, R = ctx.runtime.axes, cell.task.response_len
 
     @jax.jit
-    def side(params: Any, before: Any, arrays: Any, prompts_BP: jax.Array, key: jax.Array) -> dict:
+    def side(
+        params: Any, before: Any, arrays: Any, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        prompts_BP = batch["prompts"]
+        keys_B = sample_keys(key, batch["items"], batch["samples"], axes)
         sampled = generate(
-            params, cfg, prompts_BP, key, length=R, temperature=cell.temperature, axes=axes
+            params, cfg, prompts_BP, keys_B, length=R, temperature=cell.temperature, axes=axes
         )
         rows = join(prompts_BP, sampled.tokens_BR, sampled.mask_BR)
         warmth = cell.temperature or 1.0  # greedy samples have the log-probs of temperature 1

@@ -92,10 +92,10 @@ def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, 
         log_odds: (n,) of good against bad, in nats.
 
     Returns:
-        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees; `majority`,
-        how often the more frequent verdict would; `ranking`, the share of pairs of a good and a bad
-        response in which the good one scores higher, ties half (the area under the ROC curve), and
-        `ranking_same_prompt` of responses to one prompt; None without such a pair.
+        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees, even odds
+        half; `majority`, how often the more frequent verdict would; `ranking`, the share of pairs of a good
+        and a bad response in which the good one scores higher, ties half (the area under the ROC curve),
+        and `ranking_same_prompt` of responses to one prompt; None without such a pair.
     """
     good = np.array([c.verdict == "good" for c in critiques])
     prompts = np.array([c.prompt for c in critiques])
@@ -106,7 +106,7 @@ def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, 
     return {
         "n": len(good),
         "good": share,
-        "accuracy": float(np.mean((log_odds > 0) == good)),
+        "accuracy": float(np.mean(np.where(log_odds == 0, 0.5, (log_odds > 0) == good))),
         "majority": max(share, 1 - share),
         "ranking": float(right.mean()) if right.size else None,
         "ranking_same_prompt": float(right[same].mean()) if same.any() else None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.cells import PPO
 from rlhf_jax.config import ModelConfig
@@ -20,13 +22,12 @@ from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, check_sampler
 from rlhf_jax.train import init_state, train
 
-ROUNDS_OF_PROMPTS = 16  # iterations after which prompts come round again
 TEXTS = ("prompts", "responses", "mask")  # arrays among an iteration's metrics
 
 
 def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
-    """Improve a policy against a reward. The result is the last iteration's metrics and what was found
-    wrong on the way (`rlhf_jax.rl.diagnosis`), by name."""
+    """Improve a policy against a reward. The result is the last iteration's metrics and what the logged
+    iterations show to have gone wrong (`rlhf_jax.rl.diagnosis`), by name."""
     run, cfg, task = ctx.runtime, ctx.model, cell.task
     policy = ctx.language_model(cell.policy)
     reward = ctx.reward(cell.reward)
@@ -42,14 +43,14 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
     if cell.ema is not None:
         average = jax.tree.map(jnp.copy, models["policy"])
         state = state.replace(params={**models, "ema": average})
-    n = cell.batch * min(cell.iterations, ROUNDS_OF_PROMPTS)
+    n = cell.batch * min(cell.iterations, cell.prompt_batches)
     prompts = ctx.prompts(task, "train", n, cell.seed)
     texts = dict(zip(map(bytes, prompts.ids), prompts.texts, strict=True))
     iteration = make_ppo_step(cell, networks, run.axes, reward.score, run.accumulate)
     corpus_rows = cell.ptx_batch * cell.epochs * cell.minibatches if cell.ptx_coef else 0
 
     def batch_at(t: int) -> dict[str, Any]:
-        chosen = {"prompts": prompts.ids[batch_rows(n, cell.batch, cell.seed, t)]}
+        chosen = {"prompts": prompts.ids[prompt_rows(cell, t)]}
         if not corpus_rows:
             return place_batch(chosen, run.mesh)
         text = ctx.corpus.batch("train", corpus_rows, cell.seed, t)
@@ -57,8 +58,6 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
 
     def step(state: Any, batch: dict[str, Any]) -> Any:
         return iteration(state, frozen, batch["prompts"], batch.get("text"))
-
-    found: dict[str, str] = {}
 
     def row(metrics: dict[str, Any], totals: dict[str, float]) -> dict[str, float]:
         responses = [ctx.corpus.tokenizer.decode(r.tolist()) for r in metrics["responses"]]
@@ -69,16 +68,38 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
             "distinct_2": distinct_n(metrics["responses"], metrics["mask"], 2),
         }
 
+    seen: set[str] = set()  # in this process, for the log
+
     def check(k: int, metrics: dict[str, Any]) -> None:
         if cfg.compute == "float32":
             check_sampler(k, metrics)
         for name, said in diagnose(cell, cfg, metrics).items():
-            if name not in found:
+            if name not in seen:
                 run.log(f"{cell.name}, iteration {k}: {name}: {said}")
-                found[name] = f"first in iteration {k}: {said}"
+                seen.add(name)
 
     train(ctx.folder, state, step, batch_at, cell.iterations, run, row, ctx.beat, check)
-    return {"ppo": {**ctx.folder.metrics()[-1], "diagnoses": found}}
+    rows = ctx.folder.metrics()
+    return {"ppo": {**rows[-1], "diagnoses": diagnoses(cell, cfg, rows)}}
+
+
+def prompt_rows(cell: PPO, t: int) -> np.ndarray:
+    """Rows (B,) of the prompts of iteration t: one batch after the other, and when all have been used, all of
+    them again in another order. A cell of fewer iterations begins with the same ones."""
+    n = cell.batch * min(cell.iterations, cell.prompt_batches)
+    if (t + 1) * cell.batch <= n:
+        return np.arange(t * cell.batch, (t + 1) * cell.batch)
+    return batch_rows(n, cell.batch, cell.seed, t)
+
+
+def diagnoses(cell: PPO, cfg: ModelConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What went wrong, from the rows of metrics.jsonl, and when it was first seen. They are the same however
+    often the cell was interrupted."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for name, said in diagnose(cell, cfg, row).items():
+            found.setdefault(name, f"first in iteration {row['step']}: {said}")
+    return found
 
 
 def _trained(
@@ -107,7 +128,7 @@ def print_memory_plan(ctx: Context, cell: PPO, networks: Networks) -> None:
     """What every model will take, before anything is compiled."""
     study = ctx.study
     rewards = [study.model_of(study[n]) for n in study.reward_models(cell.reward)]
-    parts = rlhf_bytes(cell, networks.policy, networks.critic, rewards)
+    parts = rlhf_bytes(cell, networks.policy, networks.critic, rewards, ctx.runtime.accumulate)
     total, free = sum(parts.values()), available_bytes()
     listed = "; ".join(f"{what} {written(size)}" for what, size in parts.items())
     ctx.runtime.log(f"{cell.name}: memory plan: {listed}; in all {written(total)} a process")

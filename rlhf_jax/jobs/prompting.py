@@ -25,10 +25,10 @@ from rlhf_jax.evals.prompting import (
 from rlhf_jax.generate import generate
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.outside import load_callable
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Stopped
 
-CHUNK = 64  # items at once
+CHUNK = 64  # items at once; no answer depends on it
 SHOWN = 2  # items of each type and group whose prompt and completion are kept
 
 Program = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -127,27 +127,25 @@ def _answers(
     for i, of_item in enumerate(choices):
         for k, choice in enumerate(of_item):
             choices_NKA[i, k, : len(choice)] = choice
-    tokens, log_probs = [], []
-    for at in range(0, len(items), CHUNK):
-        ctx.beat.progress(step=at, steps=len(items), phase=f"{shots} shots")
+
+    def of(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return program(params, batch["prompts"], batch["choices"], jax.random.key(cell.seed))
+
+    parts, done = [], 0
+    ctx.beat.progress(step=0, steps=len(items), phase=f"{shots} shots")
+    asked = {"prompts": prompts_NP, "choices": choices_NKA}
+    for part in map_rows(of, asked, CHUNK, ctx.runtime.mesh):
+        parts.append(part)
+        done += len(part[0])
+        ctx.beat.progress(step=done, steps=len(items), phase=f"{shots} shots")
         if ctx.runtime.stop.is_set():
-            raise Stopped(f"stopped after {at} of {len(items)} items with {shots} shots")
-        some = {"prompts": prompts_NP[at : at + CHUNK], "choices": choices_NKA[at : at + CHUNK]}
-        n = len(some["prompts"])
-        padded = {
-            k: np.pad(v, ((0, CHUNK - n), *[(0, 0)] * (v.ndim - 1)), mode="edge")
-            for k, v in some.items()
-        }
-        b = place_batch(padded, ctx.runtime.mesh)
-        got = program(params, b["prompts"], b["choices"], jax.random.key(cell.seed))
-        said, of_choices = jax.device_get(got)
-        tokens.append(np.asarray(said)[:n])
-        log_probs.append(np.asarray(of_choices, np.float64)[:n])
+            raise Stopped(f"stopped after {done} of {len(items)} items with {shots} shots")
+    tokens, log_probs = joined(parts)
     lengths_NK = (choices_NKA != PAD).sum(-1)
-    a_token_NK = np.concatenate(log_probs) / np.maximum(lengths_NK, 1)
+    a_token_NK = log_probs.astype(np.float64) / np.maximum(lengths_NK, 1)
     return Answers(
         items,
-        [completed(ctx.corpus.tokenizer, row) for row in np.concatenate(tokens).tolist()],
+        [completed(ctx.corpus.tokenizer, row) for row in tokens.tolist()],
         np.where(lengths_NK > 0, a_token_NK, np.nan),
     )
 

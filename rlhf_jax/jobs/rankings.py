@@ -22,7 +22,8 @@ from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.feedback import FILES
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.jobs.sampling import load_arrays
+from rlhf_jax.parallel import joined, map_rows, place_batch
 from rlhf_jax.study import Study
 
 Arrays = dict[str, np.ndarray]
@@ -94,7 +95,7 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
     most = ctx.model.max_positions
     given = isinstance(ctx.study[name], Feedback) if names_cell(name) else False
     if names_cell(name) and not given:
-        data = {s: _saved(ctx.folders[name].results / f"{s}.npz") for s in SPLITS}
+        data = {s: _saved(ctx.folders[name].results / f"{s}.npz", name) for s in SPLITS}
         longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
         if longest > most:
             raise ConfigError(
@@ -115,9 +116,17 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
     return {"train": _only(whole, ~held), "validation": _only(whole, held)}
 
 
-def _saved(path: Path) -> Arrays:
-    with np.load(path) as arrays:
-        return {k: arrays[k] for k in (*COMPARED, *OPTIONAL) if k in arrays}
+def _saved(path: Path, name: str) -> Arrays:
+    """The arrays that a compare cell wrote.
+
+    Raises:
+        ConfigError: the file is damaged or not there.
+    """
+    try:
+        arrays = load_arrays(path)
+    except (ConfigError, FileNotFoundError) as e:
+        raise ConfigError(f"{e}; make the cell again with `--force {name}`") from None
+    return {k: arrays[k] for k in (*COMPARED, *OPTIONAL) if k in arrays}
 
 
 def _template(study: Study, cell: Cell) -> Template:
@@ -232,14 +241,7 @@ def training_batches(
 def over_rows(
     ctx: Context, of: Callable[[dict[str, jax.Array]], jax.Array], rows: Arrays, batch: int
 ) -> np.ndarray:
-    """`of(batch)` of all rows, a batch at a time; the last is filled up with copies of its last row."""
-    out = []
-    for i in range(0, len(rows["ranks"]), batch):
-        part = {k: rows[k][i : i + batch] for k in INPUTS}
-        n = len(part["ranks"])
-        whole = {
-            k: np.pad(v, [(0, batch - n)] + [(0, 0)] * (v.ndim - 1), mode="edge")
-            for k, v in part.items()
-        }
-        out.append(np.asarray(jax.device_get(of(place_batch(whole, ctx.runtime.mesh))))[:n])
-    return np.concatenate(out)
+    """`of(batch)` of all rows, a micro-batch of `batch` rows at a time."""
+    inputs, rows_at_once = {k: rows[k] for k in INPUTS}, max(1, batch // ctx.runtime.accumulate)
+    found: np.ndarray = joined(map_rows(of, inputs, rows_at_once, ctx.runtime.mesh))
+    return found

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cells import Compare, Feedback
-from rlhf_jax.generate import Samples, generate
+from rlhf_jax.config import ConfigError
+from rlhf_jax.generate import generate, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]
-CHUNK = 64  # prompts sampled at a time
+CHUNK = 64  # prompts sampled at a time; what is sampled does not depend on it
+SPLITS = ("train", "validation", "test")
 
 
 class Chunk(NamedTuple):
@@ -54,58 +59,84 @@ def sampled(
     Raises:
         Stopped: between two chunks.
     """
-    params, axes = ctx.language_model(cell.policy), ctx.runtime.axes
-    length, temperature = cell.task.response_len, cell.temperature
-
-    @jax.jit
-    def sample(params: Any, prompts_BP: jax.Array, key: jax.Array) -> Samples:
-        return generate(
-            params, ctx.model, prompts_BP, key,
-            length=length, temperature=temperature, axes=axes, samples=cell.k,
-        )  # fmt: skip
-
+    params, sample = ctx.language_model(cell.policy), _sampler(ctx, cell)
     counts = {"train": cell.prompts, "validation": cell.heldout_prompts}
     total, done, splits = sum(counts.values()), 0, {}
     for split, n in counts.items():
         prompts = ctx.prompts(cell.task, split, n, cell.seed)
-        chunks = []
+        of, chunks = partial(sample, params, split_key(cell.seed, split)), []
         for i in range(0, n, CHUNK):
             ctx.beat.progress(step=done, steps=total, phase=f"sampling {split} completions")
-            chunks.append(_chunk(ctx, cell, partial(sample, params), found, prompts, split, i))
+            chunks.append(_chunk(ctx, cell, of, found, prompts, split, i))
             done += len(chunks[-1]["prompts"])
             if ctx.runtime.stop.is_set():
                 raise Stopped(f"stopped after {done} of {total} prompts; finished chunks are kept")
-        arrays = {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
-        splits[split] = Split(prompts.texts, arrays)
+        splits[split] = Split(prompts.texts, joined(chunks))
     return splits
+
+
+def split_key(seed: int, split: str) -> jax.Array:
+    """The key of all samples of a split's prompts; `generate.sample_keys` makes one for each of it."""
+    return jax.random.fold_in(jax.random.key(seed), SPLITS.index(split))
+
+
+def _sampler(ctx: Context, cell: Compare | Feedback) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, key of the split, batch of prompts and their items) -> responses and mask, (B, K, R)."""
+    axes, R, K = ctx.runtime.axes, cell.task.response_len, cell.k
+
+    @jax.jit
+    def sample(
+        params: Any, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        prompts_BP = batch["prompts"]
+        B = len(prompts_BP)
+        keys = sample_keys(key, batch["items"], jnp.tile(jnp.arange(K), (B, 1)), axes)
+        got = generate(
+            params, ctx.model, prompts_BP, keys,
+            length=R, temperature=cell.temperature, axes=axes, samples=K,
+        )  # fmt: skip
+        shape, layout = (B, K, R), axes.spec("batch", None, None)
+        return (
+            got.tokens_BR.reshape(shape, out_sharding=layout),
+            got.mask_BR.reshape(shape, out_sharding=layout),
+        )
+
+    return sample
 
 
 def _chunk(
     ctx: Context,
     cell: Compare | Feedback,
-    sample: Callable[..., Samples],
+    sample: Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]],
     found: Callable[[Chunk], Arrays],
     prompts: TaskPrompts,
     split: str,
     first: int,
 ) -> Arrays:
-    path = ctx.folder.results / f"chunk-{split}-{first}.npz"
-    if path.exists():
-        return dict(np.load(path, allow_pickle=False))
-    ids, asked = prompts.ids[first : first + CHUNK], prompts.texts[first : first + CHUNK]
-    fill = CHUNK - len(ids)  # one compiled shape
-    batch = place_batch(
-        {"prompts": np.pad(ids, ((0, fill), (0, 0)), mode="edge")}, ctx.runtime.mesh
-    )
-    key = jax.random.fold_in(jax.random.key(cell.seed), first + (10**6 if split != "train" else 0))
-    got = jax.device_get(sample(batch["prompts"], key))
-    n, K, R = len(ids), cell.k, cell.task.response_len
-    responses = got.tokens_BR.reshape(-1, K, R)[:n]
-    mask = got.mask_BR.reshape(-1, K, R)[:n]
-    more = found(Chunk(split, first, asked, decoded(ctx, responses), mask))
-    data = {"prompts": ids, "responses": responses, "mask": mask, **more}
-    save_arrays(ctx.folder, path.stem, data)
+    name, ids = f"chunk-{split}-{first}", prompts.ids[first : first + CHUNK]
+    asked = {"items": np.arange(first, first + len(ids), dtype=np.int32), "prompts": ids}
+    if (kept := kept_chunk(ctx, name, asked)) is not None:
+        return kept
+    responses, mask = joined(map_rows(sample, asked, CHUNK, ctx.runtime.mesh))
+    texts = prompts.texts[first : first + CHUNK]
+    more = found(Chunk(split, first, texts, decoded(ctx, responses), mask))
+    data = {**asked, "responses": responses, "mask": mask, **more}
+    save_arrays(ctx.folder, name, data)
     return data
+
+
+def kept_chunk(ctx: Context, name: str, asked: Arrays) -> Arrays | None:
+    """The arrays of a chunk that is on disk, if it is whole and holds `asked`; None: it is to be sampled."""
+    path = ctx.folder.results / f"{name}.npz"
+    if not path.exists():
+        return None
+    try:
+        data = load_arrays(path)
+    except ConfigError as e:
+        ctx.runtime.log(f"{ctx.cell.name}: {e}; its prompts are sampled again")
+        return None
+    same = all(k in data and np.array_equal(data[k], v) for k, v in asked.items())
+    return data if same else None
 
 
 def decoded(ctx: Context, tokens_NKR: np.ndarray) -> list[str]:
@@ -126,3 +157,19 @@ def save_arrays(folder: CellFolder, name: str, arrays: Arrays) -> None:
     tmp = folder.results / f".{name}.tmp.npz"
     np.savez(tmp, allow_pickle=False, **arrays)
     tmp.replace(folder.results / f"{name}.npz")
+
+
+def load_arrays(path: Path) -> Arrays:
+    """All arrays of such a file, whose checksums are compared as they are read.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except MemoryError:
+        raise
+    except Exception as e:  # zipfile and numpy raise many kinds, by what is damaged
+        raise ConfigError(f"{path} is damaged ({type(e).__name__}: {e})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -90,7 +91,7 @@ def continuations(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Ex
     prompts = prompts_from(
         ctx.corpus, "train", cell.examples, task.prompt_len, cell.seed, task.response_len - 1
     )
-    shown = approved(prompts, cell.min_gold)
+    shown = approved(prompts, cell.min_gold, partial(ctx.gold, task))
     if not shown:
         raise ConfigError(
             f"{cell.name}: none of {len(prompts)} continuations scores at least min_gold = "

@@ -126,7 +126,7 @@ def ranking_loss(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(sum, weight, metrics) over prompts; each prompt with an untied pair weighs 1. `centre` is the
     weight of `off_centre` (0.01 in the source). Metric: accuracy, the share of a prompt's untied pairs
-    that the scores rank right, summed over prompts."""
+    that the scores rank right, equal scores half, summed over prompts."""
     check_ranking_loss(loss, margin)
     options = {"margin": margin} if margin else {}
     loss_N = LOSSES[loss](scores_NK, ranks_NK, **options)
@@ -134,7 +134,8 @@ def ranking_loss(
     learns_N = (jnp.sum(wins_NKK, axis=(1, 2)) > 0).astype(jnp.float32)
     if centre:
         loss_N += centre * learns_N * off_centre(scores_NK, ranks_NK)
-    right_N = over_pairs((differences(scores_NK) > 0).astype(jnp.float32), wins_NKK)
+    gap_NKK = differences(scores_NK)
+    right_N = over_pairs((gap_NKK > 0) + 0.5 * (gap_NKK == 0), wins_NKK)
     return jnp.sum(loss_N), jnp.sum(learns_N), {"accuracy": jnp.sum(right_N)}
 
 

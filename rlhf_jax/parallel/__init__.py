@@ -7,10 +7,11 @@ heads, feed-forward and vocabulary over `tensor`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.config import ConfigError
@@ -67,6 +68,42 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, axes: Axes = AXES) -> dict
         k: jax.device_put(v, NamedSharding(mesh, axes.spec("batch", *[None] * (v.ndim - 1))))
         for k, v in batch.items()
     }
+
+
+def whole_rows(rows: int, mesh: Mesh, axes: Axes = AXES) -> int:
+    """The fewest rows, at least `rows`, that the batch axes of the mesh divide."""
+    names = axes.activations.get("batch") or ()
+    parts = math.prod(mesh.shape[a] for a in ((names,) if isinstance(names, str) else names))
+    return -(-rows // parts) * parts
+
+
+def map_rows(
+    of: Callable[[dict[str, jax.Array]], Any],
+    arrays: Mapping[str, np.ndarray],
+    rows: int,
+    mesh: Mesh,
+    axes: Axes = AXES,
+) -> Iterator[Any]:
+    """`of(batch)` of all rows of host arrays, about `rows` at a time, as numpy arrays.
+
+    Every batch has the same number of rows, `whole_rows(rows)`; the last one is filled up with copies of
+    its last row, whose outputs are dropped. The leading dimension of each output of `of` is the batch's.
+    """
+    size = whole_rows(rows, mesh, axes)
+    for i in range(0, len(next(iter(arrays.values()))), size):
+        part = {k: v[i : i + size] for k, v in arrays.items()}
+        n = len(next(iter(part.values())))
+        batch = {
+            k: np.pad(v, [(0, size - n)] + [(0, 0)] * (v.ndim - 1), mode="edge")
+            for k, v in part.items()
+        }
+        found = jax.device_get(of(place_batch(batch, mesh, axes)))
+        yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], found)
+
+
+def joined(parts: Iterable[Any]) -> Any:
+    """Trees of arrays, one after the other along the leading dimension."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

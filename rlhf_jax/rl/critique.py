@@ -17,7 +17,7 @@ from rlhf_jax.data.signals import verdict_prompt
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, FIRST_BYTE, PAD, USER, Tokenizer
 from rlhf_jax.generate import Sequences, join, positions_of, response_log_probs
 from rlhf_jax.model import Axes
-from rlhf_jax.parallel import place_batch
+from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.rl.scores import Member, Reward
 from rlhf_jax.train import Runtime
 
@@ -39,7 +39,7 @@ def verdict_scores(
     Args:
         params: of a language model that has learned from critiques with verdicts.
         prompt_len: tokens of a verdict prompt at most; shorter ones are padded on the left.
-        batch: responses scored at a time, always as many rows; twice as many are in memory.
+        batch: responses scored at a time, about; twice as many rows are in memory.
 
     Raises:
         ConfigError: from the function, where a verdict prompt takes more than `prompt_len` tokens.
@@ -47,27 +47,27 @@ def verdict_scores(
     verdicts = _verdict_ids(tokenizer)
     R = max(map(len, verdicts))
     tokens_2R = np.array([v + [PAD] * (R - len(v)) for v in verdicts], np.int32)
-    tokens_BR = np.tile(tokens_2R, (batch, 1))  # two rows for each response
 
     @jax.jit
-    def log_probs(params: Any, prompts_BP: jax.Array, tokens_BR: jax.Array) -> jax.Array:
-        mask_BR = (tokens_BR != PAD).astype(jnp.float32)
-        rows = join(prompts_BP, tokens_BR, mask_BR)
-        log_probs_BR, _ = response_log_probs(params, cfg, rows, R, 1.0, runtime.axes)
-        return jnp.sum(log_probs_BR * mask_BR, axis=-1)
+    def log_odds(params: Any, prompts_BP: jax.Array) -> jax.Array:
+        axes, B = runtime.axes, len(prompts_BP)
+        asked_NP = prompts_BP.at[jnp.arange(2 * B) // 2].get(out_sharding=axes.spec("batch", None))
+        tokens_NR = axes.constrain(jnp.tile(tokens_2R, (B, 1)), "batch", None)
+        mask_NR = (tokens_NR != PAD).astype(jnp.float32)
+        rows = join(asked_NP, tokens_NR, mask_NR)
+        log_probs_NR, _ = response_log_probs(params, cfg, rows, R, 1.0, axes)
+        sums_N = jnp.sum(log_probs_NR * mask_NR, axis=-1)
+        sums_B2 = sums_N.reshape(B, 2, out_sharding=axes.spec("batch", None))
+        return sums_B2[:, 0] - sums_B2[:, 1]
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         texts = [verdict_prompt(p, r) for p, r in zip(prompts, responses, strict=True)]
         ids = left_padded([prompt_ids(tokenizer, t, template) for t in texts], prompt_len)
-        scores = np.zeros(len(ids))
-        for i in range(0, len(ids), batch):
-            some = ids[i : i + batch]
-            full = np.pad(some, ((0, batch - len(some)), (0, 0)), mode="edge")
-            rows = {"prompts": np.repeat(full, 2, axis=0), "verdicts": tokens_BR}
-            placed = place_batch(rows, runtime.mesh, runtime.axes)
-            sums = np.asarray(log_probs(params, placed["prompts"], placed["verdicts"]), np.float64)
-            scores[i : i + batch] = (sums[::2] - sums[1::2])[: len(some)]
-        return scores
+        if not len(ids):
+            return np.zeros(0)
+        of = lambda rows: log_odds(params, rows["prompts"])  # noqa: E731
+        found = map_rows(of, {"prompts": ids}, batch, runtime.mesh, runtime.axes)
+        return joined(found).astype(np.float64)
 
     return score
 

@@ -26,8 +26,9 @@ Iteration = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def ppo_objective(
     cell: PPO, networks: Networks, axes: Axes
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
-    """Clipped policy and value losses, summed over valid tokens; the batch holds an `Experience` and
-    `kl_coef`, a copy a row."""
+    """Clipped policy and value losses, summed over valid tokens; the batch holds an `Experience`, and a copy
+    a row of `kl_coef` and of `value_scale` (see `value_scale`), which in a micro-batch is that of the
+    whole minibatch; without one it is the batch's own."""
     R = cell.task.response_len
 
     def objective(params: Any, batch: Batch) -> tuple:
@@ -49,14 +50,22 @@ def ppo_objective(
         total = sums["policy_loss"]
         if values_BR is not None:
             value_BR = value_loss(values_BR, e, cell.value_clip)
-            sums["value_loss"] = jnp.sum(value_BR * e.value_mask_BR)
+            given_B = batch.get("value_scale")
+            scale = value_scale(e.value_mask_BR, mask) if given_B is None else jnp.max(given_B)
+            sums["value_loss"] = scale * jnp.sum(value_BR * e.value_mask_BR)
             total += cell.value_coef * sums["value_loss"]
         if cell.kl_in == "loss":
             sums["kl_loss"] = jnp.sum(kl_loss(log_probs_BR, e.reference_BR) * mask)
-            total += batch["kl_coef"][0] * sums["kl_loss"]
+            total += jnp.max(batch["kl_coef"]) * sums["kl_loss"]
         return total, jnp.sum(mask), sums
 
     return objective
+
+
+def value_scale(value_mask_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
+    """The weight of the policy's tokens over that of the values: a sum over values, times this, over the
+    policy's weight, is their mean."""
+    return jnp.sum(mask_BR) / jnp.maximum(jnp.sum(value_mask_BR), 1.0)
 
 
 def value_loss(values_BR: jax.Array, e: Experience, clip: float | None) -> jax.Array:
@@ -114,6 +123,9 @@ def make_ppo_step(
             if networks.critic is not None and cell.whiten_advantages == "minibatch":
                 white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
                 part["advantages_BR"] = white
+            if networks.critic is not None:
+                scale = value_scale(part["value_mask_BR"], part["mask_BR"])
+                part["value_scale"] = scale * jnp.ones_like(part["mask_BR"][:, 0])
             return update(state, part, text, rate)
 
         orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
@@ -130,7 +142,7 @@ def make_ppo_step(
         key = jax.random.fold_in(jax.random.key(frozen["seed"]), state.step)
         sample_key, order_key = jax.random.split(key)
         experience, metrics = rollout(
-            cell, networks, axes, score, state, frozen, prompts_BP, sample_key
+            cell, networks, axes, score, state, frozen, prompts_BP, sample_key, accumulate
         )
         batch = experience._asdict()
         if cell.kl_in == "loss":

@@ -23,6 +23,7 @@ from rlhf_jax.model import Axes, scalars
 from rlhf_jax.rl.advantages import gae, grouped, masked_mean, token_rewards, whiten
 from rlhf_jax.rl.scores import Score
 from rlhf_jax.train import TrainState
+from rlhf_jax.train.step import in_micro_batches
 
 
 class SamplerMismatch(Exception):
@@ -83,9 +84,11 @@ def rollout(
     frozen: Any,
     prompts_BP: jax.Array,
     key: jax.Array,
+    accumulate: int = 1,
 ) -> tuple[Experience, dict[str, jax.Array]]:
     """Experience of B = batch x samples rows, prompt by prompt, and what is measured before the first
-    update. `frozen` holds `reference` parameters and the arrays of the `reward`."""
+    update. `frozen` holds `reference` parameters and the arrays of the `reward`. Policy, critic,
+    reference and reward score the rows in `accumulate` parts, one after the other."""
     R, params = cell.task.response_len, state.params
     sampled = generate(
         params["policy"], networks.policy, prompts_BP, key,
@@ -95,11 +98,22 @@ def rollout(
     rows_B = jnp.arange(mask_BR.shape[0]) // cell.samples
     prompts_BP = prompts_BP.at[rows_B].get(out_sharding=axes.spec("batch", None))
     rows = join(prompts_BP, sampled.tokens_BR, mask_BR)
-    log_probs_BR, entropy_BR, values_BR = networks.outputs(params, rows, R, cell.temperature, axes)
-    reference_BR, _ = response_log_probs(
-        frozen["reference"], networks.policy, rows, R, cell.temperature, axes
+
+    def scored(part: tuple[Sequences, jax.Array]) -> tuple:
+        rows, mask_BR = part
+        reference_BR, _ = response_log_probs(
+            frozen["reference"], networks.policy, rows, R, cell.temperature, axes
+        )
+        outputs = networks.outputs(params, rows, R, cell.temperature, axes)
+        return (
+            *outputs,
+            reference_BR,
+            axes.constrain(score(frozen["reward"], rows, mask_BR), "batch"),
+        )
+
+    log_probs_BR, entropy_BR, values_BR, reference_BR, score_B = in_micro_batches(
+        scored, (rows, mask_BR), axes, accumulate
     )
-    score_B = score(frozen["reward"], rows, mask_BR)
     stopped_B = jnp.any(sampled.tokens_BR == EOS, axis=-1)
     kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
     kl_coef = state.extra["kl_coef"]

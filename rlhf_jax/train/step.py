@@ -34,20 +34,12 @@ def gradients(
     if accumulate == 1:
         (total, (weight, metrics)), grads = grad(params, batch)
     else:
-        B = next(iter(batch.values())).shape[0]
-        if B % accumulate:
-            raise ConfigError(f"{accumulate} accumulation steps do not divide a batch of {B}")
-
-        def split(x: jax.Array) -> jax.Array:
-            shape = (accumulate, B // accumulate, *x.shape[1:])
-            rest = [None] * (x.ndim - 1)
-            return x.reshape(shape, out_sharding=axes.spec(None, "batch", *rest))
 
         def add(carry: Any, micro: Batch) -> tuple[Any, None]:
             (total, (weight, metrics)), grads = grad(params, micro)
             return jax.tree.map(jnp.add, carry, (total, weight, metrics, grads)), None
 
-        micros = jax.tree.map(split, batch)
+        micros = micro_batches(batch, axes, accumulate)
         first = jax.tree.map(lambda x: x[0], micros)
         (total, (weight, metrics)), grads = grad(params, first)
         rest = jax.tree.map(lambda x: x[1:], micros)
@@ -57,6 +49,33 @@ def gradients(
     scale = 1.0 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     return grads, {"loss": total * scale, "weight": weight, **metrics}
+
+
+def micro_batches(batch: Any, axes: Axes, accumulate: int) -> Any:
+    """Arrays (B, ...) as (accumulate, B / accumulate, ...), the rows of each part over the batch axes."""
+    B = jax.tree.leaves(batch)[0].shape[0]
+    if B % accumulate:
+        raise ConfigError(f"{accumulate} accumulation steps do not divide a batch of {B}")
+
+    def split(x: jax.Array) -> jax.Array:
+        shape = (accumulate, B // accumulate, *x.shape[1:])
+        rest = [None] * (x.ndim - 1)
+        return x.reshape(shape, out_sharding=axes.spec(None, "batch", *rest))
+
+    return jax.tree.map(split, batch)
+
+
+def in_micro_batches(of: Callable[[Any], Any], batch: Any, axes: Axes, accumulate: int = 1) -> Any:
+    """`of(batch)`, whose outputs are arrays of the batch's rows, in `accumulate` parts one after the other,
+    so that a part's activations are in memory at a time."""
+    if accumulate == 1:
+        return of(batch)
+
+    def joined(x: jax.Array) -> jax.Array:
+        rest = [None] * (x.ndim - 2)
+        return x.reshape(-1, *x.shape[2:], out_sharding=axes.spec("batch", *rest))
+
+    return jax.tree.map(joined, jax.lax.map(of, micro_batches(batch, axes, accumulate)))
 
 
 def train_step(objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1) -> Step:

@@ -1,0 +1,81 @@
+"""Guarantees of PPO cells as jobs: a result does not depend on how often the cell was interrupted."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import mesh, noisy_params, tiny_corpus
+
+from rlhf_jax.cells import PPO, Pretrain, TaskConfig
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.jobs import ppo as job
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.model import param_axes
+from rlhf_jax.parallel import AXES, place
+from rlhf_jax.runs import CellFolder
+from rlhf_jax.study import Study
+from rlhf_jax.train import Runtime, Stopped
+
+__all__ = ["mesh"]
+
+
+def constant(prompts, responses):
+    """A reward that nothing can be learned from, which is a diagnosis from the first iteration on."""
+    return np.ones(len(responses))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def run(corpus, mesh, monkeypatch):
+    """(folder, iteration after which it is asked to stop) -> the cell's result; one compiled iteration."""
+    model = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
+    cell = PPO(
+        "p", policy="base", reward=f"{__name__}:constant", task=TaskConfig(6, 5), iterations=3,
+        batch=4, epochs=1, algorithm="reinforce",
+    )  # fmt: skip
+    study = Study("s", (Pretrain("base", model=model), cell), corpus.cfg)
+
+    def params(self, name):
+        return place(jax.tree.map(jnp.asarray, noisy_params(model)), param_axes(model), mesh)
+
+    monkeypatch.setattr(Context, "language_model", params)
+    compiled = functools.cache(lambda: make(*arguments))
+    make, arguments = job.make_ppo_step, []
+
+    def once(*given):
+        arguments[:] = arguments or given
+        return compiled()
+
+    monkeypatch.setattr(job, "make_ppo_step", once)
+
+    def run(folder, stop_at=None):
+        runtime = Runtime(mesh, AXES, log=lambda _: None)
+
+        def progress(step=None, phase="", **_):
+            if phase == "training" and step == stop_at:
+                runtime.stop.set()
+
+        beat = SimpleNamespace(progress=progress)
+        ctx = Context(study, cell, {"p": CellFolder(folder)}, corpus, runtime, beat)
+        folder.mkdir(exist_ok=True)
+        return job.ppo(ctx, cell)["ppo"]
+
+    return run
+
+
+def test_an_interrupted_cell_has_the_diagnoses_and_metrics_of_an_undisturbed_one(run, tmp_path):
+    whole = run(tmp_path / "whole")
+    assert whole["diagnoses"]["constant reward"].startswith("first in iteration 1: ")
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", stop_at=1)
+    assert CellFolder(tmp_path / "cut").metrics()[-1]["step"] < 3
+    assert run(tmp_path / "cut") == whole
+    # Also where all iterations had been taken before, and only the result was missing.
+    assert run(tmp_path / "cut") == whole
