@@ -43,6 +43,8 @@ def load_run(path: str | Path) -> Run:
             f"{path} is not a folder of a trained cell (no config.json or no checkpoints); "
             "`rlhf-jax status STUDY` lists the folders"
         )
+    if not folder.done():
+        raise ConfigError(f"{path} is not done; `rlhf-jax run STUDY` finishes the cell")
     mesh = make_mesh(devices=jax.devices()[:1])  # a single prompt cannot be spread over more
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)

@@ -5,6 +5,7 @@ RUNS/cells/<name>-<run_id>/config.json          the cell
                            provenance.json      commit, versions, hardware, when
                            metrics.jsonl        the source of truth
                            checkpoints/ results/
+                           checkpoint.json      its last checkpoint, once it has trained
                            heartbeat.json       who runs it, how far it is
                            failed.json          why it stopped, if it did
                            done.json            written last: the cell is done
@@ -132,10 +133,20 @@ def _alive(beat: dict[str, Any]) -> bool:
 
 
 class Runs:
-    """The root of all run folders."""
+    """The root of all run folders.
+
+    Raises:
+      ConfigError: checkpoints cannot be written below the root; orbax takes its path for a pattern.
+    """
 
     def __init__(self, root: str | Path = "runs") -> None:
         self.root = Path(root)
+        path = str(self.root.absolute())
+        if set(path) & set("*?[\\") or path.encode(errors="replace").decode() != path:
+            raise ConfigError(
+                f"runs folder {path!r}: checkpoints cannot be written below a path that holds one of "
+                "* ? [ \\ or what is not UTF-8; name another folder with --runs"
+            )
 
     def cell(self, name: str, run_id: str) -> CellFolder:
         """The folder of a run id; another study may have made it under another name."""

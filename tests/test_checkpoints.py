@@ -1,4 +1,4 @@
-"""Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, damage, divergence."""
+"""Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, divergence, fingerprints."""
 
 import json
 import shutil
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import copied, mesh, same_bits, tiny_corpus
+from tiny_toy import OPTIM, STEPS, regression, toy, toy_step, uninterrupted
 
 from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import ModelConfig, OptimConfig
+from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.execute import run_cell
 from rlhf_jax.jobs import language
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.runs import CellFolder, Heartbeat, Runs, write_json
+from rlhf_jax.parallel import AXES
+from rlhf_jax.runs import Heartbeat, Runs, write_json
 from rlhf_jax.study import Study
 from rlhf_jax.train import (
     Checkpoints,
@@ -27,76 +28,11 @@ from rlhf_jax.train import (
     make_train_step,
     train_step,
 )
-from rlhf_jax.train import train as train_loop
 from rlhf_jax.train.checkpoints import fingerprint
 
-__all__ = ["mesh"]
-OPTIM = OptimConfig(lr=0.05, weight_decay=0.1)
-STEPS = 9
-
-
-def regression(params, batch):
-    residual = jnp.tanh(batch["x"] @ params["w_in"]) @ params["w_out"] - batch["y"]
-    return jnp.sum(residual**2), jnp.float32(len(batch["x"])), {}
-
-
-class Toy:
-    """Cells that fit a small network to numbers drawn with the step as their seed."""
-
-    def __init__(self, folder, mesh, step):
-        self.root, self.mesh, self.step, self.logged = folder, mesh, step, []
-
-    def folder(self, name):
-        (self.root / name).mkdir(exist_ok=True)
-        return CellFolder(self.root / name)
-
-    def batch(self, t):
-        rng = np.random.default_rng(t)
-        x, y = rng.standard_normal((2, 8, 4)).astype(np.float32)
-        return place_batch({"x": x, "y": y}, self.mesh)
-
-    def fresh(self):
-        rng = np.random.default_rng(99)
-        params = {n: jnp.asarray(rng.standard_normal((4, 4)), jnp.float32) for n in ("w_in", "w_out")}  # fmt: skip
-        return init_state(params, OPTIM, STEPS)
-
-    def train(self, name, *, stop_at=None, poison=None, saves=False, keep=2, steps=STEPS):
-        run = Runtime(
-            self.mesh, AXES, keep=keep, log=self.logged.append,
-            checkpoint_seconds=-1.0 if saves else 1e9,
-        )  # fmt: skip
-
-        def batch_at(t):
-            if t == stop_at:
-                run.stop.set()
-            batch = self.batch(t)
-            return {**batch, "y": batch["y"] * jnp.nan} if t == poison else batch
-
-        def row(metrics, totals):
-            totals["sum"] = totals.get("sum", 0.0) + metrics["loss"]
-            return {"loss": metrics["loss"], "lr": metrics["lr"], "sum": totals["sum"]}
-
-        folder = self.folder(name)
-        return train_loop(
-            folder, self.fresh(), self.step, batch_at, steps, run, row, Heartbeat(folder)
-        )
-
-
-@pytest.fixture(scope="module")
-def toy_step(mesh):
-    return make_train_step(regression, OPTIM, AXES)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(toy_step, mesh, tmp_path_factory):
-    toy = Toy(tmp_path_factory.mktemp("toy"), mesh, toy_step)
-    state = toy.train("whole")
-    return copied(state), toy.folder("whole").metrics()
-
-
-@pytest.fixture
-def toy(tmp_path, mesh, toy_step):
-    return Toy(tmp_path, mesh, toy_step)
+__all__ = ["mesh", "toy", "toy_step", "uninterrupted"]
+# Of coroutines that orbax drops when reading fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.mark.parametrize("stop_at", [0, 4, STEPS - 1])
@@ -119,67 +55,11 @@ def test_a_finished_cell_is_not_trained_again(toy, uninterrupted):
     assert toy.folder("cell").metrics() == uninterrupted[1]
 
 
-def _data_files(path):
-    files = [p for p in path.rglob("*") if p.is_file() and p.parent.name == "d"]
-    assert files
-    return files
-
-
-def flip(step, part):
-    for file in _data_files(step / part):
-        raw = bytearray(file.read_bytes())
-        raw[len(raw) // 2] ^= 0x10
-        file.write_bytes(raw)
-
-
-def truncate(step, part):
-    for file in _data_files(step / part):
-        file.write_bytes(file.read_bytes()[:-20])
-
-
-def delete(step, part):
-    for file in _data_files(step / part):
-        file.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "part"), [(flip, "params"), (flip, "rest"), (delete, "params"), (truncate, "rest")]
-)
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy, uninterrupted, damage, part):
-    with pytest.raises(Stopped):
-        toy.train("cell", stop_at=5, saves=True)
-    assert _steps(toy, "cell") == [5, 6]
-    damage(toy.folder("cell").checkpoints / "6", part)
-    state = toy.train("cell")
-    assert len(toy.logged) == 1 and "checkpoint 6" in toy.logged[0] and "damaged" in toy.logged[0]
-    assert same_bits(state, uninterrupted[0])
-    assert toy.folder("cell").metrics() == uninterrupted[1]
-
-
-def test_a_cell_whose_checkpoints_are_all_damaged_starts_over(toy, uninterrupted):
-    with pytest.raises(Stopped):
-        toy.train("cell", stop_at=5, saves=True)
-    flip(toy.folder("cell").checkpoints / "5", "params")
-    (toy.folder("cell").checkpoints / "6" / "meta" / "metadata").write_text("{")
-    state = toy.train("cell")
-    assert len(toy.logged) == 2
-    assert same_bits(state, uninterrupted[0])
-    assert toy.folder("cell").metrics() == uninterrupted[1]
-
-
-def _steps(toy, name):
-    checkpoints = Checkpoints(toy.folder(name).checkpoints)
-    try:
-        return checkpoints.steps()
-    finally:
-        checkpoints.close()
-
-
 def test_the_newest_checkpoints_are_kept(toy):
     toy.train("two", saves=True)
     toy.train("three", saves=True, keep=3)
-    assert _steps(toy, "two") == [STEPS - 1, STEPS]
-    assert _steps(toy, "three") == [STEPS - 2, STEPS - 1, STEPS]
+    assert toy.steps("two") == [STEPS - 1, STEPS]
+    assert toy.steps("three") == [STEPS - 2, STEPS - 1, STEPS]
 
 
 @pytest.mark.parametrize("saves", [False, True])
@@ -190,7 +70,7 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(toy, saves):
     last = 5 if saves else 2
     with pytest.raises(Diverged, match=rf"step 6 \(batch 5\).*last good checkpoint\s+is step {last}"):  # fmt: skip
         toy.train("cell", poison=5, saves=saves)
-    assert _steps(toy, "cell")[-1] == last
+    assert toy.steps("cell")[-1] == last
     assert [r["step"] for r in toy.folder("cell").metrics()] == [1, 2, 3, 4, 5]
     assert all(np.isfinite(r["loss"]) for r in toy.folder("cell").metrics())
 
@@ -233,9 +113,38 @@ def test_one_flipped_bit_changes_the_fingerprint():
         words = x.copy().view(np.uint32)
         words[rng.integers(5), rng.integers(7)] ^= np.uint32(1 << bit)
         assert int(mark({"x": words.view(np.float32)})["x"]) != clean
+    changed = {"negated": -x, "doubled": 2 * x, "reversed": x[::-1], "turned": x.T.reshape(x.shape)}
+    for how, y in changed.items():
+        assert int(mark({"x": y})["x"]) != clean, how
     swapped = x.copy()
     swapped[0, 0], swapped[4, 6] = x[4, 6], x[0, 0]
     assert int(mark({"x": swapped})["x"]) != clean
+
+
+def mixed_sum(words):
+    """The fingerprint in Python's integers, word by word."""
+    total = 0
+    for i, word in enumerate(words):
+        word ^= i * 0x9E3779B9 % 2**32
+        word = (word ^ word >> 16) * 0x85EBCA6B % 2**32
+        word = (word ^ word >> 13) * 0xC2B2AE35 % 2**32
+        total += word ^ word >> 16
+    return total % 2**32
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "int32", "bfloat16", "float16", "int8", "uint16", "bool"]
+)
+def test_every_element_of_an_array_of_any_width_is_in_its_fingerprint(dtype):
+    rng = np.random.default_rng(1)
+    x = np.array(jnp.asarray(rng.integers(-90, 90, (3, 5)) / 100 if "float" in dtype else rng.integers(0, 2, (3, 5))).astype(dtype))  # fmt: skip
+    unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
+    clean = int(jax.jit(fingerprint)(x))
+    assert clean == mixed_sum(map(int, x.view(unsigned).ravel()))
+    for at in np.ndindex(x.shape):
+        changed = x.copy()
+        changed.view(unsigned)[at] ^= 1
+        assert int(jax.jit(fingerprint)(changed)) != clean
 
 
 # --- a real pretraining cell ---------------------------------------------------------------------
@@ -262,19 +171,33 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
     monkeypatch.setattr(language, "heldout_loss", lambda *_: {})
     study = Study("s", cells, corpus.cfg)
     folders = Runs(tmp_path).folders(study, corpus.content_hash)
-    trained = {}
+    trained, rows = {}, {}
     for cell in cells:
         with Heartbeat(folders[cell.name]) as beat:
             run = Runtime(mesh, AXES)
             ctx = Context(study, cell, folders, corpus, run, beat)
             run_cell(ctx)
             trained[cell.name] = ctx.language_model(cell.name)
+            rows[cell.name] = folders[cell.name].metrics()
+    # Its parent's last checkpoint or none: there is one before, and other numbers in this one.
+    last = folders["short"].checkpoints / "3"
+    shutil.copytree(last, folders["short"].checkpoints / "2")
+    for file in (last / "rest").rglob("manifest.ocdbt"):
+        file.write_bytes(b"")
+    folders["longer"].clear()
+    with Heartbeat(folders["longer"]) as beat:
+        ctx = Context(study, cells[2], folders, corpus, Runtime(mesh, AXES), beat)
+        with pytest.raises(ConfigError, match=r"step 3 in .*damaged.*--force short"):
+            run_cell(ctx)
+    assert last.exists() and not folders["longer"].done()
     assert same_bits(trained["longer"], trained["long"])
     assert not same_bits(trained["short"], trained["long"])
     timing = ("tokens_per_second", "mfu", "targets")
-    rows = [{k: v for k, v in r.items() if k not in timing} for r in folders["long"].metrics()]
-    more = [{k: v for k, v in r.items() if k not in timing} for r in folders["longer"].metrics()]
-    assert more == rows[3:]
+    long, longer = (
+        [{k: v for k, v in r.items() if k not in timing} for r in rows[n]]
+        for n in ("long", "longer")
+    )
+    assert longer == long[3:]
 
 
 # --- Weights & Biases ----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from rlhf_jax.train import (
     Stopped,
     train_step,
 )
+from rlhf_jax.train.checkpoints import Unwritten
 
 __all__ = ["mesh"]
 ROOT = Path(__file__).parent.parent
@@ -253,6 +254,25 @@ def test_a_member_that_diverges_does_not_hurt_the_others(undisturbed, corpus, me
     assert all(np.isfinite(r["loss"]) for r in world.folders["wild"].metrics())
     with pytest.raises(Diverged, match="Lower the learning rate"):
         world.together([wild])
+
+
+@pytest.mark.parametrize("method", ["save", "verify"])
+def test_a_member_whose_checkpoint_is_not_written_does_not_hurt_the_others(undisturbed, corpus, mesh, tmp_path, monkeypatch, method):  # fmt: skip
+    world, real = World(tmp_path, corpus, mesh), getattr(Checkpoints, method)
+
+    def failing(self, *args):
+        if self.path == world.folders["m1"].checkpoints:
+            raise Unwritten("as planned")
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, method, failing)
+        outcomes = world.together()
+    assert isinstance(outcomes.pop(1), Unwritten) and outcomes == [None] * 2
+    for name in ("m0", "m2"):
+        same_to_the_bit(world, undisturbed, name)
+    assert not world.folders["m1"].done()
+    assert not (world.folders["m1"].path / "checkpoint.json").exists()
 
 
 def test_a_member_that_joins_later_catches_up_by_itself(undisturbed, corpus, mesh, tmp_path, monkeypatch):  # fmt: skip

@@ -59,6 +59,21 @@ def test_fingerprints_do_not_depend_on_the_sharding(single, eight, mesh):
     assert eight[mesh]["fingerprint"] == single["fingerprint"]
 
 
+def test_a_model_is_born_in_parts_with_the_same_numbers_on_every_mesh():
+    """No device holds, nor needs while it is made, more than its part of the matrices."""
+    single = run(1, "born", "data=1")["data=1"]
+    eight = run(8, "born", *MESHES)
+    for mesh, parts in SHARDS.items():
+        got = eight[mesh]
+        assert got["digest"] == single["digest"] and got["layout"]
+        # A matrix that three layers of norms are small beside; two arrays of moments.
+        most = single["whole"] / parts + 0.01 * single["whole"]
+        assert got["held"]["params"] == got["held"]["copy"] <= most
+        assert got["held"]["opt"] <= 2 * most and got["held"]["head"] <= most
+        if parts > 1:  # random bits are as large as what is drawn of them
+            assert got["making"] <= 4 * most < single["making"]
+
+
 @pytest.mark.slow
 def test_an_iteration_of_ppo_on_a_mesh_equals_one_on_one_device():
     single = run(1, "ppo", "data=1")["data=1"]

@@ -4,24 +4,30 @@ python tests/tiny_sharded.py data=8 fsdp=2,tensor=2 ...    (with 8 devices; `dat
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tiny_models import GQA, noisy_params, packed_batch
 
-from rlhf_jax.cells import PPO, TaskConfig
-from rlhf_jax.config import OptimConfig
+from rlhf_jax.cells import PPO, Pretrain, TaskConfig
+from rlhf_jax.config import ModelConfig, OptimConfig
 from rlhf_jax.generate import generate
+from rlhf_jax.jobs import language
+from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, make_mesh, parse_mesh, place, place_batch
+from rlhf_jax.parallel import AXES, make_mesh, parse_mesh, place, place_batch, shardings
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks
 from rlhf_jax.rl.scores import Member, model_reward
-from rlhf_jax.train import init_state, make_train_step
+from rlhf_jax.runs import CellFolder
+from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.train.checkpoints import fingerprint
 
 CFG = dataclasses.replace(GQA, layers=1)
@@ -71,6 +77,36 @@ def improved(mesh, params, prompts):
     return state.params, metrics
 
 
+def born(mesh):
+    """What a device holds of a model that is made on the mesh, of its moments, of copies and heads, and the
+    memory that making it takes; and the parameters' bytes."""
+    cfg, key = ModelConfig(layers=2, width=64, heads=4, vocab=512, ff=256), jax.random.key(3)
+    # The way of a pretraining cell.
+    cell = Pretrain("p", model=cfg, batch=2, tokens=2 * 32, seed=3)
+    folder = CellFolder(Path("nowhere"))
+    study = SimpleNamespace(corpus=SimpleNamespace(seq_len=32), model_of=lambda cell: cell.model)
+    ctx = Context(study, cell, {"p": folder}, None, Runtime(mesh, AXES), None)
+    state = language._pretrain_member(ctx, alone=True).state
+    head = place(with_scalar_head(state.params, key), param_axes(cfg, True), mesh)
+    trees = {
+        "params": state.params,
+        "opt": state.opt,
+        "copy": jax.tree.map(jnp.copy, state.params),
+        "head": head,
+    }
+    compiled = language._init.lower(cfg, key, AXES).compile().memory_analysis()
+    digest = hashlib.sha256(
+        b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state.params))
+    )
+    return {
+        "whole": sum(x.nbytes for x in jax.tree.leaves(state.params)),
+        "held": {n: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(t)) for n, t in trees.items()},
+        "making": compiled.output_size_in_bytes + compiled.temp_size_in_bytes,
+        "layout": all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state.params, shardings(mesh, param_axes(cfg))))),
+        "digest": digest.hexdigest(),
+    }  # fmt: skip
+
+
 def numbers(tree):
     leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(jax.device_get(tree))]
     return np.concatenate(leaves).tolist()
@@ -78,7 +114,6 @@ def numbers(tree):
 
 def main():
     what, *meshes = sys.argv[1:]
-    ppo = what == "ppo"
     for text in meshes:
         mesh = make_mesh(parse_mesh(text))
         with jax.set_mesh(mesh):
@@ -90,7 +125,9 @@ def main():
             prompts[::2, :2] = 0
             prompts = place_batch({"p": prompts}, mesh)["p"]
             line = {"mesh": text, "devices": len(mesh.devices.ravel())}
-            if not ppo:
+            if what == "born":
+                line |= born(mesh)
+            if what == "train":
                 out = sampled(mesh, fresh(), prompts)
                 params, losses = trained(mesh, fresh())
                 line |= {
@@ -101,7 +138,7 @@ def main():
                     "tokens": out.tokens_BR.tolist(),
                     "log_probs": out.log_probs_BR.tolist(),
                 }
-            if ppo:
+            if what == "ppo":
                 params, metrics = improved(mesh, fresh(), prompts)
                 scalars = {k: float(v) for k, v in metrics.items() if np.ndim(v) == 0}
                 line |= {"ppo": numbers(params), "ppo_metrics": scalars}

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.cells import SFT, Cell, Ensemble, TaskConfig, names_cell
 from rlhf_jax.config import ConfigError, ModelConfig
@@ -106,22 +105,16 @@ class Context:
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
     keeps one, without a value head."""
-    mesh = runtime.mesh
 
     def laid_out(shapes: Any) -> Any:
-        """A model's shapes on the mesh; a critic's, which may be of another model, whole on each device."""
+        """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is read."""
         if "policy" in shapes:
-            whole = NamedSharding(mesh, PartitionSpec())
+            wanted = "ema" if "ema" in shapes else "policy"
             return {
-                n: with_layout(t, jax.tree.map(lambda _: whole, t))
-                if n == "critic"
-                else laid_out(t)
+                n: laid_out(t) if n == wanted else jax.tree.map(lambda _: ..., t)
                 for n, t in shapes.items()
             }
-        axes = param_axes(cfg, "scalar" in shapes)
-        return with_layout(shapes, shardings(mesh, axes, runtime.axes))
-
-    def with_layout(shapes: Any, layout: Any) -> Any:
+        layout = shardings(runtime.mesh, param_axes(cfg, "scalar" in shapes), runtime.axes)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
         )
@@ -129,5 +122,5 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     params = final_checkpoint(folder, laid_out)
     if "policy" not in params:
         return params
-    policy = params.get("ema", params["policy"])
+    policy = params["ema"] if "ema" in params else params["policy"]
     return {n: p for n, p in policy.items() if n != "scalar"}

@@ -17,18 +17,18 @@ from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import place, place_batch
 from rlhf_jax.scaling.flops import all_conventions, flops_per_token, param_counts
 from rlhf_jax.train import (
-    Checkpoints,
     Member,
     Population,
     init_state,
     train_step,
     train_together,
 )
+from rlhf_jax.train.loop import final_state
 from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
 from rlhf_jax.train.step import Objective
 
-_init = jax.jit(init, static_argnums=0)
+_init = jax.jit(init, static_argnums=(0, 2))
 
 
 def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
@@ -65,17 +65,13 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
     cfg, steps = cell.model, cell.tokens // (cell.batch * T)
-    params = _init(cfg, jax.random.key(cell.seed))
+    params = _init(cfg, jax.random.key(cell.seed), run.axes)
     state = init_state(place(params, param_axes(cfg), run.mesh, run.axes), cell.optim, steps)
     start = 0
     if cell.continues:
-        parent = Checkpoints(ctx.folders[cell.continues].checkpoints, log=run.log)
-        restored = parent.restore(state)
-        parent.close()
-        if restored is None:
-            raise FileNotFoundError(f"{cell.continues} has no whole checkpoint to continue from")
-        start = int(restored[0].step)
-        state = restored[0].replace(hyper=hyper_parameters(cell.optim, start, steps))
+        state = final_state(ctx.folders[cell.continues], state)
+        start = int(state.step)
+        state = state.replace(hyper=hyper_parameters(cell.optim, start, steps))
 
     subset = cell.unique_tokens and cell.unique_tokens // T  # rows; each has at most T targets
 

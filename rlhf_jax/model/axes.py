@@ -24,6 +24,9 @@ class Axes:
     params: Mapping[str, MeshAxes] = field(default_factory=dict)
     activations: Mapping[str, MeshAxes] = field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        return hash((frozenset(self.params.items()), frozenset(self.activations.items())))
+
     def spec(self, *names: str | None) -> PartitionSpec:
         """Layout of an activation whose dimensions have these logical names."""
         return PartitionSpec(*(self.activations.get(n) if n else None for n in names))
@@ -31,6 +34,12 @@ class Axes:
     def param_spec(self, *names: str | None) -> PartitionSpec:
         """Layout of a parameter as it is stored."""
         return PartitionSpec(*(self.params.get(n) if n else None for n in names))
+
+    def splits(self, *names: str | None) -> bool:
+        """Whether a parameter is stored in parts on the mesh in use."""
+        sizes = jax.sharding.get_abstract_mesh().shape
+        parts = (p if isinstance(p, tuple) else (p,) for p in self.param_spec(*names) if p)
+        return any(sizes.get(axis, 1) > 1 for part in parts for axis in part)
 
     def gathered(self, w: jax.Array, *names: str | None) -> jax.Array:
         """A parameter as it is used: gathered over the data axes it is stored on (FSDP)."""

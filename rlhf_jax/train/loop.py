@@ -2,6 +2,9 @@
 
 Batch t is a function of t, so a resumed cell goes on bit for bit where its checkpoint stood. Cells that
 train together (`rlhf_jax.train.population`) go through it side by side, each with its own folder.
+
+At the end the last checkpoint is read back, and `checkpoint.json` says what it is: the step and the
+fingerprints. Whoever starts from the cell reads this checkpoint or none.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
+from rlhf_jax.config import ConfigError
 from rlhf_jax.model import Axes
-from rlhf_jax.runs import CellFolder, Heartbeat
-from rlhf_jax.train.checkpoints import Checkpoints
+from rlhf_jax.runs import CellFolder, Heartbeat, read_json, write_json
+from rlhf_jax.train.checkpoints import Checkpoints, Damaged, Marks, Unreadable
 from rlhf_jax.train.metrics import Sink
 from rlhf_jax.train.population import Alone, Population
 from rlhf_jax.train.state import TrainState
 from rlhf_jax.train.step import Step
+
+FINAL = "checkpoint.json"  # what the last checkpoint of a cell is that has trained
 
 
 @dataclass
@@ -79,6 +85,14 @@ class _Running:
         self.error: Exception | None = None
         self.restore()
 
+    def attempt(self, part: Callable[..., None], *args: Any) -> None:
+        """Unless something has failed: a part of the work, whose exception is the member's alone."""
+        try:
+            if self.error is None:
+                part(*args)
+        except Exception as e:
+            self.error = e
+
     def restore(self) -> None:
         """The newest whole checkpoint, or the start."""
         restored = self.checkpoints.restore(self.member.state)
@@ -96,6 +110,7 @@ class _Running:
 
     def start(self, runtime: Runtime, stack: ExitStack, steps: int) -> None:
         self.started = time.time()
+        (self.member.folder.path / FINAL).unlink(missing_ok=True)
         _truncate_metrics(self.member.folder, self.done)
         self.sink = stack.enter_context(Sink(self.member.folder, runtime.wandb))
         self.member.beat.progress(step=self.done, steps=steps, phase="compiling")
@@ -128,6 +143,12 @@ class _Running:
         self.checkpoints.save(k, state, {"totals": dict(self.totals)})  # written later
         self.saved = k
 
+    def finish(self, steps: int) -> None:
+        """Read the last checkpoint back, and say what it is."""
+        self.member.beat.progress(phase="reading the checkpoint back")
+        marks = self.checkpoints.verify(steps, self.member.state)
+        write_json(self.member.folder.path / FINAL, {"step": steps, "marks": marks})
+
 
 def train(
     folder: CellFolder,
@@ -143,7 +164,8 @@ def train(
     """Run `step` until `steps` are taken in all, from the newest whole checkpoint if there is one,
     else from `state`; see `Member` for the rest.
 
-    Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped, Diverged.
+    Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped, Diverged,
+    Unwritten and Unreadable (checkpoints).
     """
     member = Member(folder, state, batch_at, row, beat, check)
     (outcome,) = train_together([member], step, steps, runtime)
@@ -160,7 +182,8 @@ def train_together(
     population: Population | None = None,
 ) -> list[TrainState | Exception]:
     """The same for members of a population, with a step that takes all of them. A member that fails
-    leaves the others as they are: its outcome is the exception. Raises Stopped, for all of them.
+    leaves the others as they are: its outcome is the exception. Raises Stopped and Unreadable (a
+    checkpoint), for all of them.
 
     They go on from the newest step that they have in common. Members that have none with the others
     (new ones, ones that failed earlier) are trained before them, among themselves.
@@ -197,11 +220,7 @@ def _loop(
         k, metrics = pending[0], layout.split(jax.device_get(pending[1]))
         pending = None
         for r, measured in zip(group, metrics, strict=False):
-            try:
-                if r.error is None:
-                    r.take(k, steps, measured)
-            except Exception as e:
-                r.error = e
+            r.attempt(r.take, k, steps, measured)
 
     def states() -> list[TrainState]:
         """The members' states, laid out as they came."""
@@ -214,8 +233,7 @@ def _loop(
         nonlocal saved_at
         flush()
         for r, tree in zip(group, states(), strict=True):
-            if r.error is None:
-                r.save(k, tree)
+            r.attempt(r.save, k, tree)
         saved_at = time.time()
 
     with ExitStack() as stack:
@@ -228,6 +246,9 @@ def _loop(
             stop = runtime.stop.is_set()
             if stop or time.time() - saved_at > runtime.checkpoint_seconds:
                 save(t + 1)
+            if stop:
+                for r in group:
+                    r.attempt(r.checkpoints.wait)
             if all(r.error for r in group):
                 break
             if stop:
@@ -235,6 +256,8 @@ def _loop(
         flush()
         if any(r.saved < steps for r in group):
             save(steps)
+        for r in group:
+            r.attempt(r.finish, steps)
     return [r.error or tree for r, tree in zip(group, states(), strict=True)]
 
 
@@ -247,10 +270,62 @@ def _truncate_metrics(folder: CellFolder, step: int) -> None:
     os.replace(tmp, path)
 
 
+T = TypeVar("T")
+
+
 def final_checkpoint(folder: CellFolder, like: Callable[[Any], Any]) -> Any:
-    """Parameters of a finished cell, laid out as `like` makes of their shapes."""
-    checkpoints = Checkpoints(folder.checkpoints)
+    """Parameters of a finished cell, laid out as `like` makes of their shapes (`...` is not read).
+
+    Raises:
+        ConfigError: the checkpoint that the cell ended with is missing, damaged or cannot be read.
+    """
+    return _final(folder, lambda opened, step, marks: opened.read_params(step, like, marks))
+
+
+def final_state(folder: CellFolder, like: TrainState) -> TrainState:
+    """The state that a finished cell ended with, laid out like `like`. Raises as `final_checkpoint` does."""
+    return _final(folder, lambda opened, step, marks: opened.read(step, like, marks))
+
+
+def _final(folder: CellFolder, read: Callable[[Checkpoints, int, Marks | None], T]) -> T:
+    """What is read of a finished cell's last checkpoint. Nothing is written or deleted there."""
+    name = folder.path.name.rpartition("-")[0] or folder.path.name
+    again = f"`rlhf-jax run STUDY --force {name}` trains {name} again"
+    checkpoints = None
     try:
-        return checkpoints.restore_params(like)
+        step, marks = _recorded(folder, again)
+        checkpoints = Checkpoints(folder.checkpoints, read_only=True)
+        there = checkpoints.steps()
+        step = max([step, *there[-1:]]) if marks is None else step
+        if step not in there:
+            raise ConfigError(
+                f"{name} has no checkpoint of its last step, {step}, in {folder.checkpoints} (steps there: "
+                f"{there or 'none'}); results that --kept brought back have none. {again}"
+            )
+        return read(checkpoints, step, marks)
+    except Damaged as e:
+        raise ConfigError(
+            f"the last checkpoint of {name}, step {step} in {folder.checkpoints}, is damaged: {e}. "
+            f"Nothing was deleted; {again}"
+        ) from e
+    except (OSError, Unreadable) as e:
+        raise Unreadable(
+            f"the checkpoints of {name} could not be read: {e}; nothing was deleted. If it stays, {again}"
+        ) from e
     finally:
-        checkpoints.close()
+        if checkpoints is not None:
+            checkpoints.close()
+
+
+def _recorded(folder: CellFolder, again: str) -> tuple[int, Marks | None]:
+    """The step that a cell ended at, and its fingerprints. Older versions recorded neither: then it is the
+    last step in the metrics, unless there is a later checkpoint."""
+    path = folder.path / FINAL
+    try:
+        record = read_json(path)
+        if record is not None:
+            return int(record["step"]), {n: list(record["marks"][n]) for n in ("params", "rest")}
+        path = folder.path / "metrics.jsonl"
+        return max((row["step"] for row in folder.metrics()[-1:]), default=0), None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{path} does not decode ({e}); {again}") from e
