@@ -300,7 +300,7 @@ def test_what_a_killed_write_leaves_behind_is_cleared_away(toy, stopped, uninter
         PermissionError(13, "Permission denied"),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes."),
         ValueError("PERMISSION_DENIED: Error opening: Permission denied [os_error_code='13']"),
-        ValueError("FAILED_PRECONDITION: Error reading: Is a directory [os_error_code='21']"),
+        ValueError("FAILED_PRECONDITION: Error reading 'w_in/0.0': Is a directory [os_error_code='21']"),
         ValueError("User-provided restore item and on-disk value metadata tree structures do not match"),
     ],
     ids=lambda e: f"{type(e).__name__}-{str(e)[:17]}",

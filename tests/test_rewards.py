@@ -149,7 +149,7 @@ def test_the_mean_of_an_ensemble_is_the_mean():
 
 
 def test_members_agree_on_a_pair_where_all_order_it_alike_and_equal_scores_are_no_order():
-    scores = np.array([[[1, 0], [1, 0], [0, 1], [0, 0]], [[2, 0], [0, 0], [0, 3], [0, 0]]], float)
+    scores = np.array([[[1, 0], [0, 1], [0, 1], [0, 0]], [[2, 0], [0, 0], [0, 3], [0, 0]]], float)
     found = disagreement(scores, np.array([[1, 2]] * 4))
     assert found["unanimous"] == 0.75  # one member orders the second prompt, the other does not
 
