@@ -19,25 +19,27 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.graph import Graph, Job
-from rlhf_jax.runs import CellFolder, read_json
+from rlhf_jax.report.headline import headline
+from rlhf_jax.runs import STALE_SECONDS, CellFolder, Damaged
 
 LINE_SECONDS = 30.0  # between two lines of a running cell
 REFRESH_SECONDS = 1.0
 QUIET_SECONDS = 120.0  # without progress, a running cell is said to stand still
 STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "ready": "default",
-          "elsewhere": "cyan", "blocked": "yellow", "stopped": "yellow", "waiting": "dim"}  # fmt: skip
+          "elsewhere": "cyan", "kept": "green", "damaged": "bold red",
+          "blocked": "yellow", "stopped": "yellow", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell as shown. `detail` is the reason, the phase, or what it waits for."""
+    """One cell as shown. `detail` is its headline result, the reason, the phase, or what it waits for."""
 
     name: str
     kind: str
     state: str
     step: int | None = None
     steps: int | None = None
-    loss: float | None = None
+    training_loss: float | None = None  # of the last batch, while it runs
     tokens_per_second: float | None = None
     seconds: float | None = None  # left if running, spent if done
     detail: str = ""
@@ -45,35 +47,39 @@ class Row:
 
 def heartbeat(job: Job) -> dict[str, Any]:
     """The heartbeat of the process that runs the cell now; an earlier process's is left out."""
-    beat = read_json(job.folder.path / "heartbeat.json") or {}
+    beat = job.folder.heartbeat()
     return beat if job.state == "elsewhere" or beat.get("time", 0) >= job.began else {}
 
 
 def last_metrics(folder: CellFolder) -> dict[str, Any]:
-    """The last whole row of metrics.jsonl, without reading the others."""
+    """The last whole row of metrics.jsonl, without reading the others; nothing where it is unreadable."""
     with (
-        contextlib.suppress(OSError, json.JSONDecodeError),
+        contextlib.suppress(OSError, ValueError),
         open(folder.path / "metrics.jsonl", "rb") as f,
     ):
         f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
         lines = f.read().split(b"\n")
-        return json.loads(lines[-2]) if len(lines) > 1 else {}
+        found = json.loads(lines[-2]) if len(lines) > 1 else {}
+        return found if isinstance(found, dict) else {}
     return {}
 
 
 def row(job: Job, graph: Graph) -> Row:
     """What is known of a cell."""
     if job.state == "done":
-        done = last_metrics(job.folder) | (read_json(job.folder.path / "done.json") or {})
-        return Row(job.name, job.kind, "done", done.get("step"), done.get("steps"),
-                   done.get("loss"), done.get("tokens_per_second"), done.get("seconds"))  # fmt: skip
+        if job.shown is None:  # its results are read once
+            job.shown = _finished(job)
+        return job.shown
     if job.state in ("running", "elsewhere"):
         beat = heartbeat(job)
         detail = beat.get("phase") or ("" if beat else "starting")
         if job.state == "elsewhere":
             detail = f"by another process {detail}"
-        quiet = time.time() - beat.get("progress_time", beat.get("started", time.time()))
-        if quiet > QUIET_SECONDS:
+        now = time.time()
+        quiet = now - beat.get("progress_time", beat.get("started", now))
+        if (silent := now - beat.get("time", now)) > STALE_SECONDS:
+            detail += f" (no heartbeat for {duration(silent)})"
+        elif quiet > QUIET_SECONDS:
             detail += f" (no progress for {duration(quiet)})"
         return Row(job.name, job.kind, job.state, beat.get("step"), beat.get("steps"),
                    beat.get("loss"), beat.get("tokens_per_second"), beat.get("eta_seconds"),
@@ -83,6 +89,15 @@ def row(job: Job, graph: Graph) -> Row:
         undone = [p for p in job.parents if p in graph.jobs and graph.jobs[p].state != "done"]
         detail = f"for {', '.join(undone)}" if undone else ""
     return Row(job.name, job.kind, job.state, detail=detail)
+
+
+def _finished(job: Job) -> Row:
+    try:
+        done, found = job.folder.record() or {}, headline(job.kind, job.folder)
+    except Damaged as e:
+        return Row(job.name, job.kind, "damaged", detail=str(e))
+    state, said = "kept" if "kept" in done else "done", found.text() if found else ""
+    return Row(job.name, job.kind, state, seconds=done.get("seconds"), detail=said)
 
 
 def duration(seconds: float | None) -> str:
@@ -147,7 +162,7 @@ class Lines(Silent):
     def _progress(self, r: Row) -> str:
         facts = [
             f"step {r.step}/{r.steps}" if r.step is not None else "",
-            f"loss {r.loss:.4f}" if r.loss is not None else "",
+            f"training loss {r.training_loss:.4f}" if r.training_loss is not None else "",
             f"{r.tokens_per_second:,.0f} tokens/s" if r.tokens_per_second else "",
             f"{duration(r.seconds)} left" if r.seconds is not None else "",
             r.detail,
@@ -158,8 +173,12 @@ class Lines(Silent):
         match job.state:
             case "done":
                 took = f" in {duration(r.seconds)}" if r.seconds is not None else ""
-                loss = f", loss {r.loss:.4f}" if r.loss is not None else ""
-                return "done already" if first else f"done{took}{loss}"
+                said = f", {r.detail}" if r.detail else ""
+                if r.state == "damaged":
+                    return r.detail
+                if first:
+                    return "done already" if r.state == "done" else "its results are kept"
+                return f"done{took}{said}"
             case "running":
                 return "started"
             case "elsewhere":
@@ -208,16 +227,16 @@ class LiveTable(Silent):
         table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)
         for name in ("cell", "kind", "state"):
             table.add_column(name)
-        for name in ("step", "loss", "tokens/s", "time"):
+        for name in ("step", "training loss", "tokens/s", "time"):
             table.add_column(name, justify="right")
-        table.add_column("", overflow="fold")
+        table.add_column("result", overflow="fold")
         for r in rows:
             step = f"{r.step}/{r.steps}" if r.step is not None and r.steps else number(r.step, "d")
             time_ = duration(r.seconds)
-            if time_ and r.state != "done":
+            if time_ and r.state not in ("done", "kept"):
                 time_ += " left"
             table.add_row(r.name, r.kind, Text(r.state, style=STYLES[r.state]), step,
-                          number(r.loss, ".4f"), number(r.tokens_per_second, ",.0f"), time_,
+                          number(r.training_loss, ".4f"), number(r.tokens_per_second, ",.0f"), time_,
                           Text(r.detail, style="dim"))  # fmt: skip
         done = sum(j.state == "done" for j in graph.jobs.values())
         foot = f"{done} of {len(graph.jobs)} cells done"

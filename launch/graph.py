@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,9 @@ class Job:
     reason: str | None = None
     began: float = 0.0
     members: int = 1  # that it runs with, itself included
+    deaths: int = 0  # workers that were killed in it
     retry_at: float = 0.0
+    shown: Any = None  # how it is shown once it is done
 
 
 @dataclass
@@ -53,7 +55,9 @@ class Graph:
     ) -> Graph:
         """The cells that `only` (globs; none: all) selects, with their unfinished ancestors."""
         selected = {c.name for c in study.select(only or ["*"])}
-        todo = needed(study, {n for n, f in folders.items() if f.done()}, only)
+        done = {n for n, f in folders.items() if f.done()}
+        kept = {n for n, f in folders.items() if f.kept()}
+        todo = needed(study, done, only, kept)
         jobs = {}
         for cell in study.order():
             if cell.name in todo or cell.name in selected:
@@ -76,7 +80,7 @@ class Graph:
                     job.state = "done"
                 elif seen["state"] == "failed":
                     job.state, job.reason = "failed", seen.get("reason")
-                elif seen["state"] == "waiting":
+                elif seen["state"] != "running":
                     job.state = "waiting"  # its holder is gone: ours again
             if job.state not in ("waiting", "ready"):
                 continue
@@ -117,6 +121,10 @@ class Graph:
             job.state, job.began, job.reason = "running", time.time(), None
             job.members = len(jobs)
 
+    def again(self, job: Job) -> None:
+        """Its worker was killed: it waits for another one."""
+        job.state, job.reason = "waiting", None
+
     def finish(self, job: Job, outcome: str, reason: str | None) -> None:
         """A worker's answer. `held` and `stopped` leave the cell undone."""
         if outcome == "done":
@@ -155,9 +163,11 @@ class Graph:
         return max(longest, wall_seconds(left, parents, workers))
 
 
-def needed(study: Study, done: set[str], only: Sequence[str] = ()) -> set[str]:
-    """The cells that `only` (globs; none: all) selects and is not `done`, with the ancestors that
-    they need."""
+def needed(
+    study: Study, done: set[str], only: Sequence[str] = (), kept: Collection[str] = ()
+) -> set[str]:
+    """The cells that `only` (globs; none: all) selects and are neither `done` nor `kept`, with the
+    ancestors that they need: of a kept cell there are results and no checkpoints to start from."""
     todo: set[str] = set()
 
     def need(name: str) -> None:
@@ -167,7 +177,8 @@ def needed(study: Study, done: set[str], only: Sequence[str] = ()) -> set[str]:
                 need(parent)
 
     for cell in study.select(only or ["*"]):
-        need(cell.name)
+        if cell.name not in kept:
+            need(cell.name)
     return todo
 
 
@@ -195,6 +206,9 @@ def clear(study: Study, folders: dict[str, CellFolder], force: Sequence[str]) ->
                     f"cell {name!r} is being run by another process; nothing was cleared. "
                     "Stop that process first, then use --force again"
                 )
-        for name in doomed:
+        names = [c.name for c in study.order() if c.name in doomed]
+        for name in names:  # whoever is killed here leaves none done without its files
+            folders[name].unfinish()
+        for name in names:
             folders[name].clear()
-    return [c.name for c in study.order() if c.name in doomed]
+    return names

@@ -9,6 +9,7 @@ trained is in run folders alone, so this process and any worker may be killed at
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -22,12 +23,16 @@ from launch import machine
 from launch.display import Silent, choose
 from launch.graph import Graph, Job, clear
 from launch.worker import Worker
+from rlhf_jax.mesh import full_mesh
 from rlhf_jax.plan import make_plan
-from rlhf_jax.runs import Runs, write_json
+from rlhf_jax.runs import STALE_SECONDS, Runs, write_sealed
 from rlhf_jax.study import Study
 
 TICK_SECONDS = 0.25
-STOP_SECONDS = 20.0  # for workers to save their cells after Ctrl-C or SIGTERM
+# After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and for as long as its heart beats up
+# to STOP_LIMIT: a large checkpoint takes minutes.
+STOP_SECONDS, STOP_LIMIT = 20.0, 1800.0
+ATTEMPTS = 3  # workers that may be killed in one cell before it has failed
 EXECUTE = (sys.executable, "-m", "rlhf_jax.execute")
 
 
@@ -45,6 +50,8 @@ def run(
     threads: int | None = None,
     display: str = "auto",
     wandb: str = "disabled",
+    mesh: str = "",
+    accumulate: int = 1,
     again: str = "",
     worker_command: Sequence[str] = EXECUTE,
 ) -> int:
@@ -56,6 +63,7 @@ def run(
         first, with all that start from them.
       workers: processes at once (default: one a core, one in all beside an accelerator).
       threads: of each (default: cores / workers).
+      mesh, accumulate: of each worker, as `rlhf_jax.mesh.check_placement` has approved them.
       display: `auto`, `table`, `lines` or `none`.
       again: the command that continues, to be shown when something is left.
       worker_command: what a worker process is started with.
@@ -66,18 +74,24 @@ def run(
     Raises:
       ConfigError: a glob matches nothing, or a cell to clear is held by a live process.
     """
-    workers = workers or machine.default_workers()
+    devices = math.prod(full_mesh(mesh, machine.devices()).values())
+    workers = workers or machine.default_workers(devices)
     threads = threads or max(1, machine.cores() // workers)
     folders = runs.folders(study, corpus_hash)
     if force:
         clear(study, folders, force)
-    plan = make_plan(study, runs, corpus_hash, workers, threads, machine.accelerator())
+    accelerator = machine.accelerator()
+    plan = make_plan(study, runs, corpus_hash, workers, threads, accelerator, accumulate)
     graph = Graph.of(study, folders, {c.name: c.seconds for c in plan.cells}, only)
     command = [*worker_command, str(study_path), *(["--tiny"] if tiny else []),
                "--runs", str(runs.root), "--threads", str(threads), "--wandb", wandb,
-               *overrides]  # fmt: skip
+               *(["--mesh", mesh] if mesh else []), "--accumulate", str(accumulate), *overrides]  # fmt: skip
     title = f"{study.name}: {len(graph.jobs)} cells, {workers} workers x {threads} threads"
-    launch = _Launch(graph, workers, threads, command, runs.study(study), choose(display, title))
+    # The members of a population lie on the cores of a CPU; a mesh, and an accelerator, has devices
+    # of its own.
+    together = devices if mesh or accelerator else machine.cores()
+    launch = _Launch(graph, workers, threads, command, runs, runs.study(study),
+                     choose(display, title), (devices, together))  # fmt: skip
     with _signals(launch.events), launch.display:
         launch.loop()
         launch.display.show(graph, workers, last=True)
@@ -88,12 +102,11 @@ class _Launch:
     """The workers of one launch and the loop that feeds them. All events arrive in one queue:
     `(worker, answer)`, `(worker, None)` for its death, `(None, signal number)`."""
 
-    def __init__(self, graph: Graph, count: int, threads: int, command: list[str],
-                 folder: Path, display: Silent) -> None:  # fmt: skip
-        self.graph, self.count, self.threads = graph, count, threads
-        self.command, self.folder, self.display = command, folder, display
-        # A population's members lie on the cores of a CPU; an accelerator has devices of its own.
-        self.devices = 1 if machine.accelerator() else machine.cores()
+    def __init__(self, graph: Graph, count: int, threads: int, command: list[str], runs: Runs,
+                 folder: Path, display: Silent, devices: tuple[int, int]) -> None:  # fmt: skip
+        """devices: that a CPU is split into in a worker for one cell, and in one for a population."""
+        self.graph, self.count, self.threads, self.runs = graph, count, threads, runs
+        self.command, self.folder, self.display, self.devices = command, folder, display, devices
         self.events: SimpleQueue[tuple[Worker | None, Any]] = SimpleQueue()
         self.workers: list[Worker] = []
         self.signal = 0
@@ -112,12 +125,14 @@ class _Launch:
 
     def _hand_out(self) -> None:
         while jobs := self.graph.next_ready():
+            for job in jobs:
+                job.folder = self.runs.current(job.folder)
             held = [j for j in jobs if j.folder.state()["state"] == "running"]
             if held:  # another launch has them
                 for job in held:
                     self.graph.finish(job, "held", None)
                 continue
-            worker = self._idle(self.devices if len(jobs) > 1 else 1)
+            worker = self._idle(self.devices[len(jobs) > 1])
             if worker is None:
                 return
             self.graph.begin(jobs)
@@ -168,13 +183,19 @@ class _Launch:
             self.graph.finish(job, outcome, reason)
 
     def _died(self, worker: Worker, job: Job) -> None:
-        """A worker that died in a cell: what it wrote last counts, and a cell without a word gets
-        a reason."""
+        """A worker that died in a cell: what it wrote last counts. One that was killed is replaced,
+        up to a number of times; then, and if it ended by itself, the cell gets its reason."""
         if job.folder.done():
             return self.graph.finish(job, "done", None)
         if self.signal:
             return self.graph.finish(job, "stopped", None)
         reason = worker.death()
+        job.deaths += 1
+        if worker.killed() and job.deaths < ATTEMPTS:
+            self.display.say(f"{job.name}: {reason}; trying again ({job.deaths + 1} of {ATTEMPTS})")
+            return self.graph.again(job)
+        if worker.killed():
+            reason = f"{ATTEMPTS} workers in turn: {reason}"
         with job.folder.held() as ours:
             if ours:
                 failure = {
@@ -182,7 +203,7 @@ class _Launch:
                     "traceback": worker.last_lines(40),
                     "time": time.time(),
                 }
-                write_json(job.folder.path / "failed.json", failure)
+                write_sealed(job.folder.path / "failed.json", failure)
         self.graph.finish(job, "failed", reason)
 
     def _save_and_stop(self) -> None:
@@ -192,12 +213,21 @@ class _Launch:
         self.display.say(f"{name}{saving}")
         for worker in self.workers:
             worker.stop()
-        self.deadline = min(self.deadline, time.time() + STOP_SECONDS)
+        patience = time.time() + STOP_SECONDS
+        self.deadline = min(self.deadline, time.time() + STOP_LIMIT)
         while self.workers and time.time() < self.deadline:
             self.display.show(self.graph, self.count)
             self._handle(TICK_SECONDS)
+            if time.time() > patience:
+                for worker in [w for w in self.workers if not self._beats(w)]:
+                    worker.kill()
         for worker in self.workers:
             worker.kill()
+
+    def _beats(self, worker: Worker) -> bool:
+        """Whether a worker shows a sign of life from a cell."""
+        beats = [self.graph.jobs[cell].folder.heartbeat() for cell in worker.cells]
+        return any(time.time() - beat.get("time", 0.0) < STALE_SECONDS for beat in beats)
 
     def _dismiss(self) -> None:
         for worker in self.workers:

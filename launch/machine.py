@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_jax.cpu import cores
 
-__all__ = ["accelerator", "cores", "default_workers"]
+__all__ = ["accelerator", "cores", "default_workers", "devices"]
 
 
 def accelerator() -> bool:
@@ -21,6 +21,18 @@ def accelerator() -> bool:
     return tpu or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def default_workers() -> int:
-    """One process a core; one in all where an accelerator is shared."""
-    return 1 if accelerator() else cores()
+def devices() -> int | None:
+    """How many GPUs or TPU chips jax will find here; None: a CPU alone, or no device files to count."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = sum(p.name.removeprefix("nvidia").isdigit() for p in Path("/dev").glob("nvidia*"))
+    if gpus and hidden is not None:
+        gpus = len([d for d in hidden.split(",") if d.strip() not in ("", "-1")])
+    chips = len(list(Path("/dev").glob("accel[0-9]*"))) or len(
+        list(Path("/dev/vfio").glob("[0-9]*"))
+    )
+    return (gpus or chips or None) if accelerator() else None
+
+
+def default_workers(mesh_devices: int = 1) -> int:
+    """One process a core, or a mesh of them; one in all where an accelerator is shared."""
+    return 1 if accelerator() else max(1, cores() // mesh_devices)

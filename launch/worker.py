@@ -99,6 +99,10 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
+    def killed(self) -> bool:
+        """Whether a signal ended it, from outside or for what it did."""
+        return self.process.returncode is not None and self.process.returncode < 0
+
     def death(self) -> str:
         """How it died, in words, with the last line of its log."""
         code = self.process.returncode

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launch import machine
-from launch.display import last_metrics
 from launch.graph import forgotten, needed
 from rlhf_jax import aot, bench, tables
 from rlhf_jax.config import ConfigError
 from rlhf_jax.kept import restore
+from rlhf_jax.mesh import check_placement, full_mesh
 from rlhf_jax.plan import StudyPlan, make_plan
-from rlhf_jax.runs import CellFolder, Runs, find_cell, read_json, status, write_study
+from rlhf_jax.runs import (
+    CellFolder,
+    Damaged,
+    Runs,
+    claim_study,
+    find_cell,
+    read_json,
+    status,
+    write_study,
+)
 from rlhf_jax.scaling import cli as scaling_cli
 from rlhf_jax.scaling import cost_cli
 from rlhf_jax.scaling.grid import grid
@@ -78,9 +88,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         p = sub.add_parser(
             name, help=text, description=text, epilog=f"example: {example}", formatter_class=raw
         )
-        p.set_defaults(run=function)
+        p.set_defaults(run=function, command=name)
         commands[name] = p
         return p
+
+    def placement(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--mesh", metavar="AXIS=N,...", default="",
+                       help="of each process: data, fsdp and tensor, for instance fsdp=4,tensor=2")  # fmt: skip
+        p.add_argument("--accumulate", metavar="N", type=_count, default=1,
+                       help="micro-batches of a training step (default 1)")  # fmt: skip
 
     def study(p: argparse.ArgumentParser) -> None:
         p.add_argument("study", metavar="STUDY", help="a Python file with study(tiny) -> Study")
@@ -89,7 +105,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         p.add_argument("--tiny", action="store_true", help="the study's small form")
         p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
         p.add_argument("--kept", action="store_true",
-                       help="cells whose results are kept beside the study file count as done")  # fmt: skip
+                       help="use results that are kept beside the study file; run what has to start "
+                            "from such a cell, and that cell first")  # fmt: skip
 
     p = command("run", _run, "Run the cells of a study that are not done, then build its report.",
                 "rlhf-jax run experiments/demo.py --tiny")  # fmt: skip
@@ -104,7 +121,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p.add_argument("--threads", metavar="N", type=_count,
                    help="of each process (default: cores / workers)")  # fmt: skip
     p.add_argument("--wandb", choices=("disabled", "offline", "online"), default="disabled")
-    p.add_argument("--launcher", choices=("local",), default="local")
+    placement(p)
     p.add_argument("--display", choices=("auto", "table", "lines", "none"), default="auto",
                    help="auto: a table on a terminal, lines elsewhere")  # fmt: skip
 
@@ -113,6 +130,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     study(p)
     p.add_argument("--json", action="store_true")
     p.add_argument("--workers", metavar="N", type=_count)
+    placement(p)
     p.add_argument("--hardware", default="h100", help="prices the runs of a sweep (default h100)")
     p.add_argument("--mfu", type=float, default=0.4, help="at this share of its peak (default 0.4)")
 
@@ -190,7 +208,7 @@ def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
     corpus_hash = _corpus_hash(study, runs, args)
     if corpus_hash is None:
         raise ConfigError(f"{study.name} has not been run in {args.runs}")
-    folder = write_study(study, runs, corpus_hash, _again(argv))
+    folder = _write_study(study, runs, corpus_hash, _again(argv), args)
     path = foretell(study, read_study(folder, runs.root), args.at)
     tables.print_prediction(read_json(path) or {})
     print(f"Kept: {path}")
@@ -209,7 +227,12 @@ def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
-    return load_study(args.study, args.tiny, args.overrides, args.runs), Runs(args.runs)
+    runs = Runs(args.runs)
+    study = load_study(args.study, args.tiny, args.overrides, args.runs)
+    nearest = next(p for p in (runs.root, *runs.root.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--runs {runs.root}: {nearest} is a file; give a folder")
+    return study, runs
 
 
 def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | None:
@@ -230,7 +253,7 @@ def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | No
 def _restore(study: Study, runs: Runs, corpus_hash: str, args: argparse.Namespace) -> None:
     if args.kept:
         back = restore(study, runs, corpus_hash, Path(args.study).parent / "results")
-        print(f"{len(back)} cells are done by results that are kept", file=sys.stderr)
+        print(f"{len(back)} cells come back as results that are kept", file=sys.stderr)
 
 
 def _again(argv: Sequence[str]) -> str:
@@ -255,11 +278,17 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from launch import local
     from rlhf_jax.data.corpus import prepare
 
+    _check_placement(study, runs, args)
+    try:
+        runs.root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--runs {runs.root}: no folder can be made there ({e})") from None
+    claim_study(study, runs, args.study, {})
     corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))
     _restore(study, runs, corpus.content_hash, args)
     command = _again(argv)
-    folder = write_study(study, runs, corpus.content_hash, command)
+    folder = _write_study(study, runs, corpus.content_hash, command, args)
     code = local.run(
         study,
         args.study,
@@ -273,13 +302,39 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         threads=args.threads,
         display=args.display,
         wandb=args.wandb,
+        mesh=args.mesh,
+        accumulate=args.accumulate,
         again=command,
     )
     if code >= 128:
         return code
-    write_study(study, runs, corpus.content_hash, command)  # folders that other studies share
+    # Folders that other studies share are known by now.
+    _write_study(study, runs, corpus.content_hash, command, args)
     _build_report(folder, runs)
     return code
+
+
+def _write_study(
+    study: Study, runs: Runs, corpus_hash: str, command: str, args: argparse.Namespace
+) -> Path:
+    """Says what that replaces."""
+    if said := claim_study(study, runs, args.study, study.run_ids(corpus_hash)):
+        print(f"rlhf-jax: {said}", file=sys.stderr)
+    return write_study(study, runs, corpus_hash, command, args.study)
+
+
+def _check_placement(study: Study, runs: Runs, args: argparse.Namespace) -> None:
+    """Of all cells; in a run of those that would run."""
+    from rlhf_jax.data.corpus import find
+
+    names = {c.name for c in study.cells}
+    if args.command == "run":
+        corpus, done = find(study.corpus, runs.root), set()
+        if corpus is not None:
+            folders = runs.folders(study, corpus.content_hash)
+            done = {n for n, f in folders.items() if f.done()} - forgotten(study, args.force)
+        names = needed(study, done, args.only)
+    check_placement(study, names, full_mesh(args.mesh, machine.devices()), args.accumulate)
 
 
 def _build_report(folder: Path, runs: Runs) -> None:
@@ -296,8 +351,11 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ConfigError(
             f"{study.name} has not been run in {args.runs}; first: rlhf-jax run {args.study}"
         )
-    old = read_json(runs.study(study) / "study.json") or {}
-    folder = write_study(study, runs, corpus_hash, old.get("command") or _again(["run", *argv[1:]]))
+    old: dict[str, Any] = {}
+    with suppress(Damaged):
+        old = read_json(runs.study(study) / "study.json") or {}
+    command = old.get("command") or _again(["run", *argv[1:]])
+    folder = _write_study(study, runs, corpus_hash, command, args)
     _build_report(folder, runs)
     if args.export:
         from rlhf_jax.report.export import export
@@ -308,17 +366,25 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[StudyPlan, str | None]:
     corpus_hash = _corpus_hash(study, runs, args)
-    workers = args.workers or machine.default_workers()
+    _check_placement(study, runs, args)
+    devices = math.prod(full_mesh(args.mesh, machine.devices()).values())
+    workers = args.workers or machine.default_workers(devices)
     threads = max(1, machine.cores() // workers)
-    plan = make_plan(study, runs, corpus_hash, workers, threads, machine.accelerator())
+    accelerator = machine.accelerator()
+    plan = make_plan(study, runs, corpus_hash, workers, threads, accelerator, args.accumulate)
+    for cell in plan.cells:
+        if cell.state == "damaged" and corpus_hash is not None:
+            state = runs.folders(study, corpus_hash)[cell.name].state()
+            print(f"rlhf-jax: {state.get('reason')}", file=sys.stderr)
     return plan, corpus_hash
 
 
 def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
     plan, corpus_hash = _make_plan(study, runs, args)
     tables.print_plan(plan, corpus_hash is not None)
-    done = {c.name for c in plan.cells if c.state == "done"} - forgotten(study, args.force)
-    chosen = needed(study, done, args.only)
+    states = {c.name: c.state for c in plan.cells if c.name not in forgotten(study, args.force)}
+    done, kept = ({n for n, s in states.items() if s == state} for state in ("done", "kept"))
+    chosen = needed(study, done, args.only, kept)
     names = [c.name for c in study.order() if c.name in chosen]
     print(f"\nWould run: {', '.join(names) if names else 'nothing; all is done'}")
     return 0
@@ -340,30 +406,22 @@ def _plan(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _status(args: argparse.Namespace, argv: Sequence[str]) -> int:
     study, runs = _load(args)
     found = status(study, runs, _corpus_hash(study, runs, args))
-    head = _head()
+    head = tables.head_commit()
     for row in found["cells"]:
         if row["run_id"] is None:
             continue
-        last = last_metrics(CellFolder(Path(row["folder"])))
-        for key in ("step", "loss", "tokens_per_second"):
-            if key in last and (key != "tokens_per_second" or row["state"] == "running"):
-                row.setdefault(key, last[key])
-        if row["state"] == "done":
-            made = read_json(Path(row["folder"]) / "provenance.json") or {}
-            row["commits"] = sorted({s["commit"] for s in made.get("sessions", []) if s["commit"]})
-            row["other_commit"] = head is not None and row["commits"] not in ([], [head])
+        try:
+            tables.describe(row, CellFolder(Path(row["folder"]), row["name"]), head)
+        except Damaged as e:
+            row |= {"state": "damaged", "reason": str(e)}
     if args.json:
         print(json.dumps(found, indent=1))
-        return 0
-    tables.print_status(found)
-    return 0
-
-
-def _head() -> str | None:
-    """The checkout's commit, if this is a checkout."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                         capture_output=True, text=True, check=False)  # fmt: skip
-    return run.stdout.strip() if run.returncode == 0 else None
+    else:
+        tables.print_status(found)
+    damage = [row["reason"] for row in found["cells"] if row["state"] == "damaged"]
+    for reason in damage:
+        print(f"rlhf-jax: {reason}", file=sys.stderr)
+    return 1 if damage else 0
 
 
 # --- samples ---------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import queue
 import signal
 import sys
 import threading
@@ -22,9 +22,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from rlhf_jax.config import ConfigError
 from rlhf_jax.cpu import worker_environment
+from rlhf_jax.mesh import parse_mesh
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -92,13 +95,17 @@ def run_cells(ctxs: list[Any]) -> list[Exception | None]:
 
 def _begin(ctx: Any, members: int) -> None:
     from rlhf_jax.config import to_json
-    from rlhf_jax.runs import provenance, read_json, write_json
+    from rlhf_jax.runs import Damaged, provenance, read_json, write_json
 
     path, cell = ctx.folder.path, ctx.cell
     (path / "failed.json").unlink(missing_ok=True)
     config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
     write_json(path / "config.json", {**config, "corpus": ctx.corpus.content_hash})
-    origin = read_json(path / "provenance.json") or {"sessions": []}
+    origin: dict[str, Any] = {"sessions": []}
+    try:
+        origin = read_json(path / "provenance.json") or origin
+    except Damaged as e:
+        log(f"{e}; earlier sessions are no longer known, nor the time that they took")
     if origin["sessions"]:
         last = origin["sessions"][-1]
         last["seconds"] = ctx.beat.last_session_seconds / last.get("members", 1)
@@ -117,16 +124,15 @@ def _finish(ctx: Any, results: dict[str, Any]) -> None:
     spent = sum(s.get("seconds", 0.0) for s in sessions)
     spent += (time.time() - ctx.beat.beat["started"]) / sessions[-1]["members"]
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_json(path / "done.json", {"finished": finished, "seconds": round(spent, 3)})
+    ctx.folder.finish(finished=finished, seconds=round(spent, 3))
 
 
 class Worker:
     """Loads the study and its corpus once, then runs cells."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from rlhf_jax.config import ConfigError
         from rlhf_jax.data.corpus import find
-        from rlhf_jax.parallel import AXES, make_mesh, parse_mesh
+        from rlhf_jax.parallel import AXES, make_mesh
         from rlhf_jax.runs import Runs
         from rlhf_jax.study import load_study
 
@@ -142,9 +148,11 @@ class Worker:
         from rlhf_jax.train import Runtime
 
         keep_compiled(self.runs.root / "compiled")
-        # A CPU's devices are its cores, for the members of a population; other cells use one.
-        one = jax.default_backend() == "cpu" and not args.mesh
-        mesh = make_mesh(parse_mesh(args.mesh), jax.devices()[:1] if one else None)
+        # A CPU has as many devices as were asked for: one a core for the members of a population,
+        # of which other cells use those of the mesh.
+        shape = parse_mesh(args.mesh)
+        some = jax.default_backend() == "cpu" or "data" in shape
+        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())] if some else None)
         jax.set_mesh(mesh)
         self.runtime = Runtime(
             mesh, AXES, args.accumulate, args.checkpoint_seconds, wandb=args.wandb, log=log
@@ -170,9 +178,14 @@ class Worker:
                 elif folders[name].done():
                     yield name, "done", None
                 else:
+                    _make_ready(folders[name])
                     beat = stack.enter_context(Heartbeat(folders[name]))
                     cell = self.study[name]
-                    ours.append(Context(self.study, cell, folders, self.corpus, self.runtime, beat))
+                    ctx = Context(self.study, cell, folders, self.corpus, self.runtime, beat)
+                    if undone := [p for p in cell.parents() if not folders[p].done()]:
+                        yield name, *_failed(ctx, _unready(name, undone, folders))
+                    else:
+                        ours.append(ctx)
             outcomes: list[tuple[str, str | None]]
             try:
                 errors = run_cells(ours)
@@ -188,13 +201,33 @@ class Worker:
             yield ctx.cell.name, outcome, reason
 
 
+def _make_ready(folder: Any) -> None:
+    """A cell that is held and has to run: results without checkpoints give way to its own, and what
+    killed processes left half written goes."""
+    from rlhf_jax.runs import sweep
+
+    if folder.kept():
+        folder.clear()
+    folder.unfinish()
+    sweep(folder.path)
+    sweep(folder.results)
+
+
+def _unready(name: str, parents: list[str], folders: Any) -> Exception:
+    kept = [p for p in parents if folders[p].kept()]
+    why = f" (of {', '.join(kept)} only results are kept)" if kept else ""
+    return ConfigError(
+        f"{name} starts from {', '.join(parents)}, not done here{why}; run those first"
+    )
+
+
 def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
-    from rlhf_jax.runs import write_json
+    from rlhf_jax.runs import write_sealed
 
     reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
     log(trace)
     failure = {"reason": reason, "traceback": trace, "time": time.time()}
-    write_json(ctx.folder.path / "failed.json", failure)
+    write_sealed(ctx.folder.path / "failed.json", failure)
     return "failed", reason
 
 
@@ -204,9 +237,13 @@ def log(text: str) -> None:
 
 def main() -> None:
     args = parse()
-    os.environ.update(worker_environment(args.threads))
-    worker = Worker(args)
-    lines: queue.Queue[str | None] = queue.Queue()
+    try:
+        devices = math.prod(parse_mesh(args.mesh).values())
+        os.environ.update(worker_environment(args.threads, devices))
+        worker = Worker(args)
+    except ConfigError as e:
+        sys.exit(f"rlhf-jax: {e}")
+    lines: SimpleQueue[str | None] = SimpleQueue()  # whose put a signal handler may call
     busy = threading.Event()
 
     def stop(*_: Any) -> None:

@@ -1,8 +1,8 @@
-"""Results that the repository keeps count as done where their run folders are gone (`--kept`).
+"""Results that the repository keeps stand in for run folders that are gone (`--kept`).
 
 `rlhf-jax report --export` writes them. A cell comes back with its configuration, results and provenance, of
-its metrics at most those that figures are made from, and no checkpoints; so no cell comes back that an
-unfinished one would start from.
+its metrics at most those that figures are made from, and no checkpoints: reports and status use it, and
+it runs again when a cell has to run that starts from it (`launch.graph.needed`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ import json
 from pathlib import Path
 
 from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import Runs, read_json, write_json
+from rlhf_jax.runs import KEPT, CellFolder, Runs, read_json, write_json
 from rlhf_jax.study import Study
+
+BEGUN = (
+    "done.json",
+    "failed.json",
+    "heartbeat.json",
+    "checkpoints",
+)  # one of them: it has run here
 
 
 def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]:
@@ -26,28 +33,27 @@ def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]
     if not exports:
         raise ConfigError(f"no results are kept in {kept}; leave out --kept to run the study")
     known = {cell["run_id"]: (cell, path) for path in exports for cell in read_json(path)["cells"]}
-    folders, ids = runs.folders(study, corpus_hash), study.run_ids(corpus_hash)
-    there = {name for name, folder in folders.items() if folder.path.exists()}
-    found = {
-        name for name in folders
-        if name not in there and ids[name] in known and known[ids[name]][0]["done"]
-    }  # fmt: skip
-    while True:  # a cell that will be run needs its parents' checkpoints
-        undone = [c for c in study.cells if c.name not in found and not folders[c.name].done()]
-        needed = {parent for cell in undone for parent in cell.parents()} & found
-        if not needed:
-            break
-        found -= needed
-    for name in sorted(found):
-        cell, path = known[ids[name]]
-        folder = folders[name]
-        for stem, content in cell["results"].items():
-            write_json(folder.results / f"{stem}.json", content)
-        write_json(folder.path / "config.json", cell["config"])
-        write_json(folder.path / "provenance.json", {"sessions": [cell["provenance"]]})
-        if columns := cell.get("metrics"):
-            rows = zip(*columns.values(), strict=True)
-            lines = (json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
-            (folder.path / "metrics.jsonl").write_text("".join(lines))
-        write_json(folder.path / "done.json", cell["done"] | {"kept": str(path)})
+    ids, found = study.run_ids(corpus_hash), []
+    for name, folder in runs.folders(study, corpus_hash).items():
+        cell, path = known.get(ids[name], ({}, kept))
+        if not cell.get("done") or folder.kept() or any((folder.path / n).exists() for n in BEGUN):
+            continue
+        with folder.held() as ours:
+            if ours:
+                _restore(folder, cell, path)
+                found.append(name)
     return sorted(found)
+
+
+def _restore(folder: CellFolder, cell: dict, path: Path) -> None:
+    """kept.json is written last."""
+    folder.clear()
+    for stem, content in cell["results"].items():
+        write_json(folder.results / f"{stem}.json", content)
+    write_json(folder.path / "config.json", cell["config"])
+    write_json(folder.path / "provenance.json", {"sessions": [cell["provenance"]]})
+    if columns := cell.get("metrics"):
+        rows = zip(*columns.values(), strict=True)
+        lines = (json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        (folder.path / "metrics.jsonl").write_text("".join(lines))
+    folder.finish(KEPT, **cell["done"], kept=str(path))

@@ -19,7 +19,7 @@ from rlhf_jax.evals.next_tokens import next_tokens as likeliest
 from rlhf_jax.generate import generate
 from rlhf_jax.jobs.context import read_model
 from rlhf_jax.parallel import AXES, make_mesh, place_batch
-from rlhf_jax.runs import CellFolder, read_json
+from rlhf_jax.runs import CellFolder
 from rlhf_jax.train import Runtime
 
 
@@ -35,16 +35,19 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a cell folder (a pretraining, SFT, PPO or reward cell that is done)."""
+    """Read the folder of a cell that trains a model; of one that is not done, its newest checkpoint."""
     folder = CellFolder(Path(path))
-    config = read_json(folder.path / "config.json")
+    config = folder.json("config.json")
+    if folder.kept():
+        raise ConfigError(
+            f"{path} holds results alone (--kept), no model; to train it here: "
+            f"rlhf-jax run STUDY --force {folder.cell_name}"
+        )
     if config is None or not folder.checkpoints.is_dir():
         raise ConfigError(
             f"{path} is not a folder of a trained cell (no config.json or no checkpoints); "
             "`rlhf-jax status STUDY` lists the folders"
         )
-    if not folder.done():
-        raise ConfigError(f"{path} is not done; `rlhf-jax run STUDY` finishes the cell")
     mesh = make_mesh(devices=jax.devices()[:1])  # a single prompt cannot be spread over more
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)

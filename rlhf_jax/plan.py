@@ -17,7 +17,7 @@ from rlhf_jax.cells import Cell, Pretrain
 from rlhf_jax.config import ConfigError, ModelConfig, from_json, to_json
 from rlhf_jax.memory import BASELINE_BYTES
 from rlhf_jax.populations import populations
-from rlhf_jax.runs import Runs, read_json
+from rlhf_jax.runs import CellFolder, Damaged, Runs
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
 from rlhf_jax.work import row_length, work_of
@@ -47,7 +47,7 @@ class CellPlan:
 
     Attributes:
       params: of the model trained or run. sequences, tokens: processed, all epochs counted.
-      memory: peak bytes of the process that runs it. disk: bytes kept. seconds: on this machine.
+      memory: peak bytes of the process that runs it, over all devices of its mesh. disk: bytes kept. seconds: on this machine.
       members: cells that train together with it in one program, itself included.
     """
 
@@ -79,7 +79,12 @@ class StudyPlan:
     def totals(self) -> dict[str, Any]:
         """Sums over cells; `memory` is of the `workers` hungriest at once; `remaining_*` leave out
         finished cells."""
-        left = {c.name: c.seconds for c in self.cells if c.state != "done"}
+        left: dict[str, float] = {}
+        wanted: set[str] = set()  # to start from: of a kept cell there are results alone
+        for c in reversed(self.cells):
+            if c.state not in ("done", "kept") or (c.state == "kept" and c.name in wanted):
+                left[c.name] = c.seconds
+                wanted |= set(c.parents)
         parents = {c.name: c.parents for c in self.cells}
         everything = {c.name: c.seconds for c in self.cells}
         hungriest = sorted((c.memory for c in self.cells), reverse=True)[: self.workers]
@@ -105,9 +110,9 @@ class StudyPlan:
         }
 
 
-def cell_plan(study: Study, cell: Cell) -> CellPlan:
+def cell_plan(study: Study, cell: Cell, accumulate: int = 1) -> CellPlan:
     """The cost of one cell, without its seconds."""
-    work, params = work_of(study, cell), param_counts(study.model_of(cell))["total"]
+    work, params = work_of(study, cell, accumulate), param_counts(study.model_of(cell))["total"]
     tokens = work.sequences * row_length(study, cell)
     if isinstance(cell, Pretrain):  # not in whole rows
         tokens = cell.tokens - (
@@ -155,6 +160,7 @@ def make_plan(
     workers: int = 1,
     threads: int = 1,
     accelerator: bool = False,
+    accumulate: int = 1,
 ) -> StudyPlan:
     """Plans every cell.
 
@@ -162,8 +168,9 @@ def make_plan(
       corpus_hash: None before the corpus is prepared; then no cell is known to be done.
       workers: processes that run cells side by side, each with `threads` threads.
       accelerator: the rates of a GPU instead of CPU cores.
+      accumulate: micro-batches a step, which bound the memory of activations.
     """
-    cells = _together(study, [cell_plan(study, c) for c in study.order()])
+    cells = _together(study, [cell_plan(study, c, accumulate) for c in study.order()])
     models = {c.name: study.model_of(c) for c in study.cells}
     work = {c.name: work_seconds(c, models[c.name], threads, accelerator) for c in cells}
     if corpus_hash is not None:
@@ -231,9 +238,13 @@ def _measured(
         for name, folder in runs.folders(study, corpus_hash).items():
             mine.add(folder.path.name)
             if folder.done():
-                add(study[name].KIND, read_json(folder.path / "done.json"), work[name])
+                add(study[name].KIND, folder.record(), work[name])
     for path in sorted((runs.root / "cells").glob("*/done.json")):
-        config = read_json(path.parent / "config.json")
+        folder = CellFolder(path.parent)
+        try:
+            config, record = folder.json("config.json"), folder.record()
+        except Damaged:
+            continue  # another study's: no estimate rests on it
         if path.parent.name in mine or not isinstance(config, dict) or config.get("continues"):
             continue
         try:
@@ -244,7 +255,7 @@ def _measured(
             )
         except (KeyError, TypeError, ConfigError):
             continue  # not a pretraining cell, or written by another version
-        add("pretrain", read_json(path), flops / rate(model.width, threads, accelerator))
+        add("pretrain", record, flops / rate(model.width, threads, accelerator))
     return found
 
 

@@ -6,130 +6,60 @@ RUNS/cells/<name>-<run_id>/config.json          the cell
                            metrics.jsonl        the source of truth
                            checkpoints/ results/
                            checkpoint.json      its last checkpoint, once it has trained
+                           lock                 held by the process that runs it; never removed
                            heartbeat.json       who runs it, how far it is
                            failed.json          why it stopped, if it did
                            done.json            written last: the cell is done
+                           kept.json            in its place where results are all there is (`--kept`)
 RUNS/studies/<name>/                            study.json, fits, figures, report.html
+
+done.json holds the SHA-256 of every other file that the cell wrote, and of itself. Whoever reads one
+of those files checks it (`CellFolder.read`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
-import platform
-import shutil
-import socket
-import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config import ConfigError, suggest, to_json
+from rlhf_jax.folders.cell import DONE, KEPT, CellFolder
+from rlhf_jax.folders.files import (
+    Damaged,
+    read_json,
+    read_sealed,
+    sweep,
+    write_json,
+    write_sealed,
+)
+from rlhf_jax.folders.heartbeat import STALE_SECONDS, Heartbeat
+from rlhf_jax.folders.provenance import cpu_name, provenance
 from rlhf_jax.study import Study
 
-STALE_SECONDS = 20.0  # a heartbeat older than this is a dead process's
+__all__ = [
+    "DONE",
+    "KEPT",
+    "STALE_SECONDS",
+    "CellFolder",
+    "Damaged",
+    "Heartbeat",
+    "Runs",
+    "claim_study",
+    "cpu_name",
+    "find_cell",
+    "provenance",
+    "read_json",
+    "read_sealed",
+    "status",
+    "sweep",
+    "write_json",
+    "write_sealed",
+    "write_study",
+]
 
-
-def write_json(path: Path, data: Any) -> None:
-    """Atomic: readers see the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(tmp, "w") as f:
-        json.dump(to_json(data), f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
-def read_json(path: Path) -> Any:
-    """The file's JSON, or None where there is no file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-
-
-@dataclass(frozen=True)
-class CellFolder:
-    """One cell's folder. It may not exist yet."""
-
-    path: Path
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def done(self) -> bool:
-        return (self.path / "done.json").exists()
-
-    def result(self, name: str) -> Any:
-        """`results/NAME.json`, or None."""
-        return read_json(self.results / f"{name}.json")
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut by a crash is left out."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text().split("\n")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines[:-1] if line]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """Hold the cell for this process; yields False where another process holds it already.
-        The kernel lets go when the process dies, however it dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
-
-    def state(self) -> dict[str, Any]:
-        """`state` is done, running, failed or waiting, with what is known beside it."""
-        if (done := read_json(self.path / "done.json")) is not None:
-            return {"state": "done", **done}
-        beat = read_json(self.path / "heartbeat.json")
-        failed = read_json(self.path / "failed.json")
-        if beat is not None and time.time() - beat["time"] < STALE_SECONDS and _alive(beat):
-            return {"state": "running", **beat}
-        if failed is not None:
-            return {"state": "failed", **failed}
-        stopped = {"stopped_at": beat.get("step")} if beat else {}
-        return {"state": "waiting", **stopped}
-
-    def clear(self) -> None:
-        """Forget the cell's work (`--force`)."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _alive(beat: dict[str, Any]) -> bool:
-    if beat.get("ended"):
-        return False
-    if beat.get("host") != socket.gethostname():
-        return True  # on another machine: a fresh heartbeat is all we can see
-    try:
-        os.kill(beat["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    with contextlib.suppress(OSError):  # a killed process that nobody has waited for yet
-        state = Path(f"/proc/{beat['pid']}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX"
-    return True
+LEFTOVER_SECONDS = 3600.0  # a temporary file that is older than this is a dead process's
 
 
 class Runs:
@@ -149,10 +79,21 @@ class Runs:
             )
 
     def cell(self, name: str, run_id: str) -> CellFolder:
-        """The folder of a run id; another study may have made it under another name."""
-        for path in sorted((self.root / "cells").glob(f"*-{run_id}")):
-            return CellFolder(path)
-        return CellFolder(self.root / "cells" / f"{name}-{run_id}")
+        """The folder of a run id; another study may have made it under another name. Of several (two
+        studies began the same work at once) the one with the work in it."""
+        found = [
+            CellFolder(p, name) for p in sorted((self.root / "cells").glob(f"*-{run_id}"))
+        ] or [CellFolder(self.root / "cells" / f"{name}-{run_id}", name)]
+        for wanted in (CellFolder.done, CellFolder.in_use, CellFolder.kept):
+            if len(found) > 1:
+                found = [f for f in found if wanted(f)] or found
+        return found[0]
+
+    def current(self, folder: CellFolder) -> CellFolder:
+        """Where a cell's work is now: since we looked, another study may have begun it under another
+        name."""
+        name, _, run_id = folder.path.name.rpartition("-")
+        return replace(self.cell(name, run_id), name=folder.name)
 
     def study(self, study: Study) -> Path:
         return self.root / "studies" / study.name
@@ -162,79 +103,55 @@ class Runs:
         ids = study.run_ids(corpus_hash)
         first: dict[str, str] = {}
         return {
-            c.name: self.cell(first.setdefault(ids[c.name], c.name), ids[c.name])
+            c.name: replace(
+                self.cell(first.setdefault(ids[c.name], c.name), ids[c.name]), name=c.name
+            )
             for c in study.cells
         }
 
 
-class Heartbeat:
-    """Writes heartbeat.json every two seconds from a thread, so that `status` can tell a running
-    cell from a dead one, and a stuck one (`progress_time` stands still) from a slow one."""
+def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, str]) -> str:
+    """What to say before `write_study` writes the study's folder: what is replaced; empty: nothing is.
 
-    def __init__(self, folder: CellFolder, every: float = 2.0) -> None:
-        self.folder, self.every = folder, every
-        last = read_json(folder.path / "heartbeat.json") or {}
-        self.last_session_seconds = last.get("time", 0.0) - last.get("started", 0.0)
-        self.beat: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
-        self.beat["started"] = time.time()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    Args:
+      source: the study's file. ids: its run ids by cell.
 
-    def progress(self, **facts: Any) -> None:
-        self.beat = {**self.beat, **facts, "progress_time": time.time()}
-
-    def _run(self) -> None:
-        while True:
-            write_json(self.folder.path / "heartbeat.json", {**self.beat, "time": time.time()})
-            if self._stop.wait(self.every):
-                return
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._stop.set()
-        self._thread.join()
-        path = self.folder.path / "heartbeat.json"
-        if self.folder.done():
-            path.unlink(missing_ok=True)
-        else:  # the process may live on, with another cell
-            write_json(path, {**self.beat, "time": time.time(), "ended": True})
+    Raises:
+      ConfigError: another study file's study of the same name has that folder.
+    """
+    folder, source = runs.study(study), Path(source).resolve()
+    try:
+        old = read_json(folder / "study.json") or {}
+    except Damaged as e:
+        return f"{e}; it is written anew"
+    made_by = Path(old.get("file") or source)
+    if made_by.exists() and not made_by.samefile(source):
+        raise ConfigError(
+            f"{folder} belongs to the study in {made_by}; the one in {source} has the same name, "
+            f"{study.name!r}. Give it another name, or another folder with --runs"
+        )
+    said = []
+    if made_by != source and not made_by.exists():
+        said.append(f"{folder} was made by {made_by}, which is gone; {source} takes its place")
+    gone = [c["name"] for c in old.get("cells", []) if c["run_id"] not in ids.values()]
+    if gone:
+        some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+        said.append(
+            f"the report in {folder} is replaced: it was of {len(gone)} cells that this study does not "
+            f"have, or has with other settings ({some}). Their folders stay; `{old.get('command')}` "
+            "makes it again"
+        )
+    return "; ".join(said)
 
 
-def provenance() -> dict[str, Any]:
-    """Where a result came from: commit, dependency versions, hardware, time."""
-
-    def git(*args: str) -> str | None:
-        here = Path(__file__).parent
-        run = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
-        return run.stdout.strip() if run.returncode == 0 else None
-
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "versions": {p: metadata.version(p) for p in packages},
-        "host": socket.gethostname(),
-        "hardware": f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} of {os.cpu_count()} cores",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Path:
-    """`studies/<name>/study.json`: the cells by id, and what to conclude from them."""
+def write_study(
+    study: Study, runs: Runs, corpus_hash: str, command: str, source: str | Path | None = None
+) -> Path:
+    """`studies/<name>/study.json`: the cells by id, and what to conclude from them. source: the study's
+    file, which the folder then belongs to (`claim_study`)."""
     folder, folders = runs.study(study), runs.folders(study, corpus_hash)
     ids = study.run_ids(corpus_hash)
+    sweep(folder, LEFTOVER_SECONDS)
     cells = [
         {
             "name": c.name,
@@ -254,6 +171,7 @@ def write_study(study: Study, runs: Runs, corpus_hash: str, command: str) -> Pat
             "name": study.name,
             "title": study.title or study.name,
             "command": command,
+            **({"file": str(Path(source).resolve())} if source else {}),
             "corpus": {"hash": corpus_hash, **to_json(study.corpus)},
             "cells": cells,
             "analyses": analyses,
@@ -299,10 +217,20 @@ def find_cell(text: str, runs: Runs) -> Path:
         return Path(text)
     study, slash, name = text.rpartition("/")
     if slash:
-        index = read_json(runs.root / "studies" / study / "study.json")
+        try:
+            index = read_json(runs.root / "studies" / study / "study.json")
+        except Damaged as e:
+            raise Damaged(
+                f"{e}; `rlhf-jax report STUDY` writes it anew, or give the folder of the cell"
+            ) from None
         for cell in (index or {}).get("cells", []):
             if cell["name"] == name:
                 return runs.root / cell["folder"]
+        if index is None and (runs.root / "cells").is_dir():
+            raise ConfigError(
+                f"no {runs.root / 'studies' / study / 'study.json'}; `rlhf-jax report STUDY` writes it, or "
+                "give the folder or the name of the cell"
+            )
     known = {p.parent for p in (runs.root / "cells").glob("*/config.json")}
     matches = sorted(p for p in known if text in (p.name, p.name.rpartition("-")[0]))
     if len(matches) == 1:

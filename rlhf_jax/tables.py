@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.display import STYLES, duration, number
+from launch.display import STYLES, duration, last_metrics, number
 from rlhf_jax.plan import StudyPlan
+from rlhf_jax.report.headline import headline
+from rlhf_jax.runs import CellFolder
 from rlhf_jax.scaling.learning_rate import LAW_IN_WORDS
 
 
@@ -102,26 +106,57 @@ def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> Non
           "N parameters, B tokens a batch.\n")  # fmt: skip
 
 
+def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
+    """Adds to a cell's row: of a finished one its headline result and who made it, of others the last
+    batch."""
+    if "loss" in row:
+        row["training_loss"] = row.pop("loss")
+    if row["state"] not in ("done", "kept"):
+        last = last_metrics(folder)
+        row.setdefault("step", last.get("step"))
+        row.setdefault("training_loss", last.get("loss"))
+        if row["state"] == "running":
+            row.setdefault("tokens_per_second", last.get("tokens_per_second"))
+        return
+    if rows := folder.metrics():
+        row["step"] = rows[-1].get("step")
+    found = headline(row["kind"], folder)
+    row["headline"] = found.to_json() if found else None
+    sessions = (folder.json("provenance.json") or {}).get("sessions", [])
+    row["commits"] = sorted({s["commit"] for s in sessions if s.get("commit")})
+    row["other_commit"] = head is not None and row["commits"] not in ([], [head])
+
+
+def head_commit() -> str | None:
+    """The checkout's commit, if this is a checkout."""
+    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
 def print_status(found: dict[str, Any]) -> None:
     """The cells of `rlhf_jax.runs.status` with what is to be said of each."""
-    table = table_of(("cell", "kind", "state"), ("step", "loss", "tokens/s"))
-    table.add_column("", overflow="fold")
+    table = table_of(("cell", "kind", "state"), ("step", "training loss", "tokens/s"))
+    table.add_column("result", overflow="fold")
     for row in found["cells"]:
         step, steps = row.get("step"), row.get("steps")
         table.add_row(row["name"], row["kind"], Text(row["state"], style=STYLES[row["state"]]),
                       f"{step}/{steps}" if steps else number(step, "d"),
-                      number(row.get("loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
+                      number(row.get("training_loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
                       Text(_remark(row), style="dim"))  # fmt: skip
     show(found["study"], table)
     states = [row["state"] for row in found["cells"]]
     counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
+    counts += [f"{n} {s}" for s in ("kept", "damaged") if (n := states.count(s))]
     print(f"{len(states)} cells: {', '.join(counts)}")
 
 
 def _remark(row: dict[str, Any]) -> str:
     match row["state"]:
-        case "failed":
+        case "failed" | "damaged":
             return str(row.get("reason", ""))
+        case "running" if row.get("silent_seconds"):
+            return f"no heartbeat for {duration(row['silent_seconds'])}"
         case "running":
             left = row.get("eta_seconds")
             return f"{duration(left)} left" if left is not None else str(row.get("phase") or "")
@@ -129,8 +164,11 @@ def _remark(row: dict[str, Any]) -> str:
             return f"for {', '.join(row['waiting_for'])}"
         case "waiting" if row.get("stopped_at") is not None:
             return f"stopped at step {row['stopped_at']}"
-        case "done" if row.get("other_commit"):
-            return f"made by another commit ({', '.join(c[:10] for c in row['commits'])})"
+        case "done" | "kept":
+            said = [row["headline"]["text"]] if row.get("headline") else []
+            if row.get("other_commit"):
+                said.append(f"made by another commit ({', '.join(c[:10] for c in row['commits'])})")
+            return "; ".join(said)
     return ""
 
 

@@ -49,8 +49,8 @@ class Work:
 class _Costs:
     """What the formulas of a cell share: its model, and passes over one of its sequences."""
 
-    def __init__(self, study: Study, cell: Cell) -> None:
-        self.study, self.cell = study, cell
+    def __init__(self, study: Study, cell: Cell, accumulate: int) -> None:
+        self.study, self.cell, self.accumulate = study, cell, accumulate
         self.model = study.model_of(cell)
         self.s = row_length(study, cell)
         self.params = param_counts(self.model)["total"]
@@ -65,7 +65,8 @@ class _Costs:
         return [self.study.model_of(self.study[n]) for n in self.study.reward_models(name)]
 
     def trained(self, sequences: int, flops: float, batch: int) -> Work:
-        memory = training_bytes(self.model, batch, self.s, trained=1)
+        micro = max(1, batch // self.accumulate)
+        memory = training_bytes(self.model, micro, self.s, trained=1)
         return Work(sequences, flops, 0.0, memory, CHECKPOINT_BYTES * self.params)
 
     def sampled(self, sequences: int, flops: float, decode: float, rows: int, models: int) -> Work:
@@ -122,7 +123,8 @@ def _ppo(c: _Costs, cell: PPO) -> Work:
         rows = cell.iterations * cell.epochs * cell.minibatches * cell.ptx_batch
         T = c.study.corpus.seq_len
         flops += train_flops(c.model, T, rows * T)
-    memory = sum(rlhf_bytes(cell, c.model, trained[-1], rewards).values()) - BASELINE_BYTES
+    parts = rlhf_bytes(cell, c.model, trained[-1], rewards, c.accumulate)
+    memory = sum(parts.values()) - BASELINE_BYTES
     params = sum(param_counts(m)["total"] for m in trained)
     return Work(sequences, flops, decode, memory, CHECKPOINT_BYTES * params)
 
@@ -164,11 +166,11 @@ WORK: dict[type[Cell], Callable[[_Costs, Any], Work]] = {
 }
 
 
-def work_of(study: Study, cell: Cell) -> Work:
-    """Raises ConfigError for a kind of cell that has no formula."""
+def work_of(study: Study, cell: Cell, accumulate: int = 1) -> Work:
+    """accumulate: micro-batches of a step. Raises ConfigError for a kind of cell that has no formula."""
     if type(cell) not in WORK:
         raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
-    return WORK[type(cell)](_Costs(study, cell), cell)
+    return WORK[type(cell)](_Costs(study, cell, accumulate), cell)
 
 
 def compared(study: Study, cell: Cell) -> tuple[int, int, int]:

@@ -44,11 +44,14 @@ from rlhf_jax.study import load_study
 
 control, path, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 runs = Runs(arguments[arguments.index("--runs") + 1])
-overrides = [a for a in arguments if "=" in a]
+overrides = [b for a, b in zip(arguments, arguments[1:]) if "=" in b and a != "--mesh"]
 study = load_study(path, "--tiny" in arguments, overrides)
 folders = runs.folders(study, "corpus")
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+
+(control / "started").write_text(" ".join(arguments) + chr(10) + os.environ.get("XLA_FLAGS", ""))
 
 
 def log(text):
@@ -70,6 +73,9 @@ for line in sys.stdin:
         if not ours:
             answer(name, "held")
             continue
+        if folder.kept():
+            folder.clear()
+        folder.unfinish()
         (folder.path / "failed.json").unlink(missing_ok=True)
         with Heartbeat(folder, every=0.1) as beat:
             beat.progress(step=1, steps=2, loss=3.5)
@@ -77,6 +83,11 @@ for line in sys.stdin:
             if "sleep" in todo:
                 asked.wait(float(todo[1]))
             if asked.is_set():
+                if "slow" in todo:
+                    time.sleep(float(todo[todo.index("slow") + 1]))
+                if "hang" in todo:
+                    beat._stop.set()
+                    time.sleep(60)
                 log(f"stopped {name}")
                 answer(name, "stopped")
                 sys.exit(0)
@@ -88,7 +99,8 @@ for line in sys.stdin:
                 answer(name, "failed", "asked to")
                 continue
             log(f"end {name}")
-            write_json(folder.path / "done.json", {"seconds": 0.5, "loss": 3.25})
+            write_json(folder.results / "heldout.json", {"loss": 3.25, "stderr": 0.0125})
+            folder.finish(seconds=0.5)
     answer(name, "done")
 """
 

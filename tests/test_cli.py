@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
 from launch import local
 from rlhf_jax import cli
+from rlhf_jax.cells import Pretrain
+from rlhf_jax.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
 from rlhf_jax.runs import find_cell, write_json
+from rlhf_jax.study import Study
 
 
 @pytest.fixture
@@ -92,6 +96,7 @@ def test_status_json_tells_states_and_other_commits(command, fake, capsys):
     command("run")
     sessions = [{"commit": "0123456789abcdef"}]
     write_json(fake.folder("a").path / "provenance.json", {"sessions": sessions})
+    fake.folder("a").finish(seconds=0.5)
     capsys.readouterr()
     assert command("status", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -130,6 +135,113 @@ def test_wrong_input_is_one_clear_message(fake, capsys, tmp_path, words, message
     assert cli.main([*words, *extra]) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+# Cells of the fake study: width 32, 2 heads, feed-forward 128, vocabulary 64, batches of 2 and 16.
+@pytest.mark.parametrize("name", ["run", "plan", "dry-run"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mesh", "data=0"], "data = '0' is not a number of devices of at least 1"),
+        (["--mesh", "foo=2"], "unknown axis 'foo'. Known: data, fsdp, tensor"),
+        (["--mesh", "dat=2"], "Did you mean 'data'"),
+        (["--mesh", "data=2,data=4"], "data is given twice"),
+        (["--mesh", "data"], "data = '' is not a number"),
+        (["--mesh", "data=1.5"], "data = '1.5'"),
+        (["--mesh", "data=4"], "a.batch = 2 rows do not divide into data 4 = 4 parts"),
+        (["--mesh", "data=2,fsdp=2"], "a.batch = 2 rows do not divide into data 2 x fsdp 2 = 4 parts"),
+        (["--accumulate", "3"], "a.batch = 2 rows do not divide into --accumulate 3 = 3 parts"),
+        (["--mesh", "data=2", "--accumulate", "2"], "data 2 x --accumulate 2 = 4 parts"),
+        (["--mesh", "tensor=4"], "a.model.heads = 2 does not divide over tensor = 4; choose --mesh tensor=2"),
+        (["--mesh", "tensor=2", "*.model.kv_heads=1"], "a.model.kv_heads = 1 does not divide over tensor"),
+        (["--mesh", "tensor=2", "*.model.ff=65"], "a.model.ff = 65 does not divide over tensor = 2"),
+        (["--mesh", "fsdp=3", "*.batch=6"], "a.model.width = 32 does not divide over fsdp = 3"),
+    ],
+)  # fmt: skip
+def test_a_mesh_that_does_not_divide_is_refused_before_anything_runs(
+    command, fake, capsys, monkeypatch, name, words, message
+):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    words = [w.replace("*.", "[ab].") for w in words]
+    words += ["--only", "a", "b"] if name == "run" else []
+    assert command(*(["run", "--dry-run"] if name == "dry-run" else [name]), *words) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert fake.log() == [] and not fake.runs.root.exists()
+
+
+def test_a_mesh_that_divides_is_planned(command, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert command("plan", "--mesh", "fsdp=2,tensor=2", "--accumulate", "1") == 0
+    assert command("plan", "--mesh", "data=2", "--json") == 0
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
+    assert full_mesh("fsdp=2", None) == {"data": 1, "fsdp": 2, "tensor": 1}
+    assert full_mesh("fsdp=2", 8) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert full_mesh("data=2", 8) == {"data": 2, "fsdp": 1, "tensor": 1}
+    with pytest.raises(cli.ConfigError, match="needs 16 devices; there are 8"):
+        full_mesh("fsdp=8,tensor=2", 8)
+    with pytest.raises(cli.ConfigError, match="3 does not divide the 8 devices"):
+        full_mesh("fsdp=3", 8)
+
+
+def test_ppo_and_rankings_are_checked_by_the_rows_that_they_put_on_a_mesh(rlhf_study):
+    def refused(*cells, accumulate=1, **mesh):
+        with pytest.raises(cli.ConfigError) as e:
+            check_placement(study, cells, {"data": 1, "fsdp": 1, "tensor": 1} | mesh, accumulate)
+        return str(e.value)
+
+    ppo = replace(rlhf_study["ppo"], batch=8, samples=3, minibatches=4, ptx_coef=1.0, ptx_batch=6)
+    study = replace(rlhf_study, cells=(*(c for c in rlhf_study.cells if c.name != "ppo"), ppo))
+    assert "ppo.batch = 8 rows" in refused("ppo", data=3)
+    assert "samples / minibatches = 6 rows" in refused("ppo", accumulate=4)
+    study = replace(study, cells=(*study.cells[:-1], replace(ppo, minibatches=1, ptx_batch=5)))
+    assert "ppo.ptx_batch = 5 rows" in refused("ppo", data=2)
+    study = replace(study, cells=(*study.cells[:-1], ppo))
+    assert "reward.batch = 16 rows" in refused("reward", data=32)
+    check_placement(study, ["ppo"], {"data": 2, "fsdp": 1, "tensor": 2}, 3)
+    for changes, message in (
+        ({"vocab": 64}, "base.model.vocab = 64 does not divide over tensor = 3"),
+        ({"vocab": 63, "width": 50, "head_width": 16}, "base.model.width = 50 does not divide over tensor"),
+    ):  # fmt: skip
+        model = replace(rlhf_study["base"].model, **{"heads": 3, "width": 48, "ff": 96} | changes)
+        corpus = replace(rlhf_study.corpus, vocab=model.vocab)
+        study = Study("one", (Pretrain("base", model=model, tokens=65_536),), corpus)
+        assert message in refused("base", tensor=3)
+    study = rlhf_study
+    check_placement(study, ["evaluate", "compare"], {"data": 64, "fsdp": 1, "tensor": 1})
+
+
+@pytest.mark.parametrize("name", ["run", "plan", "status", "report"])
+def test_a_runs_folder_that_is_a_file_is_refused(fake, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("")
+    for runs in (tmp_path / "file", tmp_path / "file" / "runs"):
+        assert cli.main([name, str(fake.path), "--runs", str(runs)]) == 2
+        err = capsys.readouterr().err
+        assert f"{tmp_path / 'file'} is a file; give a folder" in err and err.count("\n") == 1
+
+
+def test_a_runs_folder_that_cannot_be_made_is_refused(fake, capsys):
+    assert cli.main(["run", str(fake.path), "--runs", "/proc/none"]) == 2
+    err = capsys.readouterr().err
+    assert "--runs /proc/none: no folder can be made there" in err and err.count("\n") == 1
+
+
+def test_a_second_study_of_the_same_name_replaces_nothing(command, fake, tmp_path, capsys):
+    assert command("run", "--only", "b") == 0
+    index = fake.runs.root / "studies" / "fake" / "study.json"
+    before = index.read_bytes()
+    other = tmp_path / "other.py"
+    other.write_text(fake.path.read_text().replace("seed=1", "seed=2"))
+    capsys.readouterr()
+    for name in ("run", "report", "fit", "predict"):
+        words = ["--at", "1e20"] if name == "predict" else []
+        assert cli.main([name, str(other), *words, "--runs", str(fake.runs.root)]) == 2
+        assert f"belongs to the study in {fake.path}" in capsys.readouterr().err
+    assert index.read_bytes() == before and fake.log() == ["start b", "end b"]
+    assert command("run", "--only", "b", "b.seed=5") == 0
+    assert "is replaced: it was of 2 cells" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["rnu"], ["run"], ["run", "x.py", "--workers", "0"]])
@@ -216,18 +328,25 @@ def test_results_kept_beside_the_study_count_as_done_when_run_folders_are_gone(
     command("run", "--only", "a", "b", "b-child")
     for name in ("a", "b", "b-child"):
         write_json(fake.folder(name).path / "config.json", {"kind": "pretrain", "name": name})
-        write_json(fake.folder(name).results / "heldout.json", {"loss": 3.25})
+        fake.folder(name).finish(seconds=0.5)
     study = fake.runs.root / "studies" / "fake"
     export(study, fake.runs.root, fake.path.parent / "results" / "fake")
     shutil.rmtree(fake.runs.root / "cells")
     capsys.readouterr()
     assert command("status", "--json", "--kept") == 0
     rows = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["cells"]}
-    # a-child is not done and would start from a's checkpoint, so a has to run again.
-    assert rows == {"a": "waiting", "a-child": "waiting", "a-grandchild": "waiting", "b": "done",
-                    "b-child": "done"}  # fmt: skip
-    assert fake.folder("b").result("heldout") == {"loss": 3.25}
+    assert rows == {"a": "kept", "a-child": "waiting", "a-grandchild": "waiting", "b": "kept",
+                    "b-child": "kept"}  # fmt: skip
+    assert fake.folder("b").result("heldout")["loss"] == 3.25
     (fake.control / "log").unlink()
-    assert command("run", "--kept") == 0
-    assert not any(line.endswith(("b", "b-child")) for line in fake.log())
-    assert set(fake.states().values()) == {"done"}
+    # a-child is not done and starts from a's checkpoint, which is not kept: a runs again. So it does
+    # without --kept.
+    command("run", "--dry-run")
+    assert "Would run: a, a-child, a-grandchild\n" in capsys.readouterr().out
+    assert command("run") == 0
+    assert [line for line in fake.log() if line.startswith("start")] == [
+        "start a", "start a-child", "start a-grandchild"
+    ]  # fmt: skip
+    assert fake.states() == {"a": "done", "a-child": "done", "a-grandchild": "done", "b": "kept",
+                             "b-child": "kept"}  # fmt: skip
+    assert not (fake.folder("a").path / "kept.json").exists()

@@ -104,16 +104,16 @@ class World:
         )
         self.study = load_study(self.path)
 
-    def run(
-        self, mesh: str, lines: tuple[str, ...], accumulate: int = 1, devices: int = 1
-    ) -> dict:
+    def run(self, mesh: str, lines: tuple[str, ...], accumulate: int = 1, devices: int = 1) -> dict:
         """Results of cells by name, file and key, after a worker ran them; cells on one line together."""
         runs = self.root / f"{mesh or 'one'}-{accumulate}-{devices}"
         corpus = prepare(self.study.corpus, runs, lambda _: None)
         for part in filter(None, mesh.split(",")):
             devices *= int(part.partition("=")[2])
         names = " ".join(lines).split()
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        )
         command = [
             sys.executable, "-m", "rlhf_jax.execute", str(self.path), "--runs", str(runs),
             "--mesh", mesh, "--accumulate", str(accumulate), "--threads", "1",
@@ -152,7 +152,9 @@ def differences(one, other, path=""):
                 for d in differences(*pair, f"{path}[{i}]")]  # fmt: skip
     if isinstance(one, float) and isinstance(other, float):
         close = math.isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-        return [] if close or (math.isnan(one) and math.isnan(other)) else [f"{path}: {one} {other}"]
+        return (
+            [] if close or (math.isnan(one) and math.isnan(other)) else [f"{path}: {one} {other}"]
+        )
     return [] if one == other else [f"{path}: {one!r} {other!r}"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf_jax.config import ConfigError, to_json
+from rlhf_jax.memory import training_bytes
 from rlhf_jax.plan import calibrate, make_plan, remaining_paths, wall_seconds
 from rlhf_jax.runs import Runs, write_json
 from rlhf_jax.scaling.flops import flops_per_token, train_flops
@@ -132,3 +133,34 @@ def test_list_scheduling():
     assert wall_seconds(seconds, parents, 2) == 7.0
     assert wall_seconds({}, parents, 2) == 0.0
     assert wall_seconds({"d": 1.0}, parents, 2) == 1.0  # its parents are done
+
+
+def test_a_kept_cell_costs_nothing_until_a_cell_has_to_start_from_it(rlhf_study, tmp_path):
+    runs = Runs(tmp_path)
+    folders = runs.folders(rlhf_study, "c")
+    for name in ("base", "longer", "sft"):
+        folders[name].finish("kept.json", seconds=1.0, kept="results/x")
+
+    def left():
+        plan, cells = planned(rlhf_study, tmp_path, corpus_hash="c")
+        assert cells["sft"].state == "kept"
+        return plan.totals()["remaining_cells"]
+
+    assert left() == 7  # compare starts from sft, which starts from longer, which continues base
+    for name in ("compare", "reward", "ppo"):
+        folders[name].finish(seconds=1.0)
+    assert left() == 4  # evaluate still does
+    folders["evaluate"].finish("kept.json", seconds=1.0, kept="results/x")
+    assert left() == 0
+
+
+def test_micro_batches_take_less_memory(rlhf_study, tmp_path):
+    big = replace(rlhf_study["base"], batch=256)
+    study = replace(rlhf_study, cells=(big, *(replace(c, batch=256) if c.name == "longer" else c for c in rlhf_study.cells[1:])))  # fmt: skip
+    _, whole = planned(study, tmp_path)
+    _, split = planned(study, tmp_path, accumulate=4)
+    model = big.model
+    saved = training_bytes(model, 256, 64, 1) - training_bytes(model, 64, 64, 1)
+    assert whole["base"].memory - split["base"].memory == pytest.approx(saved) and saved > 0
+    assert split["ppo"].memory <= whole["ppo"].memory
+    assert split["compare"].memory == whole["compare"].memory

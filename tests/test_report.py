@@ -350,13 +350,22 @@ def test_a_study_of_rlhf_alone_has_a_report(tmp_path):
     assert "74.2%" in text
 
 
-def test_cells_without_results_or_with_broken_files_are_not_fatal(tmp_path):
+def test_a_result_that_cannot_be_read_ends_the_report_and_is_named(tmp_path):
+    cells = sweep(tmp_path, budgets=(1e14,))
+    path = tmp_path / cells[3]["folder"] / "results" / "heldout.json"
+    path.write_text('{"loss": ')
+    folder = write_study(tmp_path, cells, [isoflop(cells)])
+    with pytest.raises(ConfigError, match=rf"{path} is damaged.*--force {cells[3]['name']}"):
+        html.build(folder, tmp_path, resamples=5)
+    assert not (folder / "report.html").exists()
+
+
+def test_cells_without_results_are_not_fatal(tmp_path):
     cells = [write_cell(tmp_path, kind, f"{kind}-empty", done=done)
              for kind, done in [("pretrain", True), ("sft", True), ("reward", True), ("ppo", True),
                                 ("evaluate", True), ("best_of_n", True), ("dpo", True), ("ensemble", True),
                                 ("compare", False)]]  # fmt: skip
-    broken = pretrain(tmp_path, "broken", 1e6, 2e7)
-    (tmp_path / broken["folder"] / "results" / "heldout.json").write_text('{"loss": ')
+    broken = write_cell(tmp_path, "pretrain", "broken")
     (tmp_path / broken["folder"] / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"st')
     folder = write_study(
         tmp_path,

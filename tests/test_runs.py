@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,18 +16,23 @@ import time
 import pytest
 
 from rlhf_jax.cells import Pretrain
+from rlhf_jax.config import ConfigError
 from rlhf_jax.runs import (
+    KEPT,
     STALE_SECONDS,
     CellFolder,
+    Damaged,
     Heartbeat,
     Runs,
+    claim_study,
     provenance,
     read_json,
     status,
+    sweep,
     write_json,
     write_study,
 )
-from rlhf_jax.study import Study
+from rlhf_jax.study import Study, load_study
 
 
 @pytest.fixture
@@ -162,6 +169,242 @@ def test_json_is_replaced_whole(tmp_path):
     assert seen == sorted(seen) and len(seen) > 1
     assert os.listdir(tmp_path) == ["x.json"]
     assert read_json(tmp_path / "none.json") is None
+
+
+def test_a_json_file_is_never_written_in_place(tmp_path):
+    """A reader that has the old file open, or another name of it, goes on with the old content."""
+    path, other = tmp_path / "x.json", tmp_path / "other"
+    write_json(path, {"n": 0, "pad": "x" * 50_000})
+    before = path.read_bytes()
+    os.link(path, other)
+    with open(path, "rb") as reader:
+        half = reader.read(20_000)
+        write_json(path, {"n": 1, "pad": "y" * 60_000})
+        assert half + reader.read() == before == other.read_bytes()
+    assert read_json(path)["n"] == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"n": 0})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"n": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"n": object()})
+    assert os.listdir(tmp_path) == ["x.json"] and read_json(path) == {"n": 0}
+
+
+def test_a_heartbeat_outlives_a_full_disk(folder, monkeypatch):
+    folder.path.mkdir()
+    calls, real, full = [], os.fsync, threading.Event()
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    full.set()
+    with Heartbeat(folder, every=0.01) as heartbeat:
+        deadline = time.time() + 20
+        while len(calls) < 3 and time.time() < deadline:
+            time.sleep(0.01)
+        full.clear()
+        heartbeat.progress(step=3)
+        while folder.heartbeat().get("step") != 3 and time.time() < deadline:
+            time.sleep(0.01)
+        assert folder.heartbeat()["step"] == 3
+    assert os.listdir(folder.path) == ["heartbeat.json"]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    (tmp_path / ".done.json.123.456").write_text("{")
+    (tmp_path / ".cleared-checkpoints-7").mkdir()
+    (tmp_path / "done.json").write_text("{}")
+    sweep(tmp_path, older=60)
+    assert len(os.listdir(tmp_path)) == 3
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["done.json"]
+
+
+def finished(folder, loss=3.25):
+    write_json(folder.results / "heldout.json", {"loss": loss})
+    (folder.results / "train.npz").write_bytes(b"arrays")
+    (folder.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    folder.finish(seconds=1.5)
+
+
+def test_a_finished_cell_lists_the_digest_of_every_file_that_it_wrote(folder):
+    finished(folder)
+    digests = read_json(folder.path / "done.json")["digests"]
+    assert sorted(digests) == ["metrics.jsonl", "results/heldout.json", "results/train.npz"]
+    for name, digest in digests.items():
+        known = subprocess.run(["sha256sum", folder.path / name], capture_output=True, text=True, check=True)  # fmt: skip
+        assert known.stdout.split()[0] == digest
+    assert folder.result("heldout") == {"loss": 3.25} and folder.result_names() == ["heldout"]
+    assert folder.result("other") is None
+    with pytest.raises(ConfigError, match="wrote no"):
+        folder.result_file("other.npz")
+
+
+def test_results_of_older_versions_are_read_without_digests(folder):
+    write_json(folder.results / "heldout.json", {"loss": 3.25})
+    write_json(folder.path / "done.json", {"seconds": 1.5})
+    assert folder.done() and folder.result("heldout") == {"loss": 3.25}
+    assert folder.result_names() == ["heldout"] and folder.result_file("heldout.json").exists()
+    (folder.results / "heldout.json").write_text('{"loss": ')
+    with pytest.raises(Damaged, match=r"heldout\.json is damaged: it is not JSON.*--force cell"):
+        folder.result("heldout")
+
+
+@pytest.mark.parametrize("name", ["results/heldout.json", "results/train.npz", "metrics.jsonl"])
+def test_another_whole_file_in_place_of_a_result_is_noticed(folder, name):
+    finished(folder)
+    (folder.path / name).write_text('{"loss": 2.25}\n')
+    with pytest.raises(Damaged, match=r"its content is not what the cell wrote"):
+        folder.read(name)
+    (folder.path / name).unlink()
+    with pytest.raises(Damaged, match="it is gone"):
+        folder.read(name)
+
+
+def test_kept_results_are_not_a_finished_cell(folder):
+    write_json(folder.results / "heldout.json", {"loss": 3.25})
+    folder.finish(KEPT, seconds=1.5, kept="results/x")
+    assert folder.kept() and not folder.done()
+    assert folder.state() == {"state": "kept", "seconds": 1.5, "kept": "results/x"}
+    # as older versions restored them
+    (folder.path / "kept.json").rename(folder.path / "done.json")
+    assert folder.kept() and not folder.done() and folder.state()["state"] == "kept"
+    write_json(folder.path / "done.json", {"seconds": 1.5, "kept": "results/x"})
+    assert folder.kept() and not folder.done()
+
+
+def test_a_cell_whose_lock_is_held_is_running_whatever_its_heartbeat_says(folder):
+    assert not folder.in_use()
+    with folder.held():
+        assert folder.state() == {"state": "running"}  # no heartbeat yet
+        beat(folder, step=7, time=time.time() - STALE_SECONDS - 10)
+        state = folder.state()  # as of a process that is stopped
+        assert state["state"] == "running" and state["step"] == 7
+        assert STALE_SECONDS + 10 <= state["silent_seconds"] < STALE_SECONDS + 60
+        beat(folder, step=7, ended=True)  # of the one that held it before
+        write_json(folder.path / "failed.json", {"reason": "earlier"})
+        assert folder.state() == {"state": "running"}
+    assert folder.state()["state"] == "failed"
+
+
+def test_looking_at_a_cell_never_keeps_a_process_from_holding_it(folder):
+    stop, looks = threading.Event(), []
+
+    def look():
+        while not stop.is_set():
+            looks.append(folder.in_use())
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for thread in lookers:
+        thread.start()
+    try:
+        for _ in range(200):
+            with folder.held() as ours:
+                assert ours
+    finally:
+        stop.set()
+        for thread in lookers:
+            thread.join()
+    assert True in looks
+
+
+def test_who_looks_at_a_cell_does_not_hold_it(folder):
+    """Another process that looks has the lock shared; whoever wants it waits for that moment to pass."""
+    folder.path.mkdir()
+    with open(folder.path / "lock", "w") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not folder.in_use() and folder.state() == {"state": "waiting"}
+        release = threading.Timer(0.3, fcntl.flock, (look, fcntl.LOCK_UN))
+        release.start()
+        with folder.held() as ours:
+            assert ours and folder.in_use()
+        release.join()
+
+
+def test_a_lock_file_that_was_replaced_while_it_was_waited_for_is_not_the_cells(
+    folder, monkeypatch
+):
+    """Whoever locks a file that has another name by now, or none, holds nothing."""
+    real, replaced = fcntl.flock, []
+
+    def flock(f, how):
+        real(f, how)
+        if not replaced and how & fcntl.LOCK_EX:  # between opening the file and locking it
+            replaced.append((folder.path / "lock").rename(folder.path / "old"))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder.held() as ours:
+        assert ours and replaced
+        with folder.held() as second:
+            assert not second
+
+
+def test_clearing_a_cell_first_forgets_that_it_is_done_and_keeps_its_lock(folder, monkeypatch):
+    finished(folder)
+    seen = []
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(folder.done()), real(*a, **k)))  # fmt: skip
+    with folder.held():
+        inode = (folder.path / "lock").stat().st_ino
+        folder.clear()
+        with folder.held() as second:
+            assert not second
+    assert seen and not any(seen)
+    assert os.listdir(folder.path) == ["lock"] and (folder.path / "lock").stat().st_ino == inode
+
+
+def test_work_that_two_studies_began_at_once_is_done_in_one_folder(tmp_path):
+    runs = Runs(tmp_path)
+    one, two = (CellFolder(tmp_path / "cells" / f"{n}-0123456789") for n in ("base", "trunk"))
+    with two.held() as ours:
+        assert ours
+        with one.held() as second:
+            assert not second
+        assert runs.cell("base", "0123456789") == two
+    finished(two)
+    with one.held() as late:
+        assert not late
+    assert runs.cell("base", "0123456789") == runs.current(one) == two
+
+
+def claimed(runs, study, source):
+    ids = study.run_ids("corpus")
+    said = claim_study(study, runs, source, ids)
+    write_study(study, runs, "corpus", f"rlhf-jax run {source}", source)
+    return said
+
+
+def test_a_study_folder_belongs_to_one_study_file(fake, tmp_path, monkeypatch):
+    other = tmp_path / "other.py"
+    other.write_text("# another study of the same name")
+    assert claimed(fake.runs, fake.study, fake.path) == ""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.py").symlink_to(fake.path)
+    for spelling in (fake.path.name, f"./{fake.path.name}", "link.py", fake.path):
+        assert claimed(fake.runs, fake.study, spelling) == ""
+    with pytest.raises(
+        ConfigError, match=r"belongs to the study in .*fake\.py.*other\.py has the same"
+    ):
+        claim_study(fake.study, fake.runs, other, {})
+    changed = load_study(fake.path, overrides=["b.seed=7"])
+    said = claimed(fake.runs, changed, fake.path)
+    assert "is replaced: it was of 2 cells" in said and "(b, b-child)" in said
+    (tmp_path / "link.py").unlink()
+    fake.path.rename(tmp_path / "moved.py")
+    assert "fake.py, which is gone; " in claimed(fake.runs, changed, tmp_path / "moved.py")
 
 
 def test_a_metrics_line_cut_by_a_crash_is_left_out(folder):

@@ -79,7 +79,7 @@ def judge_report(
     report: dict[str, Any] = {"gain": gain, "bias": bias}
     report["train"] = agreement(found, learned)
     if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
-        path = ctx.folders[cell.records].results / FILES["validation"]
+        path = ctx.folders[cell.records].result_file(FILES["validation"])
         heldout = _judged(read(path, Critique))
         report["heldout"] = agreement(scores(heldout), heldout)
     return report

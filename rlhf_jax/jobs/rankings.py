@@ -95,7 +95,7 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
     most = ctx.model.max_positions
     given = isinstance(ctx.study[name], Feedback) if names_cell(name) else False
     if names_cell(name) and not given:
-        data = {s: _saved(ctx.folders[name].results / f"{s}.npz", name) for s in SPLITS}
+        data = {s: _saved(ctx.folders[name].result_file(f"{s}.npz"), name) for s in SPLITS}
         longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
         if longest > most:
             raise ConfigError(
@@ -105,9 +105,11 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
         return data
     template = _template(ctx.study, ctx.study[base])
     if given:
-        results = ctx.folders[name].results
+        folder = ctx.folders[name]
         return {
-            s: encoded(compared_in(str(results / f)), ctx.corpus.tokenizer, template, most)
+            s: encoded(
+                compared_in(str(folder.result_file(f))), ctx.corpus.tokenizer, template, most
+            )
             for s, f in FILES.items()
         }
     records = compared_in(ctx.study.unchanged(name))

@@ -161,15 +161,15 @@ def _of_cell(ctx: Context, name: str) -> Source:
     """A cell's records: of a feedback cell those of training prompts; of others the best responses, those
     that it kept as demonstrations, or the best-ranked ones of its training prompts, which come first in the
     file."""
-    parent, results = ctx.study[name], ctx.folders[name].results
+    parent, folder = ctx.study[name], ctx.folders[name]
     records: Sequence[Record]
     if isinstance(parent, Compare):
-        path = results / "comparisons.jsonl"
+        path = folder.result_file("comparisons.jsonl")
         records = read(path, Comparison)[: parent.prompts]
     elif isinstance(parent, Feedback):
-        path = results / FILES["train"]
+        path = folder.result_file(FILES["train"])
         records = read(path)
     else:
-        path = results / "demonstrations.jsonl"
+        path = folder.result_file("demonstrations.jsonl")
         records = read(path, Demonstration)
     return Source(str(path), records, range(1, len(records) + 1))

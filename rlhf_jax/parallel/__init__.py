@@ -15,9 +15,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.config import ConfigError
+from rlhf_jax.mesh import MESH_AXES, parse_mesh
 from rlhf_jax.model.axes import Axes
 
-MESH_AXES = ("data", "fsdp", "tensor")
+__all__ = [
+    "AXES",
+    "MESH_AXES",
+    "joined",
+    "make_mesh",
+    "map_rows",
+    "parse_mesh",
+    "place",
+    "place_batch",
+    "shardings",
+    "whole_rows",
+]
 
 AXES = Axes(
     params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
@@ -104,14 +116,3 @@ def map_rows(
 def joined(parts: Iterable[Any]) -> Any:
     """Trees of arrays, one after the other along the leading dimension."""
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """`fsdp=4,tensor=2` as a mesh shape; the empty text is every device on `data`."""
-    shape = {}
-    for part in filter(None, text.split(",")):
-        name, _, size = part.partition("=")
-        if not size.isdigit():
-            raise ConfigError(f"mesh {text!r}: expected for instance fsdp=4,tensor=2")
-        shape[name] = int(size)
-    return shape

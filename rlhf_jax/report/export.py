@@ -25,6 +25,7 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
     finished cell its configuration, results, time and provenance, and PPO's curves; and `runs.csv`, the pretraining runs as
     a table that `rlhf-jax fit` reads. Replaces what an earlier export left there."""
     study = read_json(study_folder / "study.json")
+    study.pop("file", None)  # where it lay on this machine
     for name in ("fits", "figures"):
         shutil.rmtree(to / name, ignore_errors=True)
         if (study_folder / name).is_dir():
@@ -33,17 +34,19 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
         shutil.copy(study_folder / "prediction.json", to)
     cells = []
     for cell in study["cells"]:
-        folder = CellFolder(runs_root / cell["folder"])
-        results = sorted(folder.results.glob("*.json"))
-        session = (read_json(folder.path / "provenance.json") or {"sessions": [{}]})["sessions"][-1]
+        folder = CellFolder(runs_root / cell["folder"], cell["name"])
+        session = (folder.json("provenance.json") or {"sessions": [{}]})["sessions"][-1]
+        done = folder.record()
+        if done is not None:
+            done = {k: v for k, v in done.items() if k not in ("digests", "kept")}
         kept = ("commit", "dirty", "python", "versions", "hardware", "started")
         cells.append(
             {
                 **cell,
-                "config": read_json(folder.path / "config.json"),
-                "done": read_json(folder.path / "done.json"),
+                "config": folder.json("config.json"),
+                "done": done,
                 "provenance": {k: session.get(k) for k in kept},
-                "results": {p.stem: _short(read_json(p)) for p in results},
+                "results": {n: _short(folder.result(n)) for n in folder.result_names()},
                 **({"metrics": _columns(folder)} if cell["kind"] == "ppo" else {}),
             }
         )

@@ -43,9 +43,10 @@ def build(
       resamples, seed: of the bootstrap.
 
     Raises:
-      ConfigError: no study.json.
+      ConfigError: no study.json, or a damaged file of a finished cell.
     """
     study = read_study(study_folder, runs_root)
+    study.check()
     fits = run_fits(study, resamples, seed)
     plots: list[Plot] = []
 

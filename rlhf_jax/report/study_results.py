@@ -15,14 +15,15 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, read_json
+from rlhf_jax.runs import CellFolder, Damaged, read_json
 from rlhf_jax.scaling.curves import Curve, smooth
 from rlhf_jax.scaling.points import Points, from_rows
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell of a study and whatever its folder holds so far."""
+    """One cell of a study and whatever its folder holds so far. What a finished cell wrote is checked when
+    it is read; it raises Damaged, which names the file."""
 
     name: str
     run_id: str
@@ -33,36 +34,43 @@ class CellResult:
 
     @property
     def done(self) -> bool:
-        return self.folder.done()
+        return self.record is not None
+
+    @cached_property
+    def record(self) -> dict[str, Any] | None:
+        """done.json, or kept.json of results that are kept."""
+        return self.folder.record()
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return self._json(self.folder.path / "config.json")
+        return self._json("config.json")
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Of the process that finished the cell, or ran it last."""
-        sessions = self._json(self.folder.path / "provenance.json").get("sessions") or [{}]
+        sessions = self._json("provenance.json").get("sessions") or [{}]
         return sessions[-1]
 
     @cached_property
     def seconds(self) -> float | None:
-        return self._json(self.folder.path / "done.json").get("seconds")
+        return (self.record or {}).get("seconds")
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """File stem -> content of every readable `results/*.json`."""
+        """File stem -> content of every `results/*.json`."""
         if not self.done:
             return {}
-        return {p.stem: self._json(p) for p in sorted(self.folder.results.glob("*.json"))}
+        return {stem: self.folder.result(stem) or {} for stem in self.folder.result_names()}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Logged rows by step; of a step logged twice (a resumed run) the last."""
         try:
             rows = self.folder.metrics()
-        except ValueError:
-            return []
+        except Damaged:
+            if self.done:
+                raise
+            return []  # the run that finishes the cell says so
         by_step: dict[float, dict[str, Any]] = {
             step: row
             for i, row in enumerate(rows)
@@ -75,10 +83,7 @@ class CellResult:
         """`done`, or what the folder says otherwise, in words."""
         if not self.folder.path.is_dir():
             return "not started"
-        try:
-            state = self.folder.state()
-        except (OSError, ValueError, KeyError):
-            return "unreadable"
+        state = self.folder.state()
         if state["state"] == "failed":
             return f"failed: {state.get('error') or state.get('reason') or 'see its folder'}"
         return str(state["state"])
@@ -92,11 +97,13 @@ class CellResult:
         rows = [tuple(row.get(name) for name in names) for row in self.metrics]
         return [row for row in rows if all(is_number(v) for v in row)]
 
-    @staticmethod
-    def _json(path: Path) -> Any:
+    def _json(self, name: str) -> Any:
+        """A file of the folder. An unfinished cell's may be unreadable: its next run writes it anew."""
         try:
-            return read_json(path) or {}
-        except ValueError:
+            return self.folder.json(name) or {}
+        except Damaged:
+            if self.done:
+                raise
             return {}
 
 
@@ -150,6 +157,16 @@ class StudyResults:
         """Names of the cells that belong to some analysis."""
         return {c.name for analysis in self.analyses() for c in analysis.cells}
 
+    def check(self) -> None:
+        """Reads what every finished cell wrote.
+
+        Raises:
+          Damaged: a file is not what its cell wrote.
+        """
+        for cell in self.cells:
+            if cell.done:
+                _ = cell.config, cell.provenance, cell.results, cell.metrics
+
     @property
     def missing(self) -> list[CellResult]:
         return [cell for cell in self.cells if not cell.done]
@@ -162,10 +179,7 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
       ConfigError: the folder has no readable study.json.
     """
     folder, root = Path(study_folder), Path(runs_root)
-    try:
-        spec = read_json(folder / "study.json")
-    except ValueError as e:
-        raise ConfigError(f"{folder / 'study.json'} is not JSON: {e}") from None
+    spec = read_json(folder / "study.json")
     if not isinstance(spec, dict) or "cells" not in spec:
         raise ConfigError(
             f"{folder} has no study.json with cells; run the study first, or give the folder "
@@ -178,7 +192,7 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
             CellResult(
                 name=cell["name"], run_id=cell["run_id"], kind=cell["kind"],
                 parents=tuple(cell.get("parents", ())), tags=cell.get("tags") or {},
-                folder=CellFolder(root / (cell.get("folder") or default)),
+                folder=CellFolder(root / (cell.get("folder") or default), cell["name"]),
             )
         )  # fmt: skip
     return StudyResults(folder, spec, tuple(cells))

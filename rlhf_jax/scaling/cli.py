@@ -180,11 +180,13 @@ def _read_study(args: argparse.Namespace) -> Source:
 
     folder, root = Path(args.source), Path(args.source).resolve().parent.parent
     if folder.suffix == ".py":
-        from rlhf_jax.runs import Runs
+        from rlhf_jax.runs import Runs, claim_study
         from rlhf_jax.study import load_study
 
         runs = Runs(args.runs)
-        folder, root = runs.study(load_study(args.source, args.tiny, args.overrides)), runs.root
+        loaded = load_study(args.source, args.tiny, args.overrides)
+        claim_study(loaded, runs, args.source, {})  # not another file's study of that name
+        folder, root = runs.study(loaded), runs.root
         if not (folder / "study.json").is_file():
             again = f"rlhf-jax run {args.source}" + (" --tiny" if args.tiny else "")
             raise ConfigError(f"{args.source} has not been run in {args.runs}; first: {again}")

@@ -1,0 +1,1 @@
+"""The files of one run folder; `rlhf_jax.runs` says what lies where."""

@@ -1,0 +1,80 @@
+"""JSON files that are written whole or not at all, and known to be what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import ConfigError, content_id, to_json
+
+
+class Damaged(ConfigError):
+    """A file of the runs folder that is not what was written."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Atomic: readers see the old file or the new one, whole. Leaves nothing behind if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with open(tmp, "w") as f:
+            json.dump(to_json(data), f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON, or None where there is no file.
+
+    Raises:
+      Damaged: it is not JSON.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError as e:
+        raise Damaged(f"{path} is damaged: it is not JSON ({e})") from None
+
+
+def write_sealed(path: Path, record: dict[str, Any]) -> None:
+    """An object with the digest of its content in it."""
+    write_json(path, {**record, "digest": content_id(record, 64)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without the digest, or None where there is no file. Older versions
+    wrote no digest; then none is checked.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
+    found = read_json(path)
+    if found is None and not path.exists():
+        return None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} is damaged: expected an object, found {str(found)[:40]}")
+    record = {k: v for k, v in found.items() if k != "digest"}
+    old = "digest" not in found and "digests" not in found
+    if not old and found.get("digest") != content_id(record, 64):
+        raise Damaged(f"{path} is damaged: its content is not what was written")
+    return record
+
+
+def sweep(folder: Path, older: float = 0.0) -> None:
+    """Removes what killed processes left: hidden files and folders, older than so many seconds."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
