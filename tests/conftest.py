@@ -101,6 +101,8 @@ for line in sys.stdin:
             log(f"end {name}")
             write_json(folder.results / "heldout.json", {"loss": 3.25, "stderr": 0.0125})
             folder.finish(seconds=0.5)
+            if "die-done" in todo:
+                os.kill(os.getpid(), signal.SIGKILL)
     answer(name, "done")
 """
 

@@ -17,6 +17,7 @@ from rlhf_jax.evals.best_of_n import (
     best_of_n_curve,
     chance_of_best,
     expected_best,
+    gold_by_prompt,
     kl_bound,
     powers_of_two,
 )
@@ -83,6 +84,11 @@ def test_an_unrelated_proxy_gains_nothing():
     proxy, gold = np.random.default_rng(1).normal(size=(2, 400, 16))
     low, high = best_of_n_curve(proxy, gold)[-1]["gold_gain_interval"]
     assert low < 0 < high
+
+
+def test_gold_by_prompt_is_of_the_sample_that_the_proxy_prefers():
+    proxy, gold = np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([[0.25, 0.75], [0.5, -1.0]])
+    assert gold_by_prompt(proxy, gold) == [[0.5, -0.25], [0.25, -1.0]]  # of one, the best of two
 
 
 def letters(prompts, responses):

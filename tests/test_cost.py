@@ -229,3 +229,22 @@ def test_serving_many_tokens_wants_a_smaller_model_and_none_the_chinchilla_point
     assert 0 < busy["saving"] < 1
     with pytest.raises(ConfigError, match="inference_tokens is -1"):
         serving(n, d, -1.0)
+
+
+def test_serving_is_compared_with_the_given_model_by_hand():
+    found = serving(1e9, 2e10, 1e12)
+    for row in found["laws"]:
+        assert row["given_flops"] == pytest.approx(6 * 1e9 * 2e10 + 2 * 1e9 * 1e12)
+        assert row["flops"] == pytest.approx(6 * row["params"] * row["tokens"] + 2 * row["params"] * 1e12)  # fmt: skip
+        assert row["saving"] == pytest.approx(1 - row["flops"] / row["given_flops"])
+        law = FRONTIERS[row["law"]].law
+        assert law.loss(row["params"], row["tokens"]) == pytest.approx(law.loss(1e9, 2e10))
+
+
+def test_a_run_is_compared_with_what_each_law_wants_by_hand():
+    for row in compare_laws(1e9, 5e9):
+        frontier = FRONTIERS[row["law"]]
+        assert row["tokens_wanted"] == pytest.approx(frontier.k * 1e9**frontier.g)
+        assert row["tokens_ratio"] == pytest.approx(5e9 / row["tokens_wanted"]) and row["tokens_ratio"] < 1  # fmt: skip
+        assert row["flops_wanted"] == pytest.approx(6 * 1e9 * row["tokens_wanted"])
+        assert 6 * row["params_best"] * row["tokens_best"] == pytest.approx(6 * 1e9 * 5e9)

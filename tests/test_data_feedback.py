@@ -17,6 +17,8 @@ from rlhf_jax.data.annotators import (
     edit,
     gold_score,
     rank_by_annotators,
+    sentiment,
+    varied_sentiment,
 )
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read, write
 from rlhf_jax.data.prompts import prompts_from
@@ -67,6 +69,19 @@ def test_records_survive_a_round_trip(tmp_path):
     write(tmp_path / "c.jsonl", [COMPARISON])
     assert read(tmp_path / "c.jsonl", Comparison) == [COMPARISON]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "d.jsonl"]
+
+
+def test_a_write_that_fails_leaves_the_records_that_were_there(tmp_path, monkeypatch):
+    write(tmp_path / "d.jsonl", [Demonstration("p", "r")])
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / "d.jsonl", [Demonstration("p", "another")])
+    assert read(tmp_path / "d.jsonl") == [Demonstration("p", "r")]
+    assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -305,3 +320,9 @@ def test_critiques_name_the_strongest_words_and_agree_with_the_gold_score():
     assert criticise("p", " a river") == Critique(
         "p", " a river", "No negative word; no positive word.", None, "good"
     )
+
+
+def test_repeated_words_cost_what_they_are_said_to():
+    texts = ["my heart my heart My heart", "a lovely heart", ""]
+    lost = sentiment([], texts) - varied_sentiment([], texts)
+    np.testing.assert_allclose(lost, [1.5 * (1 - 2 / 6), 0, 0])

@@ -16,6 +16,7 @@ import pytest
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.archives import Archive
+from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packaged import PACKAGED, text_hash
 from rlhf_jax.data.sources import PASSAGE, documents
 from rlhf_jax.data.wikitext import prose
@@ -83,6 +84,17 @@ def test_missing_parquet_column_lists_the_columns(tmp_path):
     parquet.write_table(pa.table({"body": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"no column 'text'; the columns are \['body'\]"):
         read(tmp_path / "a.parquet")
+
+
+def test_a_document_is_dropped_for_what_kept_ones_hold_of_it():
+    """22 words are 15 8-grams; a document is dropped where at least half of its own are in kept ones."""
+    a, b, c, d = (" ".join(f"{name}{i}" for i in range(22)) for name in "abcd")
+    texts = [a, f"{a} {b}", f"{a} {c}", c, d]  # 15 of 37, 15 of 37, all, none
+    drop = near_duplicates(texts, [bytes([i]) for i in range(5)])
+    assert drop.tolist() == [False, False, False, True, False]
+    exact = [a, " ".join([*a.split(), *b.split()[:15]]), b]  # 15 of 30: at least half
+    assert near_duplicates(exact, [b"0", b"1", b"2"]).tolist() == [False, True, False]
+    assert near_duplicates(exact[::-1], [b"0", b"1", b"2"]).tolist() == [False, False, True]
 
 
 def test_wiki_markup_becomes_prose():

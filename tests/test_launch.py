@@ -119,6 +119,12 @@ def test_a_cell_whose_worker_is_killed_and_its_descendants_go_on_in_the_same_run
     assert fake.log().count("start a") == 2 and fake.log().count("end a-grandchild") == 1
 
 
+def test_a_worker_that_dies_after_its_cell_has_finished_it(fake):
+    fake.tell("a", "die-done")
+    assert fake.run() == 0
+    assert set(fake.states().values()) == {"done"}
+
+
 def test_a_worker_that_cannot_start_says_why(fake):
     fake.worker_command = (sys.executable, "-c", "raise SystemExit('no module named whatever')")
     assert fake.run(only=["a"]) == 1
@@ -194,6 +200,7 @@ def test_an_interrupted_launch_saves_says_what_is_left_and_goes_on(fake, number)
     out, _ = process.communicate(timeout=15)
     assert process.returncode == 128 + number
     assert "stopped a" in fake.log() and "stopped b" in fake.log()
+    assert "FAILED" not in out
     assert "left: a, b, a-child" in out and "Continue with: rlhf-jax run AGAIN" in out
     assert fake.states()["a"] == "waiting"
     fake.tell("a", "")

@@ -90,6 +90,17 @@ def test_a_law_fitted_to_small_d_predicts_large_d_better_than_the_last_value():
         assert ahead["fitted"] and ahead["scored"]
 
 
+def test_errors_ahead_are_predicted_less_observed():
+    """To d = 3 the gold score is d (1 - ln d); beyond, 0.5 less than that."""
+    d = np.linspace(0.0, 4.0, 41)
+    law = d * (1 - np.log(np.where(d > 0, d, 1.0)))
+    ahead = extrapolation("rl", [of_iterations("r", d**2, law - 0.5 * (d > 3.01))])
+    assert (ahead["below"], ahead["fitted"], ahead["scored"]) == (3.0, 31, 10)
+    assert ahead["mean_error"] == pytest.approx(0.5) == ahead["rms_error"]
+    last = law[(d >= 0.9 * 3) & (d < 3.01)].mean() - (law - 0.5)[d > 3.01].mean()
+    assert ahead["last_mean_error"] == pytest.approx(last, rel=0.1)
+
+
 def test_what_the_data_do_not_show_is_refused():
     straight = fit_overoptimization("rl", [rl(0.3, 0.0, noise=0.3)], 300)
     assert straight["peak"] is None and "includes 0: no over-optimization is seen" in straight["refused"]  # fmt: skip

@@ -342,7 +342,7 @@ def asked_cell(root: Path, name: str, parent: str, choice: float, template: str 
         "group": "trained", "n": 10, "exact": choice / 2, "exact_interval": [0.1, 0.9], "majority": 0.2,
         "choice": choice, "choice_interval": [0.1, 0.9], "chance": 0.3, "margin": 0.5, "margin_interval": [0, 1],
     }  # fmt: skip
-    rows = [{"shots": n, **row} for n in (0, 4)]
+    rows = [{"shots": n, **row, "choice": choice + n / 100} for n in (0, 4)]
     shown = {
         "shots": 0,
         "group": "trained",

@@ -113,3 +113,39 @@ def test_nothing_is_predicted_of_compute_that_runs_have_reached():
 def test_a_prediction_whose_runs_are_missing_says_so():
     said = {"flops": 1e14, "approaches": {}, "runs": []}
     assert "no run of this compute" in score(said, runs([1e12]))["measured"]["refused"]
+
+
+def test_a_prediction_is_scored_by_hand():
+    """Six runs on a parabola in ln N with its minimum of 3.0 at N = 1e6, D = 1e9."""
+    n = 1e6 * 2.0 ** np.array([-1.5, -1, -0.5, 0.5, 1, 1.5])
+    loss = 3.0 + 0.1 * np.log(n / 1e6) ** 2
+    made = Points(n, 1e15 / n, np.full(6, 6e15), loss, labels=tuple("abcdef"))
+    said = {
+        "flops": 6e15,
+        "approaches": {
+            "1": {"refused": "no envelope"},
+            "2": {"n_star": 2e6, "d_star": 5e8, "loss_star": 3.1,
+                  "intervals": {"n_star": [1.5e6, 3e6], "d_star": [4e8, 2e9]}},
+        },
+        "runs": [{"label": "a", "loss": 2 * loss[0]}, {"label": "b", "loss": loss[1]}, {"label": "lost", "loss": 1.0}],
+    }  # fmt: skip
+    found = score(said, made)
+    assert found["approaches"]["1"] == {"covered": {}}
+    errors = found["approaches"]["2"]
+    assert errors["n_star"] == pytest.approx(np.log(2), abs=1e-6)  # predicted over measured
+    assert errors["d_star"] == pytest.approx(-np.log(2), abs=1e-6)
+    assert errors["loss_star"] == pytest.approx(np.log(3.1 / 3.0), abs=1e-6)
+    assert errors["covered"] == {"n_star": False, "d_star": True, "loss_star": False}
+    assert found["runs"] == {"n": 2, "rms_log_error": pytest.approx(np.log(2) / 2**0.5),
+                             "mean_log_error": pytest.approx(np.log(2) / 2)}  # fmt: skip
+
+
+def test_tokens_at_equal_compute_are_those_of_the_curves():
+    flops = np.geomspace(1e10, 1e12, 30)
+    curves = [
+        Curve(f"{n:g}", n, flops, flops / (6 * n), 3 - 0.1 * np.log(flops / n)) for n in SIZES
+    ]
+    table = at_equal_compute(curves)
+    assert len(table) == 6 * len(SIZES) and table.flops.min() == pytest.approx(1e10)
+    np.testing.assert_allclose(6 * table.params * table.tokens, table.flops)
+    np.testing.assert_allclose(table.loss, 3 - 0.1 * np.log(table.flops / table.params))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from rlhf_jax.scaling import fits, isoflop
+from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.fits import fit_file, fit_points
-from rlhf_jax.scaling.isoflop import fit_isoflop
+from rlhf_jax.scaling.isoflop import PowerLaw, fit_isoflop
 from rlhf_jax.scaling.parametric import Law, deleted_residuals, fit_law, fit_parametric
 from rlhf_jax.scaling.points import Points, from_rows, read_table
 from rlhf_jax.scaling.separable import disagreement, fit_separable
@@ -219,6 +221,46 @@ def test_approach_2_predicts_its_largest_budget_from_the_others():
     assert ahead["n_star"] == pytest.approx(law.compute_optimal(1e21)[0], rel=1e-3)
     few = fit_points(points(budgets=(1e18, 1e19)), 2, resamples=0)["extrapolation"]
     assert few["refused"].startswith("2 budgets show a minimum")
+
+
+def test_runs_above_are_scored_by_a_law_of_the_runs_below_alone():
+    flops = 10.0 ** np.arange(8)
+    table = Points(np.ones(8), flops / 6, flops, np.arange(2.0, 10.0))
+    fitted = []
+
+    def law(low):
+        fitted.extend(low.loss.tolist())
+        return lambda high: high.loss * np.array([2.0, 4.0])
+
+    ahead = extrapolation(table, law)
+    assert fitted == [2, 3, 4, 5, 6, 7]
+    assert (ahead["below"], ahead["fitted"], ahead["scored"]) == (1e5, 6, 2)
+    assert ahead["mean_log_error"] == pytest.approx(1.5 * np.log(2))  # predicted over observed
+    assert ahead["rms_log_error"] == pytest.approx(np.log(2) * 2.5**0.5)
+    assert [(r["observed"], r["predicted"]) for r in ahead["runs"]] == [(8, 16), (9, 36)]
+
+
+def test_errors_of_an_extrapolation_are_logs_of_predicted_over_found():
+    laws = [PowerLaw(k, exponent, np.empty((0, 2))) for k, exponent in ((2.0, 0.5), (3.0, 0.25))]
+    ahead = fits._ahead(*laws, 1e4, 1e8, 1e4, 6e2)  # 2e4 and 3e2 are predicted
+    assert (ahead["below"], ahead["flops"]) == (1e4, 1e8)
+    assert [ahead["n_star"], ahead["d_star"]] == pytest.approx([2e4, 3e2])
+    assert ahead["n_log_error"] == pytest.approx(np.log(2))
+    assert ahead["d_log_error"] == pytest.approx(-np.log(2))
+
+
+def test_a_budgets_tokens_follow_from_its_size_and_its_edges_are_refused():
+    n = np.array([1e6, 2e6, 4e6, 8e6, 16e6])
+    for loss, side in (
+        ([3.0, 3.1, 3.2, 3.3, 3.4], "smallest"),
+        ([3.4, 3.3, 3.2, 3.1, 3.0], "largest"),
+    ):
+        runs = Points(n, 1e15 / n, np.full(5, 6e15), np.array(loss))
+        reason = isoflop._refusal(runs, np.log(n / 4e6), np.array([3.0, 0.0, 0.1]))
+        assert reason == f"the {side} sampled size has the lowest loss: the minimum is at the edge"
+    assert np.exp(isoflop._log_tokens(runs, np.log(3e6))) == pytest.approx(1e15 / 3e6)
+    inside = replace(runs, loss=np.array([3.4, 3.1, 3.0, 3.2, 3.3]))
+    assert isoflop._refusal(inside, np.log(n / 4e6), np.array([3.0, 0.0, 0.1])) is None
 
 
 def test_approach_2_intervals_widen_with_noise_and_cover():

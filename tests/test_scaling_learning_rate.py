@@ -60,6 +60,20 @@ def test_noise_widens_the_intervals_and_they_cover():
         assert high - low > 0.01 * truth
 
 
+def test_intervals_are_those_of_the_regression_in_logs():
+    """9 groups and 3 coefficients: 6 degrees of freedom, for which Student's t is 2.446912."""
+    fit = fit_learning_rate(runs(noise=0.01))
+    n, b, best = (
+        np.log([g[k] for g in fit["groups"]]) for k in ("params", "batch_tokens", "best_lr")
+    )
+    X = np.stack([np.ones(9), np.log(N0) - n, b - np.log(B0)], 1)
+    theta, (squares,), *_ = np.linalg.lstsq(X, best)
+    assert fit["residual_sd"] == pytest.approx((squares / 6) ** 0.5)
+    half = 2.446912 * fit["residual_sd"] * np.sqrt(np.diag(np.linalg.inv(X.T @ X)))
+    low, high = fit["intervals"]["n_power"]
+    assert [low, high] == pytest.approx([theta[1] - half[1], theta[1] + half[1]], rel=1e-5)
+
+
 def test_a_group_without_a_bracketed_minimum_is_left_out_and_named():
     rows = runs()
     edge = [

@@ -11,6 +11,7 @@ from rlhf_jax.scaling.grid import grid
 from rlhf_jax.scaling.sweep import (
     batch_rows,
     depth,
+    grid_point,
     isoflop_grid,
     isoflop_plan,
     ladder,
@@ -47,6 +48,18 @@ def test_small_token_counts_get_small_batches():
     assert batch_rows(64 * 128 * 60, 128, 64) == 64
     assert batch_rows(64 * 128 * 59, 128, 64) == 32
     assert batch_rows(10, 128, 64) == 1
+
+
+def test_the_learning_rate_is_of_the_batch_that_is_trained():
+    seen = []
+
+    def lr(params, batch_tokens):
+        seen.append((params, batch_tokens))
+        return 0.5
+
+    point = grid_point(1e12, SHAPES[0], 128, 512, lr=lr)
+    assert point.batch < 512 and point.lr == 0.5
+    assert seen == [(point.params, point.batch * 128)]
 
 
 def test_everything_left_out_has_a_reason():

@@ -1,6 +1,7 @@
 """Guarantees of `rlhf_jax.train`: gradients, schedules and the optimizer."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rlhf_jax.config import ConfigError, OptimConfig
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.train import gradients, init_state, make_train_step
+from rlhf_jax.train.metrics import Throughput, peak_flops
 from rlhf_jax.train.state import hyper_parameters, learning_rate
 
 __all__ = ["mesh"]
@@ -207,3 +209,24 @@ def test_weight_decay_touches_the_matrices_of_layers_only(ragged, mesh):
         new = np.asarray(state.params["layers"][path[-1].key] if len(path) > 1 else state.params[path[-1].key])  # fmt: skip
         factor = 0.95 if path[-1].key in names else 1.0
         np.testing.assert_allclose(new, factor * old, rtol=1e-6)
+
+
+# --- throughput --------------------------------------------------------------------------------
+
+
+def test_throughput_leaves_out_the_first_call_and_is_smoothed(monkeypatch):
+    now = iter((0.0, 10.0, 11.0, 13.0))
+    monkeypatch.setattr("rlhf_jax.train.metrics.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("rlhf_jax.train.metrics.peak_flops", lambda: 4000.0)
+    throughput = Throughput(flops_per_token=8.0)
+    rates = [throughput(100)["tokens_per_second"] for _ in range(2)]
+    assert rates == pytest.approx([10, 100])  # 10 s with compilation, then 1 s
+    found = throughput(100)
+    assert found["tokens_per_second"] == pytest.approx(100 / (0.9 * 1 + 0.1 * 2))
+    assert found["mfu"] == pytest.approx(found["tokens_per_second"] * 8 / 4000)
+
+
+def test_the_peak_of_known_chips_is_of_all_of_them(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind="NVIDIA H100 80GB")])
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert peak_flops.__wrapped__() == 8 * 989e12
