@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-import numpy as np
-
 T = TypeVar("T")
 
 
@@ -219,7 +217,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as a field of type `hint` holds it. Raises ConfigError where it cannot."""
     origin, args = get_origin(hint), get_args(hint)
-    if isinstance(value, np.generic):
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a number of numpy's
         value = value.item()
     if dataclasses.is_dataclass(hint):
         if isinstance(value, dict):

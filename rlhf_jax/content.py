@@ -21,8 +21,6 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-
 from rlhf_jax.config import ConfigError
 
 _INSTALLED = {sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -144,8 +142,8 @@ class Content:
     def _parts(self, value: Any) -> Iterator[Any]:
         if isinstance(value, ModuleType | FunctionType | types.BuiltinFunctionType | type):
             yield from self._named(value)
-        elif isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array_interface__"):
-            yield from self._array(np.asarray(value))
+        elif hasattr(value, "__array_interface__"):
+            yield from self._array(value)
         elif isinstance(value, re.Pattern):
             yield [repr(value.pattern), value.flags]
         elif isinstance(value, functools.partial):
@@ -176,7 +174,10 @@ class Content:
         if isinstance(value, FunctionType) and hasattr(value, "__wrapped__"):
             yield self.of(value.__wrapped__)
 
-    def _array(self, value: np.ndarray) -> Iterator[Any]:
+    def _array(self, value: Any) -> Iterator[Any]:
+        import numpy as np
+
+        value = np.asarray(value)
         if value.dtype.hasobject:
             yield from (list(value.shape), self.of(value.ravel().tolist()))
         else:

@@ -15,7 +15,7 @@ from tiny_models import mesh, same_bits
 from tiny_toy import STEPS, Toy, toy, toy_step, uninterrupted
 
 from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, Runs, read_json
+from rlhf_jax.runs import CellFolder, Runs, read_json, write_json
 from rlhf_jax.train import Checkpoints, Stopped
 from rlhf_jax.train import checkpoints as module
 from rlhf_jax.train.checkpoints import Unreadable, Unwritten
@@ -39,7 +39,9 @@ def cells(mesh, toy_step, tmp_path_factory):
 @pytest.fixture
 def finished(cells, tmp_path):
     shutil.copytree(cells / "finished", tmp_path / "parent-0123456789")
-    return CellFolder(tmp_path / "parent-0123456789")
+    folder = CellFolder(tmp_path / "parent-0123456789")
+    write_json(folder.path / "done.json", {"seconds": 1.0})
+    return folder
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from rlhf_jax import cli, execute
 from rlhf_jax.cells import BestOfN, Compare, Feedback
 from rlhf_jax.config import to_json
 from rlhf_jax.data.feedback import Comparison, Demonstration, write
-from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.jobs import rankings, sft
 from rlhf_jax.jobs.sampling import save_arrays
 from rlhf_jax.runs import CellFolder, Damaged, Heartbeat, write_json, write_sealed, write_study
@@ -57,7 +56,8 @@ def world(fake, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
     monkeypatch.setattr(load, "read_model", lambda folder, cfg, runtime: {})
-    monkeypatch.setattr(Tokenizer, "load", lambda path: None)
+    monkeypatch.setattr(load, "read_manifest", lambda folder: {})
+    monkeypatch.setattr(load, "Corpus", lambda *a: types.SimpleNamespace(tokenizer=None))
     monkeypatch.setattr(load, "keep_compiled", lambda folder: None)
     monkeypatch.setattr(load, "sample_text", lambda *a: "said")
     real = local.run

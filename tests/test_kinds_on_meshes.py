@@ -33,7 +33,7 @@ def study(tiny):
     small = dict(layers=1, width=16, heads=2, vocab=CORPUS.vocab, max_positions=128)
     T = CORPUS.seq_len
     model, other = ModelConfig(**small), ModelConfig(**small | dict(ff=24))
-    steady = OptimConfig(lr=1e-3, weight_decay=0.0)
+    steady = OptimConfig(lr=1e-3, weight_decay=0.0, eps=1e-5)
     task = TaskConfig(prompt_len=6, response_len=6)
     length = TaskConfig(prompt_len=6, response_len=6, gold=GOLD)
     asked = dict(policy="sft", prompts=12, heldout_prompts=6, k=4, task=length)

@@ -241,6 +241,7 @@ def test_a_second_signal_ends_a_worker_that_saves_at_once(fake, monkeypatch):
 
 def test_workers_get_the_mesh_and_a_cpu_as_many_devices(fake, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # of these tests
     assert fake.run(only=["a"], mesh="data=2,tensor=2", accumulate=3) == 0
     arguments, flags = (fake.control / "started").read_text().split("\n")
     assert "--mesh data=2,tensor=2 --accumulate 3" in arguments

@@ -72,11 +72,11 @@ def test_cells_that_differ_in_numbers_alone_are_one_population():
 
 
 def test_branches_of_different_trunks_are_one_population_and_of_different_lengths_are_not():
-    def branch(name, trunk):
-        return dataclasses.replace(BASE, name=name, tokens=4 * 32 * 12, continues=trunk)
+    def branch(name, trunk, seed=0):
+        return dataclasses.replace(BASE, name=name, tokens=4 * 32 * 12, continues=trunk, seed=seed)
 
     longer = dataclasses.replace(BASE, name="longer", tokens=4 * 32 * 8)
-    cells = (*MEMBERS, longer, branch("b0", "m0"), branch("b1", "m1"), branch("b2", "longer"))
+    cells = (*MEMBERS, longer, branch("b0", "m0"), branch("b1", "m1", 1), branch("b2", "longer"))
     groups = populations(Study("s", cells, CorpusConfig(vocab=340, seq_len=32)))
     assert groups["b0"] == groups["b1"] == ("b0", "b1") and "b2" not in groups
 
@@ -90,7 +90,7 @@ def test_models_that_fill_a_device_train_alone():
 
 def test_a_population_begins_when_all_of_it_is_ready_and_is_planned_as_a_whole(tmp_path):
     branches = tuple(
-        dataclasses.replace(BASE, name=f"b{i}", tokens=4 * 32 * 12, continues=f"m{i}")
+        dataclasses.replace(BASE, name=f"b{i}", tokens=4 * 32 * 12, continues=f"m{i}", seed=i)
         for i in range(2)
     )
     study = Study("s", (*MEMBERS, *branches), CorpusConfig(vocab=340, seq_len=32))

@@ -320,13 +320,13 @@ def _final(folder: CellFolder, read: Callable[[Checkpoints, int, Marks | None], 
 def _recorded(folder: CellFolder, again: str) -> tuple[int, Marks | None]:
     """The step that a cell ended at, and its fingerprints. Older versions recorded neither: then it is the
     last step in the metrics, unless there is a later checkpoint. Of a cell that is not done: the latest."""
-    if not folder.done():
-        return 0, None
     path = folder.path / FINAL
     try:
         record = read_json(path)
         if record is not None:
             return int(record["step"]), {n: list(record["marks"][n]) for n in ("params", "rest")}
+        if not folder.done():
+            return 0, None
         path = folder.path / "metrics.jsonl"
         return max((row["step"] for row in folder.metrics()[-1:]), default=0), None
     except (ValueError, KeyError, TypeError) as e:
