@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_attention import loops
 from tiny_models import GQA, full_logits, mesh, noisy_params, packed_batch
 
 from rlhf_jax.model import dispatch
@@ -46,28 +47,6 @@ def case(heads, kv_heads):
     q, k, v, out_grad = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     out_grad *= (segments > 0)[..., None, None]  # a loss never uses what padding gets
     return q, k, v, segments, positions, out_grad
-
-
-def loops(q, k, v, segments, positions, out_grad):
-    """Output and the gradients of sum(output * out_grad), query by query, in float64."""
-    q, k, v, g = (x.astype(np.float64) for x in (q, k, v, out_grad))
-    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
-    out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
-    for b, t, h in np.ndindex(*q.shape[:3]):
-        seen = (segments[b] == segments[b, t]) & (positions[b] <= positions[b, t])
-        if segments[b, t] == 0:
-            continue
-        at = (b, np.flatnonzero(seen), h // group)
-        scores = k[at] @ q[b, t, h] * scale
-        p = np.exp(scores - scores.max())
-        p /= p.sum()
-        out[b, t, h] = p @ v[at]
-        dp = v[at] @ g[b, t, h]
-        ds = p * (dp - p @ dp) * scale
-        dq[b, t, h] = ds @ k[at]
-        dk[at] += ds[:, None] * q[b, t, h]
-        dv[at] += p[:, None] * g[b, t, h]
-    return out, dq, dk, dv
 
 
 @functools.partial(jax.jit, static_argnums=0)

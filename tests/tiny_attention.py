@@ -1,4 +1,5 @@
-"""Runs the kernels on a mesh of four; prints how far each is from the reference, with gradients.
+"""Attention in plain loops. As a program it runs the kernels on a mesh of four and prints how far each
+is from the reference, with gradients.
 
 python tests/tiny_attention.py    (with XLA_FLAGS=--xla_force_host_platform_device_count=4)
 """
@@ -12,6 +13,28 @@ from tiny_models import GQA, packed_batch
 
 from rlhf_jax.model.dispatch import attend, look
 from rlhf_jax.parallel import AXES, make_mesh
+
+
+def loops(q, k, v, segments, positions, out_grad):
+    """Output and the gradients of sum(output * out_grad), query by query, in float64."""
+    q, k, v, g = (x.astype(np.float64) for x in (q, k, v, out_grad))
+    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
+    out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        seen = (segments[b] == segments[b, t]) & (positions[b] <= positions[b, t])
+        if segments[b, t] == 0:
+            continue
+        at = (b, np.flatnonzero(seen), h // group)
+        scores = k[at] @ q[b, t, h] * scale
+        p = np.exp(scores - scores.max())
+        p /= p.sum()
+        out[b, t, h] = p @ v[at]
+        dp = v[at] @ g[b, t, h]
+        ds = p * (dp - p @ dp) * scale
+        dq[b, t, h] = ds @ k[at]
+        dk[at] += ds[:, None] * q[b, t, h]
+        dv[at] += p[:, None] * g[b, t, h]
+    return out, dq, dk, dv
 
 
 def main():

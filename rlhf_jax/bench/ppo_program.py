@@ -191,7 +191,7 @@ class Program:
         metrics = run.step()
         jax.block_until_ready(run.state)
         seconds = time.perf_counter() - start
-        check_sampler(0, jax.device_get(metrics))
+        check_sampler(0, jax.device_get(metrics), run.cfg)
         responses = metrics["responses"]
         before = run.scored(run.start().params, run.frozen, responses)
         after = run.scored(run.state.params, run.frozen, responses)

@@ -71,8 +71,7 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
     seen: set[str] = set()  # in this process, for the log
 
     def check(k: int, metrics: dict[str, Any]) -> None:
-        if cfg.compute == "float32":
-            check_sampler(k, metrics)
+        check_sampler(k, metrics, cfg)
         for name, said in diagnose(cell, cfg, metrics).items():
             if name not in seen:
                 run.log(f"{cell.name}, iteration {k}: {name}: {said}")

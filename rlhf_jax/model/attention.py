@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.model.axes import Axes
-from rlhf_jax.model.dense import in_memory
+from rlhf_jax.model.dense import einsum, in_memory
 
 
 def visible(
@@ -34,16 +34,16 @@ def reference(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array, axes: Axes
 ) -> jax.Array:
     """Softmax attention (Vaswani et al. 2017), H query heads sharing K key-value heads (Ainslie et
-    al. 2023). Softmax in float32. A query that sees nothing gets the mean of all values, and its
+    al. 2023). Scores and softmax in float32. A query that sees nothing gets the mean of all values, and its
     output is never used. Returns HBCT."""
     H, B, C, T = q_HBCT.shape
     K = k_KBCS.shape[0]
     split = axes.spec("heads", None, "batch", None, None)
     q_KGBCT = q_HBCT.reshape(K, H // K, B, C, T, out_sharding=split)
-    scores_KGBTS = jnp.einsum("KGBCT,KBCS->KGBTS", q_KGBCT, k_KBCS).astype(jnp.float32) * C**-0.5
+    scores_KGBTS = einsum("KGBCT,KBCS->KGBTS", q_KGBCT, k_KBCS) * C**-0.5
     scores_KGBTS = jnp.where(mask_BTS, scores_KGBTS, -1e30)
     weights_KGBTS = jax.nn.softmax(scores_KGBTS, axis=-1).astype(v_KBCS.dtype)
-    out_KGBCT = jnp.einsum("KGBTS,KBCS->KGBCT", weights_KGBTS, v_KBCS)
+    out_KGBCT = einsum("KGBTS,KBCS->KGBCT", weights_KGBTS, v_KBCS).astype(q_HBCT.dtype)
     return out_KGBCT.reshape(H, B, C, T, out_sharding=axes.spec("heads", "batch", None, None))
 
 
@@ -52,7 +52,8 @@ def cpu_attention(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
     """The same as `reference`, in the order that a CPU is fast at (see `rlhf_jax.model.dense`): only
-    the queries and the output's gradient are ever transposed, and the backward pass is written out.
+    the queries and the output's gradient are ever transposed, and the backward pass is written out. Of
+    float32 alone.
     The queries that share a head of keys stand behind each other: X of them, heads by T."""
     return _forward(q_HBCT, k_KBCS, v_KBCS, mask_BTS)[0]
 
@@ -61,12 +62,12 @@ def _forward(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     H, _, C, _ = q_HBCT.shape
-    q_KBCX = _side_by_side(q_HBCT * jnp.asarray(C**-0.5, q_HBCT.dtype), len(k_KBCS))
+    q_KBCX = _side_by_side(q_HBCT * C**-0.5, len(k_KBCS))
     mask_BXS = jnp.tile(mask_BTS, (1, H // len(k_KBCS), 1))
     scores_KBXS = _product(in_memory(jnp.swapaxes(q_KBCX, 2, 3)), k_KBCS, 3, 2)
-    scores_KBXS = jnp.where(mask_BXS, scores_KBXS.astype(jnp.float32), -1e30)
+    scores_KBXS = jnp.where(mask_BXS, scores_KBXS, -1e30)
     e_KBXS = jnp.exp(scores_KBXS - jnp.max(scores_KBXS, -1, keepdims=True))
-    p_KBXS = (e_KBXS * (1 / jnp.sum(e_KBXS, -1, keepdims=True))).astype(v_KBCS.dtype)
+    p_KBXS = e_KBXS * (1 / jnp.sum(e_KBXS, -1, keepdims=True))
     out_KBCX = _product(v_KBCS, p_KBXS, 3, 3)
     return _by_head(out_KBCX, H), (q_KBCX, k_KBCS, v_KBCS, p_KBXS, out_KBCX)
 
@@ -79,7 +80,7 @@ def _backward(
     g_KBCX = _side_by_side(g_HBCT, len(k_KBCS))
     to_p_KBXS = _product(in_memory(jnp.swapaxes(g_KBCX, 2, 3)), v_KBCS, 3, 2)
     to_scores_KBXS = p_KBXS * (to_p_KBXS - jnp.sum(g_KBCX * out_KBCX, 2)[..., None])
-    to_q_KBCX = _product(k_KBCS, to_scores_KBXS, 3, 3) * jnp.asarray(C**-0.5, g_HBCT.dtype)
+    to_q_KBCX = _product(k_KBCS, to_scores_KBXS, 3, 3) * C**-0.5
     to_k_KBCS = _product(q_KBCX, to_scores_KBXS, 3, 2)
     to_v_KBCS = _product(g_KBCX, p_KBXS, 3, 2)
     return _by_head(to_q_KBCX, H), to_k_KBCS, to_v_KBCS, None
@@ -89,7 +90,8 @@ cpu_attention.defvjp(_forward, _backward)
 
 
 def _product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((0, 1), (0, 1))))
+    dimensions = (((of_a,), (of_b,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dimensions, precision=jax.lax.Precision.HIGHEST)
 
 
 def _side_by_side(x_HBCT: jax.Array, K: int) -> jax.Array:

@@ -4,11 +4,11 @@
 |-----------|-----------------------------------------------|----------------------------------------|
 | reference | `rlhf_jax.model.attention.reference`          | tests                                  |
 | cpu       | `rlhf_jax.model.attention.cpu_attention`      | CPU                                    |
-| xla       | `jax.nn.dot_product_attention`                | accelerators, where no kernel below is |
-| cudnn     | the same call, cuDNN's flash attention        | GPU, half precision, no cache          |
+| xla       | the reference, on each shard                  | accelerators, where no kernel below is |
+| cudnn     | cuDNN's flash attention                       | GPU, half precision, no cache          |
 | splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
 
-All of them keep the segments of a packed row apart. What a query of segment 0 (padding) gets differs
+All of them compute scores and softmax in float32, and keep the segments of a packed row apart. What a query of segment 0 (padding) gets differs
 between them; it is finite, forward and backward, and never used.
 """
 
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.model.attention import cpu_attention, reference, visible
 from rlhf_jax.model.axes import Axes, platform
+from rlhf_jax.model.dense import in_float32
 
 Kernel = Literal["reference", "cpu", "xla", "cudnn", "splash"]
 logger = logging.getLogger("rlhf_jax")
@@ -121,24 +122,26 @@ def attend(
 def _cpu(q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     """`cpu_attention`; without a cache the first half of the queries leaves out the second half of the
     keys, which it would not see."""
-    T, S = q_HBCT.shape[3], k_KBCS.shape[3]
+    T, S, dtype = q_HBCT.shape[3], k_KBCS.shape[3], q_HBCT.dtype
+    q_HBCT, k_KBCS, v_KBCS = (x.astype(jnp.float32) for x in (q_HBCT, k_KBCS, v_KBCS))
     if T != S or T % 2:
-        return cpu_attention(q_HBCT, k_KBCS, v_KBCS, mask_BTS)
+        return cpu_attention(q_HBCT, k_KBCS, v_KBCS, mask_BTS).astype(dtype)
     half = T // 2
     first = [x[..., :half] for x in (q_HBCT, k_KBCS, v_KBCS, mask_BTS[:, :half])]
     second = (q_HBCT[..., half:], k_KBCS, v_KBCS, mask_BTS[:, half:])
-    return jnp.concatenate([cpu_attention(*first), cpu_attention(*second)], axis=-1)
+    out_HBCT = jnp.concatenate([cpu_attention(*first), cpu_attention(*second)], axis=-1)
+    return out_HBCT.astype(dtype)
 
 
-def _masked(
-    kernel: Literal["xla", "cudnn"],
-    q_HBCT: jax.Array,
-    k_KBCS: jax.Array,
-    v_KBCS: jax.Array,
-    mask_BTS: jax.Array,
+def _xla(q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    return reference(q_HBCT, k_KBCS, v_KBCS, mask_BTS, Axes())
+
+
+def _cudnn(
+    q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
     q, k, v = (jnp.transpose(x, (1, 3, 0, 2)) for x in (q_HBCT, k_KBCS, v_KBCS))
-    out_BTHC = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation=kernel)
+    out_BTHC = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
     return jnp.transpose(out_BTHC, (2, 0, 3, 1))
 
 
@@ -159,16 +162,20 @@ def _splash(
         ),
         interpret=platform() != "tpu",
     )  # fmt: skip
-    q_HBCT = q_HBCT * jnp.asarray(C**-0.5, q_HBCT.dtype)
+    # Scaled before it is rounded: C**-0.5 in bfloat16 would be off by up to 0.2%.
+    q_HBCT = (q_HBCT.astype(jnp.float32) * C**-0.5).astype(q_HBCT.dtype)
     q, k, v = (jnp.transpose(x, (1, 0, 3, 2)) for x in (q_HBCT, k_KBCT, v_KBCT))
     segments = splash.SegmentIds(segments_BT, segments_BT)
-    return jnp.transpose(jax.vmap(attention)(q, k, v, segments), (1, 0, 3, 2))
+    rows = jax.vmap(attention)
+    if q.dtype == jnp.float32:
+        rows = in_float32(rows)
+    return jnp.transpose(rows(q, k, v, segments), (1, 0, 3, 2))
 
 
 # Of one shard: (q_HBCT, k_KBCS, v_KBCS, mask_BTS or segments_BT) -> HBCT.
 KERNELS: dict[Kernel, Callable[..., jax.Array]] = {
     "cpu": _cpu,
-    "xla": functools.partial(_masked, "xla"),
-    "cudnn": functools.partial(_masked, "cudnn"),
+    "xla": _xla,
+    "cudnn": _cudnn,
     "splash": _splash,
 }

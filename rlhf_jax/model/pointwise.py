@@ -1,5 +1,6 @@
-"""What is not a matrix product: norms and activations. Each keeps nothing for its backward pass but
-its input, and works the rest out again there; memory traffic costs more than arithmetic."""
+"""What is not a matrix product: norms and activations. All compute in float32 and round once, at the end.
+Each keeps nothing for its backward pass but its input, and works the rest out again there; memory traffic
+costs more than arithmetic."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rlhf_jax.model.axes import platform
+from rlhf_jax.model.dense import product
 
 # Without the barriers that keep the compiler from merging both passes: it does not, here.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -18,7 +20,7 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 def norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int = 0) -> jax.Array:
     """RMSNorm over an axis (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016) where there is a
-    bias. In float32."""
+    bias."""
     return _norm(x, gain, bias, axis)
 
 
@@ -59,11 +61,11 @@ def _norm_backward(axis: int, saved: Any, g: jax.Array) -> Any:
 
 def _along(weights: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     """Weighted sum along the axis, which stays with length 1. On a CPU as a product, which is several
-    times faster there; elsewhere products round float32 to less."""
+    times faster there."""
     if platform() == "cpu":
         letters = "abcd"[: x.ndim]
         k = letters[axis]
-        total = jnp.einsum(f"{k},{letters}->{letters.replace(k, '')}", weights, x)
+        total = product(f"{k},{letters}->{letters.replace(k, '')}", weights, x)
         return jnp.expand_dims(total, axis)
     return jnp.sum(_on_axis(weights, x, axis) * x, axis, keepdims=True)
 
@@ -71,7 +73,7 @@ def _along(weights: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 def _across(x: jax.Array, axis: int) -> jax.Array:
     """Sum over all other axes."""
     if platform() == "cpu" and x.ndim == 2:
-        return jnp.einsum("ab,b->a", x, jnp.ones(x.shape[1]), out_sharding=PartitionSpec(None))
+        return product("ab,b->a", x, jnp.ones(x.shape[1]), PartitionSpec(None))
     return jnp.sum(x, [i for i in range(x.ndim) if i != axis])
 
 
@@ -85,10 +87,10 @@ _norm.defvjp(_norm_forward, _norm_backward)
 @_recomputed
 def gelu(x: jax.Array) -> jax.Array:
     """The tanh form (Hendrycks & Gimpel 2016)."""
-    return jax.nn.gelu(x, approximate=True)
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 @_recomputed
 def swiglu(x: jax.Array, gate: jax.Array) -> jax.Array:
     """Shazeer 2020."""
-    return x * jax.nn.silu(gate)
+    return (x * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.model.attention import rotate
 from rlhf_jax.model.axes import Axes, platform
-from rlhf_jax.model.dense import PRODUCT, dense, in_memory
+from rlhf_jax.model.dense import PRODUCT, dense, in_memory, lookup, product
 from rlhf_jax.model.dispatch import Sight, attend, look
 from rlhf_jax.model.pointwise import gelu, norm, swiglu
 
@@ -181,11 +181,9 @@ def forward(
     T = 1 decodes."""
     (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
     rows = axes.spec("batch", None, None)
-    embed_VD = axes.gathered(params["embed"], "vocab", None).astype(dtype)
-    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=rows)
+    x_BTD = lookup(params["embed"], tokens_BT, rows, axes, ("vocab", "embed"), dtype)
     if cfg.positions == "learned":
-        table = axes.gathered(params["positions"], None, None).astype(dtype)
-        x_BTD += table.at[positions_BT].get(out_sharding=rows)
+        x_BTD += lookup(params["positions"], positions_BT, rows, axes, (None, "embed"), dtype)
     x_ND = in_memory(x_BTD.reshape(B * T, cfg.width, out_sharding=axes.spec("batch", None)))
     x_DN = in_memory(x_ND.T)
     if cache is None:
@@ -268,20 +266,17 @@ def forward(
 
 def logits(params: Params, cfg: ModelConfig, x_DBT: jax.Array, axes: Axes) -> jax.Array:
     """Next-token logits_VBT in float32."""
-    if cfg.tied:
-        w_DV = axes.gathered(params["embed"], "vocab", None).astype(x_DBT.dtype).T
-    else:
-        w_DV = axes.gathered(params["unembed"], None, "vocab").astype(x_DBT.dtype)
     D, B, T = x_DBT.shape
     x_DN = x_DBT.reshape(D, B * T, out_sharding=axes.spec(None, "batch"))
-    logits_VN = dense(w_DV, x_DN, axes.spec("vocab", "batch")).astype(jnp.float32)
+    w_DV, out = params["embed"].T if cfg.tied else params["unembed"], axes.spec("vocab", "batch")
+    logits_VN = dense(w_DV, x_DN, out, axes, ("embed", "vocab"), dtype=jnp.float32)
     return logits_VN.reshape(-1, B, T, out_sharding=axes.spec("vocab", "batch", None))
 
 
 def scalars(params: Params, x_DBT: jax.Array) -> jax.Array:
     """The scalar head at every position, BT in float32: rewards or values."""
     head = params["scalar"]
-    return jnp.einsum("DBT,D->BT", x_DBT.astype(jnp.float32), head["w"]) + head["b"]
+    return product("DBT,D->BT", x_DBT.astype(jnp.float32), head["w"]) + head["b"]
 
 
 def _attention(
@@ -295,13 +290,12 @@ def _attention(
     cache: Cache | None,
 ) -> tuple[jax.Array, Any]:
     """`asking` and `asked`: (hidden states DN, positions BT) that queries, and keys and values, are of."""
-    D, C = cfg.width, cfg.C
+    C = cfg.C
 
     def project(name: str, of: tuple[jax.Array, jax.Array]) -> jax.Array:
         x_DN, (B, T) = of[0], of[1].shape
-        w_DHC = axes.gathered(w[name], None, "heads", None).astype(x_DN.dtype)
-        w_DX = w_DHC.reshape(D, -1, out_sharding=axes.spec(None, "heads"))
-        y_XN = dense(w_DX, x_DN, axes.spec("heads", "batch"))
+        out = axes.spec("heads", "batch")
+        y_XN = dense(w[name], x_DN, out, axes, ("embed", "heads", None))
         heads = axes.spec("heads", None, "batch", None)
         return jnp.swapaxes(y_XN.reshape(-1, C, B, T, out_sharding=heads), 1, 2)
 
@@ -319,15 +313,13 @@ def _attention(
         kv = (k_KBCT, v_KBCT)
     out_HCBT = jnp.swapaxes(attend(q_HBCT, k_KBCT, v_KBCT, sight, axes), 1, 2)
     out_XN = out_HCBT.reshape(-1, asking[0].shape[1], out_sharding=axes.spec("heads", "batch"))
-    w_HCD = axes.gathered(w["wo"], "heads", None, None).astype(out_XN.dtype)
-    w_XD = w_HCD.reshape(-1, D, out_sharding=axes.spec("heads", None))
-    return dense(w_XD, out_XN, axes.spec(None, "batch")), kv
+    out = axes.spec(None, "batch")
+    return dense(w["wo"], out_XN, out, axes, ("heads", None, "embed"), inputs=2), kv
 
 
 def _mlp(w: Params, cfg: ModelConfig, x_DN: jax.Array, axes: Axes) -> jax.Array:
     def project(name: str) -> jax.Array:
-        w_DF = axes.gathered(w[name], None, "ff").astype(x_DN.dtype)
-        return dense(w_DF, x_DN, axes.spec("ff", "batch"))
+        return dense(w[name], x_DN, axes.spec("ff", "batch"), axes, ("embed", "ff"))
 
     h_FN = project("w_in")
     if cfg.activation == "swiglu":
@@ -336,5 +328,4 @@ def _mlp(w: Params, cfg: ModelConfig, x_DN: jax.Array, axes: Axes) -> jax.Array:
         h_FN = jnp.square(jax.nn.relu(h_FN))
     else:
         h_FN = gelu(h_FN)
-    w_FD = axes.gathered(w["w_out"], "ff", None).astype(x_DN.dtype)
-    return dense(w_FD, h_FN, axes.spec(None, "batch"))
+    return dense(w["w_out"], h_FN, axes.spec(None, "batch"), axes, ("ff", "embed"))
