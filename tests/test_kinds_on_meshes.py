@@ -1,6 +1,7 @@
 """Guarantee: where a study runs does not change what it finds. Every kind of cell, and every algorithm and
 option of PPO, goes through a real worker on one device and on meshes; all results are compared."""
 
+import itertools
 import json
 import math
 import os
@@ -185,7 +186,7 @@ def test_a_population_with_the_real_step_equals_its_members_alone(world):
     alone, together = world.run("", names), world.run("", (" ".join(names),), devices=2)
     assert differences(alone, together) == []
     losses = [alone[name]["heldout.json"]["loss"] for name in names]
-    assert min(abs(a - b) for a, b in zip(losses, losses[1:], strict=False)) > 10 * ABSOLUTE
+    assert min(abs(a - b) for a, b in itertools.pairwise(losses)) > 10 * ABSOLUTE
 
 
 def needed(study, names):
