@@ -1,4 +1,5 @@
-"""A prompting cell of a policy whose every probability is known: its completions, choices and counts."""
+"""A prompting cell of a policy whose every probability is known: its completions, choices and
+counts."""
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ ANSWERS = {"one": ("good", "bad", "love"), "two": ("good", "good love", "sad")}
 
 
 def tasks(split, n, seed):
-    """Items of two groups, those of the test split begin with another word; more than are asked at once."""
+    """Items of two groups, those of the test split begin with another word; more than are asked
+    at once."""
     return [
         Item("say", group, f"{tiny.MARKERS[split]} {' '.join(str(i))}", answers[i % 3],
              tuple(a for a in answers if a != answers[i % 3]) + (("hate sad",) if i % 2 else ()))
@@ -25,7 +27,7 @@ def tasks(split, n, seed):
 
 
 def speaker():
-    """Says ` good` after a colon, ends a line after ` good` and ` love`, and goes on after ` bad`."""
+    """Says `good` after a colon, ends a line after `good` and `love`, goes on after `bad`."""
     rng = np.random.default_rng(11)
     logits = rng.normal(0, 0.5, (tiny.CLASSES, tiny.VOCAB))
     ids, newline = tiny.word_ids(), tiny.corpus().tokenizer.encode("\n")[0]
@@ -77,7 +79,9 @@ def test_matches_choices_and_margins_are_those_of_the_probabilities(asked):
                 assert row["n"] == 40
                 assert row["exact"] == pytest.approx(np.mean([i.answer == said for i in items]))
                 assert row["choice"] == pytest.approx(np.mean([x[0] > max(x[1:]) for x in lp]))
-                assert row["margin"] == pytest.approx(np.mean([x[0] - max(x[1:]) for x in lp]), abs=1e-4)  # fmt: skip
+                assert row["margin"] == pytest.approx(
+                    np.mean([x[0] - max(x[1:]) for x in lp]), abs=1e-4
+                )
                 assert row["chance"] == pytest.approx(np.mean([1 / len(i.choices) for i in items]))
                 assert row["majority"] == pytest.approx(14 / 40)
             assert 0.2 < row["choice"] < 0.9 and row["exact"] == 14 / 40

@@ -1,5 +1,5 @@
-"""Cells that sample for people or for other cells: comparisons, feedback and the best of n say what the
-labeller's rule says of the very responses, whatever the policy was."""
+"""Cells that sample for people or for other cells: comparisons, feedback and the best of n say
+what the labeller's rule says of the very responses, whatever the policy was."""
 
 import dataclasses
 from itertools import combinations
@@ -40,7 +40,7 @@ def said_by(name, prompt, response):
 TABLE_OF = {"a": "a", "b": "b", "near": "a", "endless": "a"}
 
 
-# --- comparisons ------------------------------------------------------------------------------------
+# --- comparisons ----------------------------------------------------------------------------------
 
 
 COMPARE = Compare("plain", **ASKED, k=4, noise=0.0)
@@ -61,7 +61,8 @@ def ranked(bench):
 
 
 def test_without_noise_the_ranks_are_the_order_of_gold(bench, ranked):
-    """The best has rank 1, equal ones share a rank; prompts are of their split, responses of the policy."""
+    """The best has rank 1, equal ones share a rank; prompts are of their split, responses of the
+    policy."""
     records, arrays = ranked
     for split, n in SPLITS.items():
         assert [r.prompt for r in records[split]] == tiny.prompts(split, n, 0)
@@ -84,7 +85,8 @@ def test_without_noise_the_ranks_are_the_order_of_gold(bench, ranked):
 
 
 def test_no_prompt_has_the_random_numbers_of_another(ranked):
-    """The splits are longer than what is sampled at a time; equal openings are answered otherwise."""
+    """The splits are longer than what is sampled at a time; equal openings are answered
+    otherwise."""
     train, held = ranked[0]["train"], ranked[0]["validation"]
     for some, others in ((train[:-1], train[1:]), (train[:16], train[64:]), (train[:10], held)):
         alike = [
@@ -127,13 +129,14 @@ def test_annotators_see_length_and_have_tastes_and_noise(bench, ranked):
     assert chance["many"] > 0.9 > chance["one"] + 0.02
 
 
-# --- feedback ---------------------------------------------------------------------------------------
+# --- feedback -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gives", ["corrections", "critiques"])
 def test_feedback_follows_the_labellers_rule(bench, gives):
-    """Words and edits go by sentiment, verdicts by the task's gold score, which here dislikes repetition."""
-    ctx = bench.run(Feedback(gives, **{**ASKED, "task": SENTIMENT}, k=2, gives=gives, min_gold=0.1))
+    """Words and edits go by sentiment, verdicts by the task's gold score, which here dislikes
+    repetition."""
+    ctx = bench.run(Feedback(gives, **{**ASKED, "task": SENTIMENT}, k=4, gives=gives, min_gold=0.1))
     data, good = {}, []
     for split, file in (("train", "records.jsonl"), ("validation", "heldout.jsonl")):
         data[split] = read(
@@ -151,7 +154,7 @@ def test_feedback_follows_the_labellers_rule(bench, gives):
             assert record.verdict == ("good" if good[-1] else "bad")
             assert (record.critique, record.revision) == (rule.critique, rule.revision)
         if gives == "critiques":
-            assert [r.prompt for r in data[split]] == [p for p in known for _ in range(2)]
+            assert [r.prompt for r in data[split]] == [p for p in known for _ in range(4)]
     found = ctx.folder.result("feedback")
     assert (found["train_records"], found["validation_records"]) == tuple(map(len, data.values()))
     if gives == "critiques":
@@ -160,7 +163,7 @@ def test_feedback_follows_the_labellers_rule(bench, gives):
         assert by_sentiment != [r.verdict for r in data["train"]]
 
 
-# --- the best of n ----------------------------------------------------------------------------------
+# --- the best of n --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

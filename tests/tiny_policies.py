@@ -1,9 +1,11 @@
-"""Policies and rewards whose every probability and score is known, and a study of them on a tiny corpus.
+"""Policies and rewards whose every probability and score is known, and a study of them on a tiny
+corpus.
 
-A policy here is a `Table`: attention and MLP write nothing, the embedding gives the class of a token, and the
-unembedding holds the logits that follow each class. A prompt ends in a word of `OPENINGS`, which decides the
-first word of the response; the words of `SAID` follow each other at random. A reward reads the class of
-the last token. So the tests compute with numpy what a cell must report, from the tokens or the texts alone.
+A policy here is a `Table`: attention and MLP write nothing, the embedding gives the class of a
+token, and the unembedding holds the logits that follow each class. A prompt ends in a word of
+`OPENINGS`, which decides the first word of the response; the words of `SAID` follow each other at
+random. A reward reads the class of the last token. So the tests compute with numpy what a cell
+must report, from the tokens or the texts alone.
 """
 
 from __future__ import annotations
@@ -155,8 +157,8 @@ class Table(NamedTuple):
 
 
 def table(first: str, seed: int, stops: bool = True) -> Table:
-    """The two likeliest tokens after every word of `SAID` are equally likely; each word has the same logits
-    in another order, so the same entropy. EOS is among them if it `stops`."""
+    """The two likeliest tokens after every word of `SAID` are equally likely; each word has the
+    same logits in another order, so the same entropy. EOS is among them if it `stops`."""
     rng = np.random.default_rng(seed)
     logits = np.full((CLASSES, VOCAB), -20.0)
     logits[10:] = rng.standard_normal((6, VOCAB))
@@ -230,7 +232,8 @@ def scores(name: str) -> Scores:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """Keeps compiled programs for the cells that come later, which are traced anew; import it with `mesh`."""
+    """Keeps compiled programs for the cells that come later, which are traced anew; import it
+    with `mesh`."""
     settings = {
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or _compiled().name,
@@ -252,8 +255,8 @@ def _compiled() -> Any:
 
 
 class Bench:
-    """Runs the cells of a study in this process, below those policies and rewards of this file that are
-    named."""
+    """Runs the cells of a study in this process, below those policies and rewards of this file
+    that are named."""
 
     def __init__(self, folder: Path, mesh: Any, *names: str) -> None:
         self.corpus, self.runs = corpus(), Runs(folder)
@@ -299,7 +302,8 @@ class Bench:
         )
 
     def run(self, *cells: Any, beside: tuple[Any, ...] = ()) -> Context:
-        """Runs the cells in their order, in a study that has others `beside`; the last one's context."""
+        """Runs the cells in their order, in a study that has others `beside`; the last one's
+        context."""
         study = self.study(*beside, *cells)
         for cell in cells:
             ctx = self.context(study, cell.name)
