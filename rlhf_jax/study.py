@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_jax.cells import Cell, Ensemble, Pretrain, names_cell
 from rlhf_jax.config import (
@@ -29,9 +29,10 @@ from rlhf_jax.config import (
     suggest,
     to_json,
 )
-from rlhf_jax.data.integrity import warn
-from rlhf_jax.data.recipes import Digests
 from rlhf_jax.outside import file_hash, is_callable
+
+if TYPE_CHECKING:
+    from rlhf_jax.data.recipes import Digests
 
 
 @dataclass(frozen=True)
@@ -223,11 +224,15 @@ class Study(Checked):
         Raises:
             ConfigError: one that is not there, or whose content cannot be read.
         """
+        from rlhf_jax.data.recipes import Digests  # numpy: not for every command
+
         return self.remembered(Digests(None))
 
     def remembered(self, digests: Digests) -> dict[str, str]:
         """`outside`, where what is gone is as `digests` remember it; what that is goes to standard
         error."""
+        from rlhf_jax.data.integrity import warn
+
         found = {}
         for name, is_file in sorted({named for cell in self.cells for named in _outside(cell)}):
             found[name], gone = digests.of(name, is_file)
@@ -304,6 +309,8 @@ def load_study(
     Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or `corpus.field=value`.
     `runs`: the root of run folders, which remembers the content of files of records that are gone.
     """
+    from rlhf_jax.data.recipes import Digests
+
     path = Path(path)
     if not path.is_file():
         near = sorted(Path("experiments").glob("*.py"))

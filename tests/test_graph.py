@@ -153,10 +153,12 @@ def test_what_is_shown_of_a_finished_cell_is_what_it_ended_with(job):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (job.folder.path / "metrics.jsonl").write_text(lines + '{"step": 4, "lo')
     assert display.last_metrics(job.folder) == rows[-1]
-    write_json(job.folder.path / "done.json", {"seconds": 75.0, "loss": 2.5})
+    write_json(job.folder.results / "heldout.json", {"loss": 2.5, "stderr": 0.25})
+    job.folder.finish(seconds=75.0)
     job.state = "done"
     shown = display.row(job, graph)
-    assert (shown.step, shown.loss, shown.tokens_per_second, shown.seconds) == (3, 2.5, 300.0, 75.0)
+    assert shown.seconds == 75.0 and shown.training_loss is None
+    assert "2.5000 ± 0.2500" in shown.detail
 
 
 def test_the_heartbeat_of_an_earlier_process_is_not_shown(job):
@@ -217,4 +219,4 @@ def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):
     assert (workers, threads) == (2, 4)
     said = command[len(fake.worker_command) :]
     assert said == [str(fake.path), "--tiny", "--runs", str(fake.runs.root), "--threads", "4", "--wandb",
-                    "offline", "members=1"]  # fmt: skip
+                    "offline", "--accumulate", "1", "members=1"]  # fmt: skip
