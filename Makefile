@@ -1,4 +1,5 @@
-# make demo | test | lint | format | clean. Each creates the environment first if need be.
+# make demo | test | lint | format | clean. Each creates the environment first if need be;
+# make device-check takes python3 if there is none.
 #
 # PYTHON=/path/to/python  another interpreter    VENV=dir  another place for the environment
 # ARGS="..."              passed on, for instance: make demo ARGS="--tiny --runs runs/try"
@@ -7,13 +8,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test device-check lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run experiments/demo.py: sweep, fits, RLHF and a report, about 15 minutes"
 	@echo "             (ARGS=--tiny: the same in a few minutes); interrupted, it goes on"
 	@echo "make test    run the tests"
+	@echo "make device-check   kernels, precision, PPO's self-check and speed on the devices here"
 	@echo "make lint    check style and types;  make format  rewrite to the style"
 	@echo "make clean   remove the environment $(VENV); runs are kept"
 	@echo "The environment is made with the best Python found, or with PYTHON=/path/to/python"
@@ -24,6 +26,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+device-check:
+	@python=$(BIN)/python; [ -x $$python ] || python=python3; \
+	$$python -m rlhf_jax.bench.device_check $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

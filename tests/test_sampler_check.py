@@ -131,7 +131,7 @@ def test_honest_runs_pass_with_room(mesh, model, dtype, trained, kernel):
         check_sampler(1, metrics, cfg)
         most_kl, most_gap = sampler_tolerance(cfg, metrics["logprob_variance"])
         assert metrics["approx_kl_before"] < most_kl / 1.3
-        assert metrics["max_logprob_gap"] < most_gap / 2
+        assert metrics["max_logprob_gap"] < most_gap / 1.5
         assert (metrics["approx_kl_before"] > 1e-8) <= (dtype == "bfloat16")
 
 

@@ -21,11 +21,13 @@ from rlhf_jax.model.transformer import shapes
 from rlhf_jax.parallel import AXES, make_mesh
 
 # Compiling takes most of the tests' time; code that is not optimised is compiled in half of it.
-# The second device is for populations.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
-)
+# The second device is for populations. `test_numerics` runs some of the tests as users run models.
+USER_FLAGS = "RLHF_JAX_USER_FLAGS"
+if USER_FLAGS not in os.environ:
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+        + os.environ.get("XLA_FLAGS", "")
+    )
 
 GQA = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, vocab=64, max_positions=64)
 LEARNED = ModelConfig(

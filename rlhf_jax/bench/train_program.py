@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ BATCHES = 8  # different ones, in turn
 class Training:
     """A fresh model with its optimizer, started as a pretraining cell starts."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.cfg = shape.model
+    def __init__(self, shape: Shape, compute: Literal["float32", "bfloat16"] = "float32") -> None:
+        self.cfg = dataclasses.replace(shape.model, compute=compute)
         self.mesh = make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(self.mesh)
         self.rows = random_rows(shape, BATCHES)

@@ -205,7 +205,7 @@ def sampler_tolerance(cfg: ModelConfig, logprob_variance: float) -> tuple[float,
     roundings (1 to 12 layers, initial and trained, temperatures 0.7 and 1): c = 0.3 to 21 where branches
     are scaled down as `init` does it, and up to 109 of 9 layers where each branch is as large as the stream
     that it is added to. Allowed are c = 40 + 12 L, and 20 times the root of the mean square for one token
-    (measured: 6); and 2e-8 and 1e-4 for what is float32 in every model: logits, softmax, norms.
+    (measured: 10); and 2e-8 and 1e-4 for what is float32 in every model: logits, softmax, norms.
 
     A temperature that is off by a share e has the mean square e^2 V, so 10% are found in bfloat16 in
     models of up to 51 layers. A fault that moves log-probs by less than rounding does is found in
