@@ -344,7 +344,9 @@ def _line(error: BaseException) -> str:
     """An error's first cause, on one line."""
     cause = list(_causes(error))[-1]
     text = " ".join(str(cause).partition("[tensorstore_spec=")[0].split())
-    return f"{type(cause).__name__}: {text}"[:600]
+    if len(text) > 600:  # what failed is said first, why last
+        text = f"{text[:200]} ... {text[-400:]}"
+    return f"{type(cause).__name__}: {text}"
 
 
 def _shapes(path: Path) -> Any:
