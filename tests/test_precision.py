@@ -199,6 +199,27 @@ def test_attention_scores_are_not_rounded_to_bfloat16(kernel):
         assert np.sqrt(np.mean(error**2) / np.mean(b**2)) < 8e-3, name
 
 
+def test_activations_and_norms_are_rounded_once():
+    """By 2^-8 of a number at most, and by a third of it on average."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 512)) * 3, jnp.bfloat16)
+    y, gain = jnp.flip(x), jnp.linspace(0.5, 2, 64)
+    exact = np.asarray(x, np.float64)
+    inner = np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)
+    expected = {
+        "gelu": (pointwise.gelu(x), 0.5 * exact * (1 + np.tanh(inner))),
+        "swiglu": (pointwise.swiglu(y, x), exact[::-1, ::-1] * exact / (1 + np.exp(-exact))),
+        "norm": (
+            pointwise.norm(x, gain, None),
+            exact / np.sqrt(np.mean(exact**2, 0) + 1e-6) * np.asarray(gain, np.float64)[:, None],
+        ),
+    }
+    for name, (got, exact) in expected.items():
+        assert got.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(got, np.float64) - exact)
+        assert (error <= 2**-8 * np.abs(exact) + 1e-6).all(), name
+        assert np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 2**-9, name
+
+
 @pytest.mark.parametrize("cfg", [GQA, LEARNED], ids=["rope-gqa-gelu", "layer-swiglu-untied"])
 def test_bfloat16_logits_are_near_the_exact_ones_of_the_rounded_weights(cfg):
     """What is left is the rounding of activations, 2^-9 each time."""

@@ -153,6 +153,18 @@ def test_faults_of_a_trained_policy_are_found(mesh, model, dtype, fault):
         check_sampler(1, metrics, cfg)
 
 
+def test_the_spread_is_that_of_the_log_probs(mesh):
+    """Of a trainer that gives every token of the vocabulary the same logit it is 0."""
+    params = {**parameters("rope", False), "fault": jnp.float32(0)}
+    params = {**params, "final_norm": jnp.zeros_like(params["final_norm"])}
+    cfg, run = compiled("rope", "float32", "cpu")
+    state = init_state({"policy": params}, CELL.optim, 1, kl_coef=jnp.float32(0.1))
+    prompts = place_batch({"p": text(np.random.default_rng(5), CELL.batch, P)}, mesh)["p"]
+    metrics = jax.device_get(run(state, {"reference": params, "reward": ()}, prompts))
+    assert metrics["entropy"] == pytest.approx(np.log(cfg.vocab), rel=1e-6)
+    assert metrics["logprob_variance"] == pytest.approx(0, abs=1e-10)
+
+
 def test_one_wrong_token_among_many_is_found_by_its_size(mesh):
     cfg, metrics = metrics_of(mesh, "rope", "bfloat16")
     _, most_gap = sampler_tolerance(cfg, metrics["logprob_variance"])
