@@ -161,7 +161,7 @@ def test_the_spread_is_that_of_the_log_probs(mesh):
     state = init_state({"policy": params}, CELL.optim, 1, kl_coef=jnp.float32(0.1))
     prompts = place_batch({"p": text(np.random.default_rng(5), CELL.batch, P)}, mesh)["p"]
     metrics = jax.device_get(run(state, {"reference": params, "reward": ()}, prompts))
-    assert metrics["entropy"] == pytest.approx(np.log(cfg.vocab), rel=1e-6)
+    assert metrics["entropy"] == pytest.approx(np.log(cfg.vocab), rel=1e-5)
     assert metrics["logprob_variance"] == pytest.approx(0, abs=1e-10)
 
 
