@@ -45,9 +45,8 @@ DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 FLOAT32, BFLOAT16 = 1e-5, 1.5e-2
 ACCELERATOR = (Shape("8x512", 8, 512, 64, 8192, 32, 512), Shape("12x1024", 12, 1024, 128, 32768, 16, 1024))  # fmt: skip
 
-Check = dict[
-    str, Any
-]  # name, value, limit (None: only measured), passed, and what else was measured
+# name, value, limit (None: only measured), passed, and what else was measured.
+Check = dict[str, Any]
 
 
 def check(name: str, value: float, limit: float | None, **details: Any) -> Check:

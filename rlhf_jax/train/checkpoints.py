@@ -24,9 +24,8 @@ from rlhf_jax.train.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 ITEMS = ("params", "rest", "meta")
-Marks = dict[
-    str, list[int]
-]  # of each item the fingerprints of its arrays, in the order of its leaves
+# Of each item the fingerprints of its arrays, in the order of its leaves.
+Marks = dict[str, list[int]]
 
 
 class Damaged(ConfigError):
