@@ -1,7 +1,7 @@
 """The whole way through, small: an IsoFLOP sweep and its laws, then pretraining, demonstrations,
 rankings, a reward model and PPO, evaluated before and after. On real English text.
 
-    rlhf-jax run experiments/demo.py            about a quarter of an hour on 2 CPU cores
+    rlhf-jax run experiments/demo.py            about 7 minutes on 2 CPU cores
     rlhf-jax run experiments/demo.py --tiny     the same code in a few minutes
 
 Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a wide
@@ -24,7 +24,7 @@ def study(tiny: bool = False) -> Study:
     corpus = CorpusConfig()
     return Study(
         name="demo-tiny" if tiny else "demo",
-        title="From a scaling sweep to RLHF, in a quarter of an hour",
+        title="From a scaling sweep to RLHF, in minutes",
         corpus=corpus,
         cells=(*sweep(corpus, tiny), *rlhf(corpus, tiny)),
         analyses=(
