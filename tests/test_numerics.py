@@ -36,7 +36,7 @@ TESTS = (
     "test_precision.py::test_logits_and_their_gradients_are_not_rounded_to_bfloat16",
     "test_precision.py::test_attention_scores_are_not_rounded_to_bfloat16[cpu]",
     "test_precision.py::test_bfloat16_logits_are_near_the_exact_ones_of_the_rounded_weights",
-    "test_sampler_check.py::test_honest_runs_pass_with_room[cpu-learned-initial-bfloat16]",
+    "test_sampler_check.py::test_honest_runs_pass_with_room[learned-bfloat16-initial]",
     "test_sharding.py::test_training_on_a_mesh_equals_training_on_one_device",
 )
 
