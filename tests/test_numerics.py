@@ -51,13 +51,14 @@ def test_this_process_compiles_as_a_worker_does():
     assert "fusion(" in text  # without optimisation there is none
 
 
+@pytest.mark.timeout(600)
 def test_numbers_are_right_under_the_flags_of_a_worker(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     env = {**worker_environment(1), USER_FLAGS: "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
     done = subprocess.run(
         [*command, *(f"tests/{test}" for test in TESTS)],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=290,
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=580,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     passed, *others = re.findall(r"\d+ \w+", done.stdout.splitlines()[-1])

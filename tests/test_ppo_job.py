@@ -1,5 +1,6 @@
 """Guarantees of PPO cells as jobs: a result does not depend on how often the cell was interrupted."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from rlhf_jax.jobs import ppo as job
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.model import param_axes
 from rlhf_jax.parallel import AXES, place
+from rlhf_jax.rl.rollout import SamplerMismatch
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.study import Study
 from rlhf_jax.train import Runtime, Stopped
@@ -40,7 +42,6 @@ def run(corpus, mesh, monkeypatch):
         "p", policy="base", reward=f"{__name__}:constant", task=TaskConfig(6, 5), iterations=3,
         batch=4, epochs=1, algorithm="reinforce",
     )  # fmt: skip
-    study = Study("s", (Pretrain("base", model=model), cell), corpus.cfg)
 
     def params(self, name):
         return place(jax.tree.map(jnp.asarray, noisy_params(model)), param_axes(model), mesh)
@@ -55,7 +56,9 @@ def run(corpus, mesh, monkeypatch):
 
     monkeypatch.setattr(job, "make_ppo_step", once)
 
-    def run(folder, stop_at=None):
+    def run(folder, stop_at=None, compute="float32"):
+        shape = dataclasses.replace(model, compute=compute)
+        study = Study("s", (Pretrain("base", model=shape), cell), corpus.cfg)
         runtime = Runtime(mesh, AXES, log=lambda _: None)
 
         def progress(step=None, phase="", **_):
@@ -79,3 +82,15 @@ def test_an_interrupted_cell_has_the_diagnoses_and_metrics_of_an_undisturbed_one
     assert run(tmp_path / "cut") == whole
     # Also where all iterations had been taken before, and only the result was missing.
     assert run(tmp_path / "cut") == whole
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_every_iteration_is_checked_in_every_dtype(run, tmp_path, monkeypatch, compute):
+    """The loop is handed a check that stops the cell where trainer and sampler disagree."""
+
+    def one_iteration(folder, state, step, batch_at, steps, runtime, row, beat, check):
+        check(1, {"max_logprob_gap": 9.0, "approx_kl_before": 9.0, "logprob_variance": 1.0, "clip_frac_before": 1.0})  # fmt: skip
+
+    monkeypatch.setattr(job, "train", one_iteration)
+    with pytest.raises(SamplerMismatch, match=f"1 layers in {compute}"):
+        run(tmp_path / "p", compute=compute)
