@@ -343,9 +343,7 @@ def _line(error: BaseException) -> str:
     """An error's first cause, on one line."""
     cause = list(_causes(error))[-1]
     text = " ".join(str(cause).partition("[tensorstore_spec=")[0].split())
-    if len(text) > 600:  # what failed is said first, why last
-        text = f"{text[:200]} ... {text[-400:]}"
-    return f"{type(cause).__name__}: {text}"
+    return f"{type(cause).__name__}: {text}"[:1500]
 
 
 def _shapes(path: Path) -> Any:
