@@ -107,7 +107,8 @@ def test_a_cell_whose_worker_is_killed_and_its_descendants_go_on_in_the_same_run
     fake.tell("a", "sleep 60")
 
     def kill() -> None:
-        while (beat := read_json(fake.folder("a").path / "heartbeat.json")) is None:
+        path = fake.folder("a").path / "heartbeat.json"
+        while "start a" not in fake.log() or (beat := read_json(path)) is None:
             time.sleep(0.02)
         fake.tell("a", "")
         os.kill(beat["pid"], signal.SIGKILL)
