@@ -92,6 +92,7 @@ for line in sys.stdin:
                 answer(name, "stopped")
                 sys.exit(0)
             if "die" in todo:
+                time.sleep(0.5)  # what was printed before is in the log by now
                 print("last words", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             if "fail" in todo:
