@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -169,16 +170,11 @@ def needed(
     """The cells that `only` (globs; none: all) selects and are neither `done` nor `kept`, with the
     ancestors that they need: of a kept cell there are results and no checkpoints to start from."""
     todo: set[str] = set()
-
-    def need(name: str) -> None:
-        if name not in todo and name not in done:
+    queue = [cell.name for cell in study.select(only or ["*"]) if cell.name not in kept]
+    while queue:
+        if (name := queue.pop()) not in todo and name not in done:
             todo.add(name)
-            for parent in study[name].parents():
-                need(parent)
-
-    for cell in study.select(only or ["*"]):
-        if cell.name not in kept:
-            need(cell.name)
+            queue += study[name].parents()
     return todo
 
 
@@ -198,6 +194,7 @@ def clear(study: Study, folders: dict[str, CellFolder], force: Sequence[str]) ->
       ConfigError: a live process holds one of them; then nothing has been cleared.
     """
     doomed = forgotten(study, force)
+    _allow_open_files(len(doomed) + 64)
     with ExitStack() as locks:
         for name in sorted(doomed):
             folder = folders[name]
@@ -212,3 +209,16 @@ def clear(study: Study, folders: dict[str, CellFolder], force: Sequence[str]) ->
         for name in names:
             folders[name].clear()
     return names
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises ConfigError where this process may not have so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise ConfigError(
+            f"--force would clear {count - 64:,} cells at once, but a process may open {hard:,} files here "
+            "(ulimit -n); name fewer cells at a time"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

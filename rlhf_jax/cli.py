@@ -372,17 +372,19 @@ def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[Stud
     threads = max(1, machine.cores() // workers)
     accelerator = machine.accelerator()
     plan = make_plan(study, runs, corpus_hash, workers, threads, accelerator, args.accumulate)
-    for cell in plan.cells:
-        if cell.state == "damaged" and corpus_hash is not None:
-            state = runs.folders(study, corpus_hash)[cell.name].state()
-            print(f"rlhf-jax: {state.get('reason')}", file=sys.stderr)
+    damaged = [c.name for c in plan.cells if c.state == "damaged"]
+    if damaged and corpus_hash is not None:
+        folders = runs.folders(study, corpus_hash)
+        for name in damaged:
+            print(f"rlhf-jax: {folders[name].state().get('reason')}", file=sys.stderr)
     return plan, corpus_hash
 
 
 def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
     plan, corpus_hash = _make_plan(study, runs, args)
     tables.print_plan(plan, corpus_hash is not None)
-    states = {c.name: c.state for c in plan.cells if c.name not in forgotten(study, args.force)}
+    again = forgotten(study, args.force)
+    states = {c.name: c.state for c in plan.cells if c.name not in again}
     done, kept = ({n for n, s in states.items() if s == state} for state in ("done", "kept"))
     chosen = needed(study, done, args.only, kept)
     names = [c.name for c in study.order() if c.name in chosen]

@@ -7,6 +7,7 @@ estimates.
 
 from __future__ import annotations
 
+import graphlib
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -173,17 +174,23 @@ def make_plan(
     cells = _together(study, [cell_plan(study, c, accumulate) for c in study.order()])
     models = {c.name: study.model_of(c) for c in study.cells}
     work = {c.name: work_seconds(c, models[c.name], threads, accelerator) for c in cells}
+    states: dict[str, dict[str, Any]] = {}
+    mine = set()
     if corpus_hash is not None:
         folders = runs.folders(study, corpus_hash)
-        cells = [replace(c, state=folders[c.name].state()["state"]) for c in cells]
-    measured = _measured(study, runs, corpus_hash, work, threads, accelerator)
+        states = {name: folder.state() for name, folder in folders.items()}
+        mine = {folder.path.name for folder in folders.values()}
+        cells = [replace(c, state=states[c.name]["state"]) for c in cells]
+    measured = _measured(study, states, work)
+    _measured_elsewhere(measured, study, runs, mine, threads, accelerator)
     everything = [m for of_kind in measured.values() for m in of_kind]
+    overall, fits = calibrate(everything), {k: calibrate(m) for k, m in measured.items()}
     shapes = set()
     planned = []
     for c in cells:
         cell = study[c.name]
         shape = (c.kind, models[c.name], getattr(cell, "batch", None), row_length(study, cell))
-        overhead, factor = calibrate(measured.get(c.kind, everything))
+        overhead, factor = fits.get(c.kind, overall)
         if shape in shapes:
             overhead *= WARM
         shapes.add(shape)
@@ -216,36 +223,33 @@ def calibrate(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return math.exp(u), math.exp(v)
 
 
+Measured = dict[str, list[tuple[float, float]]]
+
+
 def _measured(
-    study: Study,
-    runs: Runs,
-    corpus_hash: str | None,
-    work: Mapping[str, float],
-    threads: int,
-    accelerator: bool,
-) -> dict[str, list[tuple[float, float]]]:
-    """By kind, (work by the table, seconds taken) of finished cells: those of this study, and every
-    pretraining cell in RUNS."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    study: Study, states: Mapping[str, Mapping[str, Any]], work: Mapping[str, float]
+) -> Measured:
+    """By kind, (work by the table, seconds taken) of the study's finished cells."""
+    found: Measured = {}
+    for name, state in states.items():
+        if state["state"] == "done" and state.get("seconds"):
+            found.setdefault(study[name].KIND, []).append((work[name], state["seconds"]))
+    return found
 
-    def add(kind: str, done: Any, expected: float) -> None:
-        seconds = done.get("seconds") if isinstance(done, dict) else None
-        if seconds:
-            found.setdefault(kind, []).append((expected, seconds))
 
-    mine = set()
-    if corpus_hash is not None:
-        for name, folder in runs.folders(study, corpus_hash).items():
-            mine.add(folder.path.name)
-            if folder.done():
-                add(study[name].KIND, folder.record(), work[name])
+def _measured_elsewhere(
+    found: Measured, study: Study, runs: Runs, mine: set[str], threads: int, accelerator: bool
+) -> None:
+    """Adds every pretraining cell in RUNS that is not in `mine`."""
     for path in sorted((runs.root / "cells").glob("*/done.json")):
-        folder = CellFolder(path.parent)
+        if path.parent.name in mine:
+            continue
         try:
+            folder = CellFolder(path.parent).snapshot()
             config, record = folder.json("config.json"), folder.record()
         except Damaged:
             continue  # another study's: no estimate rests on it
-        if path.parent.name in mine or not isinstance(config, dict) or config.get("continues"):
+        if not isinstance(config, dict) or config.get("continues"):
             continue
         try:
             model = from_json(ModelConfig, config["model"])
@@ -255,8 +259,9 @@ def _measured(
             )
         except (KeyError, TypeError, ConfigError):
             continue  # not a pretraining cell, or written by another version
-        add("pretrain", record, flops / rate(model.width, threads, accelerator))
-    return found
+        if seconds := (record or {}).get("seconds"):
+            rated = flops / rate(model.width, threads, accelerator)
+            found.setdefault("pretrain", []).append((rated, seconds))
 
 
 # --- order -----------------------------------------------------------------------------------
@@ -266,21 +271,23 @@ def remaining_paths(
     seconds: Mapping[str, float], parents: Mapping[str, Iterable[str]]
 ) -> dict[str, float]:
     """Seconds of the longest chain of cells that starts with each cell, itself included."""
-    children: dict[str, list[str]] = {name: [] for name in seconds}
-    for name in seconds:
-        for parent in parents[name]:
-            if parent in children:
-                children[parent].append(name)
+    children = _children(seconds, parents)
     paths: dict[str, float] = {}
 
-    def path(name: str) -> float:
-        if name not in paths:
-            paths[name] = seconds[name] + max((path(c) for c in children[name]), default=0.0)
-        return paths[name]
-
-    for name in seconds:
-        path(name)
+    order = graphlib.TopologicalSorter(children).static_order()  # children first
+    for name in order:
+        paths[name] = seconds[name] + max((paths[c] for c in children[name]), default=0.0)
     return paths
+
+
+def _children(names: Iterable[str], parents: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Name -> those that start from it, all of `names`."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for name in found:
+        for parent in dict.fromkeys(parents[name]):
+            if parent in found:
+                found[parent].append(name)
+    return found
 
 
 def wall_seconds(
@@ -288,7 +295,7 @@ def wall_seconds(
 ) -> float:
     """Time until all is done when `workers` take ready cells, longest remaining path first.
     Parents that are not in `seconds` count as done."""
-    paths = remaining_paths(seconds, parents)
+    paths, children = remaining_paths(seconds, parents), _children(seconds, parents)
     blocked = {n: {p for p in parents[n] if p in seconds} for n in seconds}
     ready = [(-paths[n], n) for n, by in blocked.items() if not by]
     heapq.heapify(ready)
@@ -299,9 +306,8 @@ def wall_seconds(
             _, name = heapq.heappop(ready)
             heapq.heappush(running, (now + seconds[name], name))
         now, finished = heapq.heappop(running)
-        for name, by in blocked.items():
-            if finished in by:
-                by.remove(finished)
-                if not by:
-                    heapq.heappush(ready, (-paths[name], name))
+        for name in children[finished]:
+            blocked[name].remove(finished)
+            if not blocked[name]:
+                heapq.heappush(ready, (-paths[name], name))
     return now

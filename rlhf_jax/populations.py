@@ -8,9 +8,10 @@ interrupted.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields
 
 from rlhf_jax.cells import Pretrain
+from rlhf_jax.config import Checked
 from rlhf_jax.memory import training_bytes
 from rlhf_jax.study import Study
 
@@ -21,14 +22,14 @@ BYTES = 4 * 2**30
 def populations(study: Study) -> dict[str, tuple[str, ...]]:
     """Cell name -> the cells that it trains with, itself included, in the study's order. Cells that
     train alone are left out; of cells that describe the same work the first one stands for all."""
-    alike: dict[Pretrain, dict[Pretrain, str]] = defaultdict(dict)
+    alike: dict[tuple, dict[tuple, Pretrain]] = defaultdict(dict)
     for cell in study.cells:
         if isinstance(cell, Pretrain):
-            alike[_shape(study, cell)].setdefault(replace(cell, name=""), cell.name)
+            alike[_shape(study, cell)].setdefault(_fields(cell, {"name"}), cell)
     found: dict[str, tuple[str, ...]] = {}
-    for shape, members in alike.items():
-        names = list(members.values())
-        each = training_bytes(shape.model, shape.batch, study.corpus.seq_len, trained=1)
+    for members in alike.values():
+        names, first = [c.name for c in members.values()], next(iter(members.values()))
+        each = training_bytes(first.model, first.batch, study.corpus.seq_len, trained=1)
         size = min(study.members, int(BYTES // each))
         if size < 2:
             continue
@@ -39,9 +40,13 @@ def populations(study: Study) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _shape(study: Study, cell: Pretrain) -> Pretrain:
+def _shape(study: Study, cell: Pretrain) -> tuple:
     """The cell without its numbers; of the one that it continues only the length counts."""
-    optim = replace(cell.optim, lr=1.0, weight_decay=0.0)
     start = study[cell.continues] if cell.continues else None
-    seen = str(start.tokens) if isinstance(start, Pretrain) else None
-    return replace(cell, name="", seed=0, optim=optim, continues=seen)
+    seen = start.tokens if isinstance(start, Pretrain) else None
+    numbers = _fields(cell.optim, {"lr", "weight_decay"})
+    return (*_fields(cell, {"name", "seed", "optim", "continues"}), numbers, seen)
+
+
+def _fields(config: Checked, without: set[str]) -> tuple:
+    return tuple(getattr(config, f.name) for f in fields(config) if f.name not in without)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ of those files checks it (`CellFolder.read`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,12 @@ class Runs:
     def cell(self, name: str, run_id: str) -> CellFolder:
         """The folder of a run id; another study may have made it under another name. Of several (two
         studies began the same work at once) the one with the work in it."""
-        found = [
-            CellFolder(p, name) for p in sorted((self.root / "cells").glob(f"*-{run_id}"))
-        ] or [CellFolder(self.root / "cells" / f"{name}-{run_id}", name)]
+        return self._cell(name, run_id, sorted((self.root / "cells").glob(f"*-{run_id}")))
+
+    def _cell(self, name: str, run_id: str, paths: Sequence[Path]) -> CellFolder:
+        found = [CellFolder(p, name) for p in paths] or [
+            CellFolder(self.root / "cells" / f"{name}-{run_id}", name)
+        ]
         for wanted in (CellFolder.done, CellFolder.in_use, CellFolder.kept):
             if len(found) > 1:
                 found = [f for f in found if wanted(f)] or found
@@ -101,13 +104,15 @@ class Runs:
     def folders(self, study: Study, corpus_hash: str) -> dict[str, CellFolder]:
         """Cell name -> folder. Cells of equal science share one, named after the first of them."""
         ids = study.run_ids(corpus_hash)
-        first: dict[str, str] = {}
-        return {
-            c.name: replace(
-                self.cell(first.setdefault(ids[c.name], c.name), ids[c.name]), name=c.name
-            )
-            for c in study.cells
-        }
+        there: dict[str, list[Path]] = {}
+        for path in sorted((self.root / "cells").glob("*")):
+            there.setdefault(path.name.rpartition("-")[2], []).append(path)
+        found: dict[str, CellFolder] = {}
+        for cell in study.cells:
+            run_id = ids[cell.name]
+            if run_id not in found:
+                found[run_id] = self._cell(cell.name, run_id, there.get(run_id, []))
+        return {c.name: replace(found[ids[c.name]], name=c.name) for c in study.cells}
 
 
 def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, str]) -> str:
@@ -133,7 +138,8 @@ def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, 
     said = []
     if made_by != source and not made_by.exists():
         said.append(f"{folder} was made by {made_by}, which is gone; {source} takes its place")
-    gone = [c["name"] for c in old.get("cells", []) if c["run_id"] not in ids.values()]
+    now = set(ids.values())
+    gone = [c["name"] for c in old.get("cells", []) if c["run_id"] not in now]
     if gone:
         some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
         said.append(

@@ -13,6 +13,7 @@ import graphlib
 import importlib.util
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class Study(Checked):
         for name in [self.name, *names]:
             if not name or not all(ch.isalnum() or ch in "-_" for ch in name):
                 raise ConfigError(f"name {name!r}: use letters, digits, '-' and '_'")
-        if twice := {n for n in names if names.count(n) > 1}:
+        if twice := {n for n, count in Counter(names).items() if count > 1}:
             raise ConfigError(f"two cells are named {', '.join(sorted(twice))}; names are unique")
         self.order()
         for cell in self.cells:
@@ -88,14 +89,21 @@ class Study(Checked):
             self.select(analysis.cells)
 
     def __getitem__(self, name: str) -> Cell:
-        for cell in self.cells:
-            if cell.name == name:
-                return cell
+        if (cell := self._by_name.get(name)) is not None:
+            return cell
         raise ConfigError(f"no cell {name!r} in study {self.name!r}."
                           + suggest(name, [c.name for c in self.cells]))  # fmt: skip
 
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
+
     def order(self) -> list[Cell]:
         """Cells, parents first. Cycles and unknown parents are ConfigErrors."""
+        return list(self._order)
+
+    @functools.cached_property
+    def _order(self) -> list[Cell]:
         graph = {c.name: c.parents() for c in self.cells}
         for child, parents in graph.items():
             for parent in parents:
@@ -114,12 +122,15 @@ class Study(Checked):
 
     def select(self, patterns: Sequence[str]) -> list[Cell]:
         """Cells whose name matches one of the globs; a pattern that matches nothing is an error."""
+        chosen: set[str] = set()
         for p in patterns:
-            if not any(fnmatch.fnmatch(c.name, p) for c in self.cells):
+            matches = {p} & self._by_name.keys() or set(fnmatch.filter(self._by_name, p))
+            if not matches:
                 raise ConfigError(
                     f"no cell matches {p!r}.{suggest(p, [c.name for c in self.cells])}"
                 )
-        return [c for c in self.cells if any(fnmatch.fnmatch(c.name, p) for p in patterns)]
+            chosen |= matches
+        return [c for c in self.cells if c.name in chosen]
 
     def model_of(self, cell: Cell) -> ModelConfig:
         """The shape of the model that a cell trains or runs."""
@@ -253,6 +264,15 @@ class Study(Checked):
 
     def run_ids(self, corpus_hash: str) -> dict[str, str]:
         """Cell name -> run id."""
+        if corpus_hash not in self._run_ids:
+            self._run_ids[corpus_hash] = self._make_run_ids(corpus_hash)
+        return dict(self._run_ids[corpus_hash])
+
+    @functools.cached_property
+    def _run_ids(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def _make_run_ids(self, corpus_hash: str) -> dict[str, str]:
         ids: dict[str, str] = {}
         for cell in self.order():
             science = _science(cell, ids, self.outside)

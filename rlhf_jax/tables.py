@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,8 @@ from rlhf_jax.plan import StudyPlan
 from rlhf_jax.report.headline import headline
 from rlhf_jax.runs import CellFolder
 from rlhf_jax.scaling.learning_rate import LAW_IN_WORDS
+
+ROWS = 300  # of a table that rich lays out, which takes a millisecond a row
 
 
 def _console() -> Console:
@@ -36,7 +39,21 @@ def table_of(left: Sequence[str], right: Sequence[str]) -> Table:
 def show(title: str, table: Table) -> None:
     console = _console()
     console.print(Text(title, style="italic"), soft_wrap=True)
-    console.print(table)
+    if table.row_count <= ROWS:
+        console.print(table)
+    else:
+        print(_plain(table))
+
+
+def _plain(table: Table) -> str:
+    """The table without colours and folds."""
+    columns = []
+    for column in table.columns:
+        texts = [str(cell) for cell in (column.header, *column.cells)]
+        width = max(map(cell_len, texts))
+        pad = str.rjust if column.justify == "right" else str.ljust
+        columns.append([pad(text, width - cell_len(text) + len(text)) for text in texts])
+    return "\n".join(" ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def _bytes(count: float) -> str:
@@ -118,8 +135,8 @@ def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
         if row["state"] == "running":
             row.setdefault("tokens_per_second", last.get("tokens_per_second"))
         return
-    if rows := folder.metrics():
-        row["step"] = rows[-1].get("step")
+    folder = folder.snapshot()
+    row["step"] = folder.last_metrics().get("step")
     found = headline(row["kind"], folder)
     row["headline"] = found.to_json() if found else None
     sessions = (folder.json("provenance.json") or {}).get("sessions", [])

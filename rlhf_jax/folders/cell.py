@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class CellFolder:
 
     path: Path
     name: str = field(default="", compare=False)
+    # done.json as `snapshot` found it.
+    _record: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def results(self) -> Path:
@@ -45,6 +47,8 @@ class CellFolder:
         Raises:
           Damaged: it is not what was written.
         """
+        if self._record is not None:
+            return self._record
         for name in (DONE, KEPT):
             path = self.path / name
             try:
@@ -56,6 +60,11 @@ class CellFolder:
                     f"`rlhf-jax run STUDY --force {self.cell_name}` runs all of it"
                 ) from None
         return None
+
+    def snapshot(self) -> CellFolder:
+        """This folder with the record of a finished cell read once, for a reader of many of its files.
+        Raises Damaged."""
+        return replace(self, _record=self.record())
 
     def done(self) -> bool:
         """Whether the cell has run: its results and its checkpoints are here."""
@@ -129,6 +138,23 @@ class CellFolder:
         found = digests or [f"results/{p.name}" for p in self.results.glob("*.json")]
         paths = map(Path, found)
         return sorted(p.stem for p in paths if p.parent == Path("results") and p.suffix == ".json")
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The last row of metrics.jsonl; empty where there is none. Raises Damaged."""
+        lines = (self.read("metrics.jsonl") or b"").rsplit(b"\n", 2)
+        try:
+            return json.loads(lines[-2]) if len(lines) > 1 and lines[-2] else {}
+        except ValueError:
+            raise self.damaged(self.path / "metrics.jsonl", "its last line is not JSON") from None
+
+    def check(self) -> None:
+        """Reads every file that a finished cell wrote.
+
+        Raises:
+          Damaged: one is not what the cell wrote.
+        """
+        for name in (self.record() or {}).get("digests", ()):
+            self.read(name)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line cut by a crash is left out. Raises Damaged."""

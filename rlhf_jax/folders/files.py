@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -67,9 +68,15 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged: expected an object, found {str(found)[:40]}")
     record = {k: v for k, v in found.items() if k != "digest"}
     old = "digest" not in found and "digests" not in found
-    if not old and found.get("digest") != content_id(record, 64):
+    if not old and found.get("digest") != _digest_of_json(record):
         raise Damaged(f"{path} is damaged: its content is not what was written")
     return record
+
+
+def _digest_of_json(record: dict[str, Any]) -> str:
+    """`content_id(record, 64)` of what was read from JSON, whose keys are strings."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sweep(folder: Path, older: float = 0.0) -> None:

@@ -37,7 +37,9 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     if not curves:
         return None
     figure, (ax,) = panels()
-    for _, flops, loss in curves:
+    curves.sort(key=lambda curve: curve[1][-1])
+    drawn = [curves[i] for i in _spread(len(curves))]
+    for _, flops, loss in drawn:
         ax.plot(flops, loss, color=SERIES[0], alpha=0.35, linewidth=1.0)
         ax.plot(flops[-1], loss[-1], "o", color=SERIES[0], markersize=4)
     grid = np.geomspace(min(c[1][0] for c in curves), max(c[1][-1] for c in curves), 400)
@@ -53,10 +55,11 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     log_axis(ax, "x", "training compute (FLOPs)", power)
     ax.set_ylabel("training loss (nats/token)")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    rows = [(n, float(f), float(v)) for n, fs, vs in curves for f, v in zip(fs, vs, strict=True)]
+    rows = [(n, float(f), float(v)) for n, fs, vs in drawn for f, v in zip(fs, vs, strict=True)]
+    runs = "every run" if len(drawn) == len(curves) else f"{len(drawn)} of the {len(curves):,} runs"
     return Plot(
         name, render(figure, name), ("cell", "flops", "loss_smoothed"), rows,
-        "Smoothed training loss of every run of the sweep against its compute. Points before a run's "
+        f"Smoothed training loss of {runs} of the sweep against its compute. Points before a run's "
         "end are inside its learning-rate schedule and not comparable: the fits use the ends alone.",
     )  # fmt: skip
 
@@ -230,7 +233,8 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
     """Training loss against tokens (or steps) of a few cells, each with its held-out end."""
     rows = []
     figure, (ax,) = panels(height=3.4)
-    for i, cell in enumerate(cells):
+    drawn = [cells[i] for i in _spread(len(cells), 2 * len(SERIES))]
+    for i, cell in enumerate(drawn):
         key = "tokens" if cell.column("tokens", "loss") else "step"
         curve = np.array(cell.column(key, "loss"), float)
         if len(curve) < 2:
@@ -251,12 +255,19 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
     ax.set_ylabel(f"{what} loss (nats/token)")
     ax.set_xlim(left=0)
     ax.legend(loc="upper right")
+    few = f" {len(drawn)} of the {len(cells):,} cells are drawn." if len(drawn) < len(cells) else ""
     return Plot(name, render(figure, name), ("cell", "x", "loss"), rows,
-                f"{what.capitalize()} loss, raw (faint) and smoothed.")  # fmt: skip
+                f"{what.capitalize()} loss, raw (faint) and smoothed.{few}")  # fmt: skip
 
 
 FEW = 10  # budgets whose refusals are written beside their curves
 MOST = 150  # points of a curve that a figure and its table hold
+RUNS = 200  # curves of a figure
+
+
+def _spread(n: int, most: int = RUNS) -> list[int]:
+    """All of n indices, or `most` of them at equal distances, the first and the last included."""
+    return list(range(n)) if n <= most else np.linspace(0, n - 1, most).round().astype(int).tolist()
 
 
 def _some(n: int) -> np.ndarray:

@@ -190,7 +190,8 @@ def _own_flops(cell: CellResult, study: StudyResults) -> float:
         flops = c.heldout.get("flops")
         return float(flops["exact"]) if isinstance(flops, dict) else 0.0
 
-    return spent(cell) - sum(spent(c) for c in study.cells if c.name in cell.parents)
+    parents = [p for name in cell.parents if (p := study.cell(name)) is not None]
+    return spent(cell) - sum(map(spent, parents))
 
 
 def _ahead(fit: dict[str, Any]) -> str:

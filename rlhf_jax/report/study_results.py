@@ -39,7 +39,12 @@ class CellResult:
     @cached_property
     def record(self) -> dict[str, Any] | None:
         """done.json, or kept.json of results that are kept."""
-        return self.folder.record()
+        return self.read.record()
+
+    @cached_property
+    def read(self) -> CellFolder:
+        """The folder as it was when first read."""
+        return self.folder.snapshot()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -60,13 +65,13 @@ class CellResult:
         """File stem -> content of every `results/*.json`."""
         if not self.done:
             return {}
-        return {stem: self.folder.result(stem) or {} for stem in self.folder.result_names()}
+        return {stem: self.read.result(stem) or {} for stem in self.read.result_names()}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Logged rows by step; of a step logged twice (a resumed run) the last."""
         try:
-            rows = self.folder.metrics()
+            rows = self.read.metrics()
         except Damaged:
             if self.done:
                 raise
@@ -83,7 +88,7 @@ class CellResult:
         """`done`, or what the folder says otherwise, in words."""
         if not self.folder.path.is_dir():
             return "not started"
-        state = self.folder.state()
+        state = self.read.state()
         if state["state"] == "failed":
             return f"failed: {state.get('error') or state.get('reason') or 'see its folder'}"
         return str(state["state"])
@@ -100,7 +105,7 @@ class CellResult:
     def _json(self, name: str) -> Any:
         """A file of the folder. An unfinished cell's may be unreadable: its next run writes it anew."""
         try:
-            return self.folder.json(name) or {}
+            return self.read.json(name) or {}
         except Damaged:
             if self.done:
                 raise
@@ -133,7 +138,11 @@ class StudyResults:
 
     def cell(self, name: str) -> CellResult | None:
         """The cell of a name, or None."""
-        return next((c for c in self.cells if c.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, CellResult]:
+        return {c.name: c for c in self.cells}
 
     def analyses(self, *kinds: str) -> list[Analysed]:
         """The analyses of some kinds (all: every kind), with the study's cells."""
@@ -152,7 +161,7 @@ class StudyResults:
             found.append(Analysed(name, label, cells, **accounts))
         return found
 
-    @property
+    @cached_property
     def analysed(self) -> set[str]:
         """Names of the cells that belong to some analysis."""
         return {c.name for analysis in self.analyses() for c in analysis.cells}
@@ -165,7 +174,7 @@ class StudyResults:
         """
         for cell in self.cells:
             if cell.done:
-                _ = cell.config, cell.provenance, cell.results, cell.metrics
+                cell.read.check()
 
     @property
     def missing(self) -> list[CellResult]:

@@ -182,7 +182,7 @@ def power(value: float | None) -> str:
     """3e15 -> 3×10¹⁵."""
     if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return "-"
-    exponent = math.floor(math.log10(value) + 1e-9)
-    head = f"{value / 10.0**exponent:.3g}"
-    raised = str(exponent).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+    digits, _, exponent = f"{value:.2e}".partition("e")
+    head = f"{float(digits):g}"
+    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
     return f"10{raised}" if head == "1" else f"{head}×10{raised}"
