@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlhf_jax.cpu import cores
+from rlhf_jax.cpu import cores, tpu_here
 
 __all__ = ["accelerator", "cores", "default_workers", "devices"]
 
@@ -15,10 +15,9 @@ def accelerator() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", os.environ.get("JAX_PLATFORM_NAME", ""))
     if platforms:
         return not set(platforms.split(",")) <= {"cpu"}
-    tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return tpu
-    return tpu or any(Path("/dev").glob("nvidia[0-9]*"))
+        return tpu_here()
+    return tpu_here() or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def devices() -> int | None:

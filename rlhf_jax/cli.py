@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 from launch import machine
 from launch.graph import forgotten, needed
 from rlhf_jax import aot, bench, tables
-from rlhf_jax.config import ConfigError
+from rlhf_jax.config import ConfigError, argument
+from rlhf_jax.cpu import without_tpu
 from rlhf_jax.kept import restore
 from rlhf_jax.mesh import check_placement, full_mesh
 from rlhf_jax.plan import StudyPlan, make_plan
+from rlhf_jax.ranges import Count, Efficiency, Positive, Seed, Size, Temperature
 from rlhf_jax.runs import (
     CellFolder,
     Damaged,
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Fits multiply tiny matrices; BLAS threads make that many times slower on a busy machine.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.update(without_tpu())
     # Intermixed, so that overrides may stand before or after options.
     parser, commands = _parser()
     if argv and argv[0] in commands:
@@ -65,15 +69,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args, argv)
-    except ConfigError as e:
+    except (ConfigError, OSError) as e:
+        if isinstance(e, BrokenPipeError):
+            sys.stderr.close()
+            return 141
+        if args.debug:
+            traceback.print_exception(_whole(e))
         print(f"rlhf-jax: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+
+
+def _whole(error: BaseException) -> BaseException:
+    """An error whose traceback shows what it came from, which messages leave out."""
+    below: BaseException | None = error
+    while below is not None:
+        below.__suppress_context__ = below.__cause__ is not None
+        below = below.__cause__ or below.__context__
+    return error
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -88,6 +103,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         p = sub.add_parser(
             name, help=text, description=text, epilog=f"example: {example}", formatter_class=raw
         )
+        p.add_argument("--debug", action="store_true", help="show the traceback of an error")
         p.set_defaults(run=function, command=name)
         commands[name] = p
         return p
@@ -95,7 +111,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     def placement(p: argparse.ArgumentParser) -> None:
         p.add_argument("--mesh", metavar="AXIS=N,...", default="",
                        help="of each process: data, fsdp and tensor, for instance fsdp=4,tensor=2")  # fmt: skip
-        p.add_argument("--accumulate", metavar="N", type=_count, default=1,
+        p.add_argument("--accumulate", metavar="N", type=argument(Count), default=1,
                        help="micro-batches of a training step (default 1)")  # fmt: skip
 
     def study(p: argparse.ArgumentParser) -> None:
@@ -116,9 +132,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p.add_argument("--force", metavar="GLOB", nargs="+", action="extend", default=[],
                    help="forget these cells and all that start from them, first")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="show the plan; run nothing")
-    p.add_argument("--workers", metavar="N", type=_count,
+    p.add_argument("--workers", metavar="N", type=argument(Count),
                    help="processes (default: one a core; one in all with an accelerator)")  # fmt: skip
-    p.add_argument("--threads", metavar="N", type=_count,
+    p.add_argument("--threads", metavar="N", type=argument(Count),
                    help="of each process (default: cores / workers)")  # fmt: skip
     p.add_argument("--wandb", choices=("disabled", "offline", "online"), default="disabled")
     placement(p)
@@ -129,10 +145,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "rlhf-jax plan experiments/demo.py")  # fmt: skip
     study(p)
     p.add_argument("--json", action="store_true")
-    p.add_argument("--workers", metavar="N", type=_count)
+    p.add_argument("--workers", metavar="N", type=argument(Count))
     placement(p)
     p.add_argument("--hardware", default="h100", help="prices the runs of a sweep (default h100)")
-    p.add_argument("--mfu", type=float, default=0.4, help="at this share of its peak (default 0.4)")
+    p.add_argument(
+        "--mfu",
+        type=argument(Efficiency),
+        default=0.4,
+        help="at this share of its peak (default 0.4)",
+    )
 
     p = command("status", _status, "Which cells are done, running, waiting, or failed and why.",
                 "rlhf-jax status experiments/demo.py")  # fmt: skip
@@ -157,7 +178,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "rlhf-jax predict experiments/chinchilla.py --at 1.153e13")  # fmt: skip
     study(p)
     p.add_argument(
-        "--at", metavar="FLOPS", type=float, required=True, help="compute of that budget"
+        "--at",
+        metavar="FLOPS",
+        type=argument(Positive),
+        required=True,
+        help="compute of that budget",
     )
 
     p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "
@@ -168,10 +193,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
     p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
     p.add_argument("--prompt", required=True)
-    p.add_argument("--top", type=_count, metavar="N", help="also show the N likeliest next tokens")
-    p.add_argument("--tokens", type=_count, default=40)
-    p.add_argument("--temperature", type=float, default=0.8)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--top", type=argument(Size), metavar="N", help="also show the N likeliest next tokens"
+    )
+    p.add_argument("--tokens", type=argument(Size), default=40)
+    p.add_argument("--temperature", type=argument(Temperature), default=0.8)
+    p.add_argument("--seed", type=argument(Seed), default=0)
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
 
     p = command("aot", _aot, "Compile a training step for TPUs that are not here: memory, FLOPs, "
@@ -184,12 +211,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "rlhf-jax bench train --against torch --shapes 4x128 8x256")  # fmt: skip
     bench.add_arguments(p)
     return parser, commands
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 1")
-    return int(text)
 
 
 def _aot(args: argparse.Namespace, argv: Sequence[str]) -> int:

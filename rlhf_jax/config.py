@@ -6,6 +6,7 @@ launch and never enters an id.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -18,7 +19,9 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+from rlhf_jax.ranges import Decay, Positive, Range, Seed, Share, Size, Tokens, Weight
 
 T = TypeVar("T")
 
@@ -55,13 +58,22 @@ class Checked:
     def check(self) -> None:
         """Refuses, by ConfigError, values that do not go together."""
 
+    def unused(self, name: str, needs: str) -> None:
+        """Refuses an option that would do nothing as the others are, unless it has its default."""
+        value = getattr(self, name)
+        if value != self.__dataclass_fields__[name].default:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"{self._called()}.{name} = {value!r} would do nothing: it needs {needs}. Leave it out, "
+                "or change that"
+            )
+
     def _called(self) -> str:
         return self.LABEL
 
 
 def _typed(cls: Any) -> dict[str, Any]:
     """Field name -> type hint."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
@@ -78,16 +90,16 @@ class ModelConfig(Checked):
     V vocabulary, L layers."""
 
     LABEL = "model"
-    layers: int = 2
-    width: int = 64
-    heads: int = 4
-    vocab: int = 1024
-    kv_heads: int | None = None  # None: as many as heads (no grouping)
-    head_width: int | None = None  # None: width // heads
-    ff: int | None = None  # None: 4 D, or 8/3 D rounded up to a multiple of 8 for swiglu
+    layers: Annotated[int, Range(1, 10_000)] = 2
+    width: Size = 64
+    heads: Size = 4
+    vocab: Size = 1024
+    kv_heads: Size | None = None  # None: as many as heads (no grouping)
+    head_width: Size | None = None  # None: width // heads
+    ff: Size | None = None  # None: 4 D, or 8/3 D rounded up to a multiple of 8 for swiglu
     positions: Literal["rope", "learned"] = "rope"
-    max_positions: int = 512  # learned: rows of the table; rope: longest position seen in training
-    rope_base: float = 10_000.0
+    max_positions: Size = 512  # learned: rows of the table; rope: longest position seen in training
+    rope_base: Annotated[float, Range(1, above=True)] = 10_000.0
     norm: Literal["rms", "layer"] = "rms"
     activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
     qk_norm: bool = False
@@ -98,9 +110,6 @@ class ModelConfig(Checked):
     remat: Literal["none", "dots", "offload", "full"] = "none"
 
     def check(self) -> None:
-        for name in ("layers", "width", "heads", "vocab", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.head_width is None and self.width % self.heads:
             raise ConfigError(
                 f"model.heads = {self.heads} does not divide model.width = {self.width}; "
@@ -115,6 +124,8 @@ class ModelConfig(Checked):
             raise ConfigError(
                 f"the head width is {self.C}; rotary positions turn pairs, so it must be even"
             )
+        if self.positions == "learned":
+            self.unused("rope_base", "positions = 'rope'")
 
     @property
     def K(self) -> int:
@@ -142,13 +153,21 @@ class CorpusConfig(Checked):
 
     LABEL = "corpus"
     sources: tuple[str, ...] = ("shakespeare", "kjv", "wiki", "news")
-    vocab: int = 1024
-    seq_len: int = 128  # T: targets in a packed row
-    validation: float = 0.02  # share of documents
-    test: float = 0.02
-    heldout_tokens: int = 65_536  # the one fixed set that every cell is scored on
+    vocab: Size = 1024
+    seq_len: Size = 128  # T: targets in a packed row
+    validation: Decay = 0.02  # share of documents
+    test: Decay = 0.02
+    heldout_tokens: Tokens = 65_536  # the one fixed set that every cell is scored on
     dedup: bool = True
-    seed: int = 0
+    seed: Seed = 0
+
+    def check(self) -> None:
+        if self.validation + self.test >= 1:
+            raise ConfigError(
+                f"corpus.validation + corpus.test = {self.validation} + {self.test} leave no text to train "
+                "on; they are shares of the documents, below 1 together"
+            )
+        check_names(self.sources, "corpus.sources")
 
 
 @dataclass(frozen=True)
@@ -156,26 +175,24 @@ class OptimConfig(Checked):
     """AdamW (Loshchilov & Hutter 2019) with a warmup and a schedule over a cell's own steps."""
 
     LABEL = "optim"
-    lr: float = 3e-3  # peak
+    lr: Positive = 3e-3  # peak
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
-    warmup: float = 0.05  # share of the cell's steps
-    final: float = 0.1  # last learning rate as a share of the peak; ignored by "constant"
-    decay: float = 0.2  # wsd: share of the steps spent in the final linear decay
-    weight_decay: float = 0.1  # on matrices only: not on embeddings, norms and biases
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip: float = 1.0  # global gradient norm
+    warmup: Share = 0.05  # share of the cell's steps
+    final: Share = 0.1  # last learning rate as a share of the peak; ignored by "constant"
+    decay: Share = 0.2  # wsd: share of the steps spent in the final linear decay
+    weight_decay: Weight = 0.1  # on matrices only: not on embeddings, norms and biases
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Positive = 1e-8
+    # Global gradient norm. 0 would scale every gradient to nothing and is refused.
+    clip: Annotated[float, Range(0, above=True, advice="1e9 clips nothing")] = 1.0
     # Where eps is added: after the bias correction (Kingma & Ba 2015, PyTorch), or before it, as
     # TensorFlow's Adam does, with which OpenAI's RLHF of 2019 was trained.
     adam: Literal["paper", "tensorflow"] = field(default="paper", metadata={"added": True})
 
     def check(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"optim.lr is {self.lr}; it must be positive")
-        for name in ("warmup", "final", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it is a share, 0 to 1")
+        if self.schedule == "constant" and self.final:  # 0 is the default of PPO cells
+            self.unused("final", "a schedule that falls")
 
 
 # --- strict JSON -----------------------------------------------------------------------------
@@ -207,7 +224,9 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         path = f"{where}.{key}" if where else key
         if key not in names:
             raise ConfigError(f"unknown key {path!r} for {cls.__name__}.{suggest(key, names)}")
-        values[key] = _convert(hints[key], value, path)
+        # The constructor converts the rest, and calls it by the name that it has.
+        nested = where or isinstance(value, dict)
+        values[key] = _convert(hints[key], value, path) if nested else value
     try:
         return cls(**values)
     except TypeError as e:
@@ -217,6 +236,12 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as a field of type `hint` holds it. Raises ConfigError where it cannot."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _convert(args[0], value, path)
+        for rule in args[1:]:
+            if expected := rule.problem(value):
+                raise ConfigError(f"{path} = {shown(value)}; expected {expected}")
+        return value
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a number of numpy's
         value = value.item()
     if dataclasses.is_dataclass(hint):
@@ -250,39 +275,97 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _expected(right: bool, what: str, value: Any, path: str) -> Any:
     if right:
         return value
-    hint = " (a comma after it makes a list of one)" if what == "a list" else ""
-    raise ConfigError(f"{path}: expected {what}, got {reprlib.repr(value)}{hint}")
+    hints = {"a list": " (a comma after it makes a list of one)", "bool": " (write true or false)"}
+    raise ConfigError(f"{path}: expected {what}, got {shown(value)}{hints.get(what, '')}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes integers of up to 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+
+
+def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
+    """Refuses a list of names with an empty one, the same one twice, or fewer than `least`."""
+    if len(values) < least or not all(values):
+        raise ConfigError(
+            f"{path} = {shown(values)}; expected at least {least}, none of them empty"
+        )
+    if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
+        raise ConfigError(f"{path} has {twice!r} twice; give each one once")
 
 
 def override(obj: T, assignments: Sequence[str], where: str = "") -> T:
-    """`obj` with dotted `path=value` assignments applied, e.g. `optim.lr=1e-3`. Values are JSON;
-    what is not JSON is taken as a string."""
+    """`obj` with dotted `path=value` assignments applied, e.g. `optim.lr=1e-3`, all at once: their
+    order does not matter, and what they make together is checked. Values are JSON; what is not JSON
+    is taken as a string."""
+    where = where or obj._called()  # type: ignore[attr-defined]
+    changes: dict[tuple[str, ...], Any] = {}
     for text in assignments:
-        path, eq, raw = text.partition("=")
-        if not eq or not path:
-            raise ConfigError(f"override {text!r}: expected PATH=VALUE, for instance optim.lr=1e-3")
+        path, value = assignment(text)
+        for other, before in changes.items():
+            both = min(len(path), len(other))
+            if path[:both] == other[:both] and (path != other or repr(value) != repr(before)):
+                raise ConfigError(
+                    f"{where}: {'.'.join(other)} = {shown(before)} and "
+                    f"{'.'.join(path)} = {shown(value)} are both given; give one of them"
+                )
+        changes[path] = value
+    return _replaced(obj, changes, where)
+
+
+def assignment(text: str) -> tuple[tuple[str, ...], Any]:
+    """The path and the value of `path=value`."""
+    path, eq, raw = text.partition("=")
+    if not eq or not path:
+        raise ConfigError(f"override {text!r}: expected PATH=VALUE, for instance optim.lr=1e-3")
+    try:
+        return tuple(path.split(".")), json.loads(raw)
+    except (ValueError, RecursionError):
+        return tuple(path.split(".")), raw
+
+
+def _replaced(obj: Any, changes: dict[tuple[str, ...], Any], where: str) -> Any:
+    names, new = _names(type(obj)), {}
+    for head in dict.fromkeys(path[0] for path in changes):
+        if head not in names:
+            raise ConfigError(f"unknown key {head!r} in {where}.{suggest(head, names)}")
+        here, child = f"{where}.{head}", getattr(obj, head)
+        below = {path[1:]: value for path, value in changes.items() if path[0] == head}
+        if () in below:
+            new[head] = _convert(_hints(type(obj))[head], below[()], here)
+        elif dataclasses.is_dataclass(child):
+            new[head] = _replaced(child, below, here)
+        else:
+            field = next(iter(below))[0]
+            raise ConfigError(f"{here} is {shown(child)}; it has no field {field!r}")
+    try:
+        return dataclasses.replace(obj, **new)
+    except ConfigError as e:
+        raise ConfigError(str(e) if str(e).startswith(where) else f"{where}: {e}") from None
+
+
+def argument(hint: Any) -> Callable[[str], Any]:
+    """For argparse: the type of an option that holds what a field of this type hint may hold."""
+
+    def converted(text: str) -> Any:
         try:
-            value = json.loads(raw)
-        except json.JSONDecodeError:
-            value = raw
-        obj = _replace(obj, path.split("."), value, where or type(obj).__name__)
-    return obj
+            number: Any = int(text)
+        except ValueError:
+            try:
+                number = float(text)
+            except ValueError:
+                number = text
+        try:
+            return _convert(hint, number, "it")
+        except ConfigError as e:
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r}: {str(e)[str(e).index('expected') :]}"
+            ) from None
 
-
-def _replace(obj: Any, path: list[str], value: Any, where: str) -> Any:
-    names = _names(type(obj))
-    head, *rest = path
-    if head not in names:
-        raise ConfigError(f"unknown key {head!r} in {where}.{suggest(head, names)}")
-    here = f"{where}.{head}"
-    if rest:
-        child = getattr(obj, head)
-        if not dataclasses.is_dataclass(child):
-            raise ConfigError(f"{here} is {child!r}; it has no field {rest[0]!r}")
-        new = _replace(child, rest, value, here)
-    else:
-        new = _convert(_hints(type(obj))[head], value, here)
-    return dataclasses.replace(obj, **{head: new})
+    return converted
 
 
 def content_id(data: Any, length: int = 10) -> str:

@@ -47,7 +47,7 @@ def source_of(item: Any) -> str | None:
 
 
 @functools.cache
-def _installed(file: str) -> bool:
+def installed(file: str) -> bool:
     """Whether a file is of an installed package, of Python, or of this one."""
     path = Path(file)
     if {"site-packages", "dist-packages"} & set(path.parts):
@@ -56,9 +56,9 @@ def _installed(file: str) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
 
 
-def _builtin_or_installed(cls: type) -> bool:
+def _builtin_orinstalled(cls: type) -> bool:
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return file is None or _installed(file)
+    return file is None or installed(file)
 
 
 def names_in(code: CodeType) -> set[str]:
@@ -118,8 +118,8 @@ class Content:
         if isinstance(value, FunctionType):
             written = value.__code__.co_filename
             if not written.startswith("<") and written != file:  # wrapped by a decorator
-                return not _installed(written)
-        return name in self.own or (file is not None and not _installed(file))
+                return not installed(written)
+        return name in self.own or (file is not None and not installed(file))
 
     def of(self, value: Any) -> Any:
         """The content of any value."""
@@ -272,7 +272,7 @@ class Content:
                 spec = importlib.util.find_spec(full)
             except (ImportError, ValueError):
                 continue
-            if spec and spec.origin and spec.has_location and not _installed(spec.origin):
+            if spec and spec.origin and spec.has_location and not installed(spec.origin):
                 return importlib.import_module(full)
         return None
 
@@ -310,7 +310,7 @@ class Content:
                         inside = part.__code__.co_qualname == f"{cls.__qualname__}.{name}"
                         yield name, [[k, v] for k, v in self._function(part, not inside) if v]
                 elif not (name.startswith("__") or name in generated or part is None):
-                    accessor = hasattr(type(part), "__get__") and _builtin_or_installed(type(part))
+                    accessor = hasattr(type(part), "__get__") and _builtin_orinstalled(type(part))
                     if not accessor and literals.get(name) != repr(part):
                         yield name, [self.of(part)]
 
@@ -326,7 +326,7 @@ def _uncached(value: Any) -> Any:
     """The function behind `functools.cache`, `jax.jit` and other built-in wrappers of installed
     packages."""
     while hasattr(value, "__wrapped__") and not isinstance(value, FunctionType | type):
-        if not _builtin_or_installed(type(value)):
+        if not _builtin_orinstalled(type(value)):
             break
         value = value.__wrapped__
     return value

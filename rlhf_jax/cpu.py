@@ -17,6 +17,7 @@ rounding.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def _add(env: dict[str, str], name: str, separator: str, setting: str) -> None:
     known = [s for s in env.get(name, "").split(separator) if s]
     if setting.split("=")[0] not in (s.split("=")[0] for s in known):
         env[name] = separator.join([*known, setting])
+
+
+def tpu_here() -> bool:
+    """Whether this machine has the device files of a TPU."""
+    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+def without_tpu() -> dict[str, str]:
+    """What to add to the environment, before jax is imported, where libtpu is installed and there is no
+    TPU: jax would load it to look for one, which takes time and fills the terminal."""
+    chosen = {"JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_FORCE_TPU_INIT"} & set(os.environ)
+    if chosen or importlib.util.find_spec("libtpu") is None or tpu_here():
+        return {}
+    gpu = any(Path("/dev").glob("nvidia[0-9]*")) and any(
+        importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)
+    )
+    return {"JAX_PLATFORMS": "cuda,cpu" if gpu else "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 
 def keep_compiled(folder: Path) -> None:

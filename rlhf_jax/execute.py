@@ -25,9 +25,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.cpu import worker_environment
+from rlhf_jax.config import ConfigError, argument
+from rlhf_jax.cpu import without_tpu, worker_environment
 from rlhf_jax.mesh import parse_mesh
+from rlhf_jax.ranges import Count
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,10 +37,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--runs", default="runs")
-    parser.add_argument("--threads", type=int, help="CPU threads of this worker")
+    parser.add_argument("--threads", type=argument(Count), help="CPU threads of this worker")
     parser.add_argument("--wandb", default="disabled", choices=("disabled", "offline", "online"))
     parser.add_argument("--mesh", default="", help="for instance fsdp=4,tensor=2")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
+    parser.add_argument(
+        "--accumulate", type=argument(Count), default=1, help="micro-batches a step"
+    )
     parser.add_argument("--checkpoint-seconds", type=float, default=20.0)
     return parser.parse_intermixed_args(argv)
 
@@ -222,8 +225,10 @@ def _unready(name: str, parents: list[str], folders: Any) -> Exception:
 
 
 def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
+    from rlhf_jax.rl.scores import cause
     from rlhf_jax.runs import write_sealed
 
+    error = cause(error)
     reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
     log(trace)
     failure = {"reason": reason, "traceback": trace, "time": time.time()}
@@ -239,7 +244,7 @@ def main() -> None:
     args = parse()
     try:
         devices = math.prod(parse_mesh(args.mesh).values())
-        os.environ.update(worker_environment(args.threads, devices))
+        os.environ.update(worker_environment(args.threads, devices) | without_tpu())
         worker = Worker(args)
     except ConfigError as e:
         sys.exit(f"rlhf-jax: {e}")

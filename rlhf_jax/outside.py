@@ -1,17 +1,37 @@
-"""What lies outside a study and enters run ids by its content: callables by import path, files."""
+"""What lies outside a study and enters run ids by its content: callables by import path, files. And the
+one place where callables are called, and what they give is checked."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import inspect
 import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.content import Content, is_displayed, is_plain, is_set, names_in, source_of
+from rlhf_jax.config import ConfigError, shown
+from rlhf_jax.content import Content, installed, is_displayed, is_plain, is_set, names_in, source_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
+# What the callable of a field is given.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "prompts": SAMPLED,
+    "records": SAMPLED,
+    "tasks": SAMPLED,
+    "gold": JUDGED,
+    "reward": JUDGED,
+    "modes": JUDGED,
+    "sources": (),
+}
 
 # Content hash -> the hash that run ids of kept results hold. The first rule, which these ids were
 # made by, did not see compiled patterns and dictionaries of functions.
@@ -44,15 +64,195 @@ def load_callable(import_path: str) -> Any:
     """The object at `MODULE:FUNCTION`."""
     module, _, name = import_path.partition(":")
     try:
-        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except Exception as e:  # of the user's module, whatever it is
+        with contextlib.redirect_stdout(sys.stderr):
+            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # of the user's module, whatever it is
         raise ConfigError(
-            f"{import_path!r} cannot be imported ({type(e).__name__}: {e}); expected "
-            "MODULE:FUNCTION"
-        ) from None
+            f"{import_path!r} cannot be imported ({said(e)}{raised(e)}); expected MODULE:FUNCTION"
+        ) from e
     if not callable(found):
         raise ConfigError(f"{import_path!r} is {type(found).__name__}; expected a callable")
     return found
+
+
+def importable(import_path: str) -> Any:
+    """`load_callable`, or None."""
+    try:
+        return load_callable(import_path)
+    except ConfigError:
+        return None
+
+
+# --- calling what a user wrote -------------------------------------------------------------------
+
+
+def said(error: BaseException) -> str:
+    """An error of a user's file, on one screen."""
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code!r}); leave that out"
+    try:
+        text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    except Exception:  # of the user's class of errors
+        text = type(error).__name__
+    if isinstance(error, SyntaxError) and ("null bytes" in text or "unicode" in text):
+        text += "; expected Python, saved as UTF-8 text"
+    lines = text.splitlines() or [""]
+    text = "\n".join(lines if len(lines) <= 12 else [*lines[:6], "...", *lines[-5:]])
+    return text if len(text) <= 2000 else f"{text[:1200]} ... {text[-600:]}"
+
+
+def _places(error: BaseException) -> list[tuple[str, int | None]]:
+    """(file, line) that an error passed through, the last one where it was raised."""
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    return places
+
+
+def passed(error: BaseException, path: Path) -> str:
+    """`, line N`: the last line of a file that an error passed through; empty if it passed through none."""
+    lines = [n for name, n in _places(error) if Path(name).resolve() == path.resolve()]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def raised(error: BaseException, path: Path | None = None) -> str:
+    """` (in FILE, line N)`: the user's line that raised an error; empty where that is in `path`."""
+    own = [p for p in _places(error) if not p[0].startswith("<") and not installed(p[0])]
+    if not own or (path and Path(own[-1][0]).resolve() == path.resolve()):
+        return ""
+    return f" (in {own[-1][0]}, line {own[-1][1]})"
+
+
+def line_of(function: Any) -> str:
+    """`, line N`, where a function is defined; empty of what has no source."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f", line {code.co_firstlineno}" if code else ""
+
+
+def _place(function: Any) -> str:
+    """` (FILE, line N)` of the same."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f" ({code.co_filename}{line_of(function)})" if code else ""
+
+
+def check_call(
+    function: Any, what: str, arguments: Sequence[str], named: Sequence[str] = ()
+) -> None:
+    """Refuses, without calling it, what is no function of these arguments, in order or by name."""
+    wanted = f"a function of ({', '.join((*arguments, *named))})"
+    if not callable(function) or inspect.isclass(function):
+        kind = f"class {function.__name__}" if inspect.isclass(function) else shown(function)
+        raise ConfigError(f"{what} is {kind}; expected {wanted}")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{what}{_place(function)} is async; expected {wanted} without it")
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*arguments, **dict.fromkeys(named))
+    except ValueError:
+        raise ConfigError(f"{what} is built-in code; expected {wanted}, in a file") from None
+    except TypeError as e:
+        raise ConfigError(
+            f"{what}{_place(function)} takes {signature} ({e}); expected {wanted}"
+        ) from None
+
+
+def _call(import_path: str, where: str, *arguments: Any) -> tuple[Any, str]:
+    """What a callable gives, and how messages call it."""
+    function = load_callable(import_path)
+    name = f"{where} = {import_path!r}{_place(function)}"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return function(*arguments), name
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # of the user's function, whatever it is
+        raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
+
+
+def call_for_scores(
+    import_path: str, where: str, prompts: Sequence[str], responses: Sequence[str]
+) -> np.ndarray:
+    """A callable's scores (n,) of responses to prompts, as `check_scores` takes them.
+
+    Raises:
+        ConfigError: it fails, or gives something else. So do the functions below.
+    """
+    found, name = _call(import_path, where, prompts, responses)
+    return check_scores(found, name, responses)
+
+
+def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
+    """What a callable gave as scores (n,), float64, each finite in float32 too."""
+    import numpy as np
+
+    n = len(responses)
+    wanted = f"expected {n} numbers in a list or an array, one for each response"
+    scores: Any
+    try:
+        scores = np.asarray(found)
+        if scores.dtype.kind not in "biuf":
+            scores = scores.astype(np.float32) if scores.dtype.name == "bfloat16" else None
+    except (ValueError, TypeError, RuntimeError):
+        scores = None
+    if scores is None:
+        values = found if isinstance(found, list | tuple) else []
+        odd = [
+            f" ({i} is {shown(x)})"
+            for i, x in enumerate(values, 1)
+            if not isinstance(x, int | float)
+        ]
+        raise ConfigError(f"{name} gave {shown(found)}{odd[0] if odd else ''}; {wanted}")
+    if scores.shape != (n,):
+        shape = f"an array of shape {scores.shape}" if scores.ndim else shown(found)
+        raise ConfigError(
+            f"{name} gave {shape if scores.ndim != 1 else f'{len(scores)} numbers'}; {wanted}"
+        )
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(scores.astype(np.float32)))
+    if len(bad):
+        raise ConfigError(
+            f"{name} gave {scores[bad[0]]!s} for response {bad[0] + 1} of {n}, {responses[bad[0]]!r:.80}; "
+            "expected finite numbers of float32"
+        )
+    return scores.astype(np.float64)
+
+
+def call_for_list(
+    import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
+) -> list[Any]:
+    """The list of objects of some kinds that a callable gives."""
+    found, name = _call(import_path, where, *arguments)
+    if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
+        raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            items = list(found)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # of a generator
+        raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
+    for i, item in enumerate(items, 1):
+        if not isinstance(item, kinds):
+            split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
+            raise ConfigError(
+                f"{name} gave {shown(item)}{split}; expected {what} ({i} of {len(items)} is of type "
+                f"{type(item).__name__})"
+            )
+    return items
+
+
+def call_for_texts(import_path: str, where: str, *arguments: Any) -> list[str]:
+    """The texts that a callable gives, as many as there are."""
+    texts = call_for_list(import_path, where, arguments, str, "texts")
+    for i, text in enumerate(texts):
+        if text.encode(errors="replace").decode() != text:
+            raise ConfigError(
+                f"{where} = {import_path!r}: text {i + 1} of {len(texts)}, {shown(text)}, holds what UTF-8 "
+                "cannot write; leave it out"
+            )
+    return [str(t) for t in texts]
 
 
 def source_hash(import_path: str) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.config import Checked, ConfigError, ModelConfig, suggest
+from rlhf_jax.ranges import Efficiency, Number, Positive, Size
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """The published run that made a model; None where its authors did not say.
 
     `hardware` names one of `scaling.hardware.HARDWARE`. `chip_hours` are of the whole campaign, with
@@ -20,28 +21,30 @@ class Training:
     `dollars` is what others estimated, (low, high).
     """
 
-    tokens: float
+    LABEL = "training"
+    tokens: Positive
     source: str
     hardware: str | None = None
-    chip_hours: float | None = None
-    mfu: float | None = None
-    dollars: tuple[float, float] | None = None
+    chip_hours: Positive | None = None
+    mfu: Efficiency | None = None
+    dollars: tuple[Positive, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Checked):
     """A model, and what is known of it.
 
     `params` is the published count; `absent` are those of it that our architecture has no place for
     (biases, relative positions).
     """
 
+    LABEL = "preset"
     model: ModelConfig
-    params: float
-    seq_len: int  # of its training
+    params: Positive
+    seq_len: Size  # of its training
     source: str
     differs: str = ""
-    absent: int = 0
+    absent: Number = 0
     training: Training | None = None
 
 

@@ -7,17 +7,18 @@ their parents; `Study` checks the graph before anything runs.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import graphlib
 import importlib.util
+import os
 import sys
-import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rlhf_jax.cells import Cell, Ensemble, Pretrain, names_cell
 from rlhf_jax.config import (
@@ -25,12 +26,26 @@ from rlhf_jax.config import (
     ConfigError,
     CorpusConfig,
     ModelConfig,
+    assignment,
+    check_names,
     content_id,
     override,
+    shown,
     suggest,
     to_json,
 )
-from rlhf_jax.outside import file_hash, is_callable
+from rlhf_jax.outside import (
+    ARGUMENTS,
+    check_call,
+    file_hash,
+    importable,
+    is_callable,
+    line_of,
+    passed,
+    raised,
+    said,
+)
+from rlhf_jax.ranges import INT32, Count, Name, Title
 
 if TYPE_CHECKING:
     from rlhf_jax.data.recipes import Digests
@@ -54,10 +69,16 @@ class Analysis(Checked):
     LABEL = "analysis"
     kind: Literal["isoflop", "lr_check", "lr_law", "data_constrained", "overoptimization"]
     cells: tuple[str, ...]
-    label: str = ""
+    label: Annotated[str, Title()] = ""
     params: Literal["total", "non_embedding"] = "total"
     flops: Literal["exact", "6nd", "kaplan", "palm", "porian", "porian_attention"] = "exact"
     loss: Literal["heldout", "ends", "curve"] = "heldout"
+
+    def check(self) -> None:
+        check_names(self.cells, "analysis.cells")
+        if self.kind != "isoflop":
+            for name in ("params", "flops", "loss"):
+                self.unused(name, "kind = 'isoflop'")
 
 
 @dataclass(frozen=True)
@@ -66,22 +87,34 @@ class Study(Checked):
     checked without data and raises ConfigError."""
 
     LABEL = "study"
-    name: str
+    name: Annotated[str, Name()]
     cells: tuple[Cell, ...]
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     analyses: tuple[Analysis, ...] = ()
-    title: str = ""
-    members: int = 16  # at most, of a population (`rlhf_jax.populations`); 1: every cell on its own
+    title: Annotated[str, Title()] = ""
+    members: Count = 16  # of a population at most (`rlhf_jax.populations`); 1: each cell alone
 
     def check(self) -> None:
-        if self.members < 1:
-            raise ConfigError(f"members is {self.members}; a population has at least 1")
-        names = [c.name for c in self.cells]
-        for name in [self.name, *names]:
-            if not name or not all(ch.isalnum() or ch in "-_" for ch in name):
-                raise ConfigError(f"name {name!r}: use letters, digits, '-' and '_'")
-        if twice := {n for n, count in Counter(names).items() if count > 1}:
-            raise ConfigError(f"two cells are named {', '.join(sorted(twice))}; names are unique")
+        if not self.cells:
+            raise ConfigError(f"study {self.name!r} has no cells; expected at least one")
+        known = {"corpus": "corpus"}  # whose fields overrides call so
+        for i, cell in enumerate(self.cells):
+            if expected := Name().problem(cell.name):
+                raise ConfigError(
+                    f"study.cells[{i}].name = {shown(cell.name)}; expected {expected}"
+                )
+            other = known.setdefault(cell.name.casefold(), cell.name)
+            if other == "corpus":
+                raise ConfigError(
+                    f"study.cells[{i}] is named {cell.name!r}, as overrides call the corpus"
+                )
+            if len(known) < i + 2:
+                raise ConfigError(
+                    f"two cells are named {cell.name}"
+                    + f" and {other}" * (other != cell.name)
+                    + "; names are unique, and differ in more than capitals, which some file systems do not "
+                    "tell apart"
+                )
         self.order()
         for cell in self.cells:
             self._check(cell)
@@ -150,7 +183,7 @@ class Study(Checked):
             elsewhere = type(cell).__dataclass_fields__[fld].metadata.get("outside")
             for named in cell.named(fld):
                 if not names_cell(named):
-                    if elsewhere:
+                    if elsewhere and named:
                         continue
                     raise ConfigError(
                         f"{cell.name}.{fld} = {named!r}; expected the name of a cell: letters, "
@@ -187,6 +220,11 @@ class Study(Checked):
         if cell.tokens < step:
             raise ConfigError(
                 f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
+            )
+        if cell.tokens // step > INT32:
+            raise ConfigError(
+                f"{cell.name}: tokens = {cell.tokens:,} are {cell.tokens // step:,} steps of {step:,} tokens; "
+                f"expected at most {INT32:,}. Raise batch or lower tokens"
             )
         if cell.continues:
             parent = self[cell.continues]
@@ -245,8 +283,16 @@ class Study(Checked):
         from rlhf_jax.data.integrity import warn
 
         found = {}
-        for name, is_file in sorted({named for cell in self.cells for named in _outside(cell)}):
-            found[name], gone = digests.of(name, is_file)
+        named = {
+            (name, is_file): where
+            for c in self.cells
+            for where, name, is_file in _outside(c, c.name)
+        }
+        for (name, is_file), where in sorted(named.items()):
+            try:
+                found[name], gone = digests.of(name, is_file)
+            except ConfigError as e:
+                raise ConfigError(f"{where}: {e}") from e
             if gone:
                 warn(f"no longer there: {name}; cells that have used it stay what they are")
         digests.save()
@@ -281,20 +327,18 @@ class Study(Checked):
         return ids
 
 
-def _outside(obj: Any) -> Iterator[tuple[str, bool]]:
-    """(name, whether it is a file rather than a callable) of what a cell names that is no cell."""
+def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
+    """(field, name, whether it is a file rather than a callable) of what a cell names that is no cell."""
     parents = getattr(obj, "PARENTS", {})
     for f in fields(obj):
-        value, allowed = getattr(obj, f.name), f.metadata.get("outside")
+        value, allowed, path = getattr(obj, f.name), f.metadata.get("outside"), f"{where}.{f.name}"
         if is_dataclass(value):
-            yield from _outside(value)
+            yield from _outside(value, path)
         elif allowed and value != "":
             for named in obj.named(f.name) if f.name in parents else (value,):
                 if not (f.name in parents and names_cell(named)):
-                    yield (
-                        named,
-                        allowed == "file" or (allowed == "records" and not is_callable(named)),
-                    )
+                    called = allowed == "callable" or (allowed == "records" and is_callable(named))
+                    yield path, named, not called
 
 
 def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str, Any]:
@@ -302,7 +346,7 @@ def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str
     records, and import path and content for callables."""
     found: dict[str, Any] = {}
     parents = getattr(obj, "PARENTS", {})
-    files = {name for name, is_file in _outside(obj) if is_file}
+    files = {name for _, name, is_file in _outside(obj, "") if is_file}
     for f in fields(obj):
         value = getattr(obj, f.name)
         if f.name == "name" or (f.metadata.get("added") and value == f.default):
@@ -332,9 +376,21 @@ def load_study(
     from rlhf_jax.data.recipes import Digests
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = sorted(Path("experiments").glob("*.py"))
-        raise ConfigError(f"no study file {path}." + suggest(str(path), [str(p) for p in near]))
+        folder = ", which is a folder" if os.path.isdir(path) else ""
+        known = suggest(str(path), [str(p) for p in near]) if near else ""
+        raise ConfigError(f"no study file {path}{folder}.{known}")
+    study = _overridden(_described(path, tiny), overrides)
+    # What is not there, or cannot be called, is refused before anything is done.
+    _check_callables(study)
+    vars(study)["outside"] = study.remembered(Digests(Path(runs) / "data" if runs else None))
+    return study
+
+
+def _described(path: Path, tiny: bool) -> Study:
+    """The study of a file. What the file prints goes to standard error: standard output is a command's
+    own."""
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
@@ -343,40 +399,55 @@ def load_study(
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "study", None)):
-            raise ConfigError("it has no function study(tiny: bool) -> Study")
-        study = module.study(tiny=tiny)
-    except Exception as e:
-        raise ConfigError(f"{path}{_line_of(e, path)}: {_said(e)}") from e
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+            function = getattr(module, "study", None)
+            if function is None:
+                raise ConfigError("it has no function study(tiny: bool) -> Study; write one")
+            check_call(function, "study", (), ("tiny",))
+            study = function(tiny=tiny)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # of the user's file, whatever it is; sys.exit too
+        elsewhere = "" if isinstance(e, ConfigError) else raised(e, path)
+        raise ConfigError(f"{path}{passed(e, path)}: {said(e)}{elsewhere}") from e
     if not isinstance(study, Study):
-        raise ConfigError(f"{path}: study() returns {type(study).__name__}; expected a Study")
-    for text in overrides:
-        study = _override_study(study, text)
-    # What is not there is refused before anything is done.
-    vars(study)["outside"] = study.remembered(Digests(Path(runs) / "data" if runs else None))
+        forgot = " (is `return` missing?)" if study is None else ""
+        raise ConfigError(
+            f"{path}{line_of(function)}: study() returns {type(study).__name__}{forgot}; expected a Study "
+            "of rlhf_jax.study"
+        )
     return study
 
 
-def _line_of(error: Exception, path: Path) -> str:
-    """The line of a study file at which it failed."""
-    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        places.append((error.filename or "", error.lineno))
-    lines = [n for name, n in places if Path(name).resolve() == path.resolve()]
-    return f", line {lines[-1]}" if lines else ""
+def _check_callables(study: Study) -> None:
+    """Refuses callables that cannot take what they will be given; those that are gone are known."""
+    named = [("corpus.sources", name) for name in study.corpus.sources if is_callable(name)]
+    for cell in study.cells:
+        named += [
+            (where, name) for where, name, is_file in _outside(cell, cell.name) if not is_file
+        ]
+    checked: set[tuple[str, tuple[str, ...]]] = set()
+    for where, name in named:
+        arguments = ARGUMENTS[where.rpartition(".")[2]]
+        if (name, arguments) not in checked and (function := importable(name)) is not None:
+            check_call(function, f"{where} = {name!r}", arguments)
+        checked.add((name, arguments))
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-
-
-def _override_study(study: Study, text: str) -> Study:
-    head, dot, rest = text.partition(".")
-    if not dot or "=" in head:
-        raise ConfigError(f"override {text!r}: expected CELL.field=value or corpus.field=value")
-    if head == "corpus":
-        return replace(study, corpus=override(study.corpus, [rest], "corpus"))
-    chosen = {c.name for c in study.select([head])}
-    cells = tuple(override(c, [rest], c.name) if c.name in chosen else c for c in study.cells)
-    return replace(study, cells=cells)
+def _overridden(study: Study, overrides: Sequence[str]) -> Study:
+    """The study with all overrides, which are checked together."""
+    changes: dict[str, list[str]] = defaultdict(list)
+    for text in overrides:
+        (head, *rest), _ = assignment(text)
+        if not rest:
+            raise ConfigError(f"override {text!r}: expected CELL.field=value or corpus.field=value")
+        for name in [head] if head == "corpus" else [c.name for c in study.select([head])]:
+            changes[name].append(text.partition(".")[2])
+    if not changes:
+        return study
+    corpus = override(study.corpus, changes.pop("corpus", ()), "corpus")
+    cells = tuple(
+        override(c, changes[c.name], c.name) if c.name in changes else c for c in study.cells
+    )
+    return replace(study, cells=cells, corpus=corpus)

@@ -48,7 +48,7 @@ def test_unknown_keys_are_refused_with_a_suggestion():
         ({"layers": True}, "layers: expected int, got True"),
         ({"tied": 1}, "tied: expected bool, got 1"),
         ({"norm": "batch"}, "norm = 'batch'"),
-        ({"layers": 0}, "model.layers is 0; it must be at least 1"),
+        ({"layers": 0}, "model.layers = 0; expected a whole number from 1 to 10,000"),
         ([], "expected an object"),
     ],
 )
@@ -81,7 +81,7 @@ def test_overrides_reach_nested_fields():
         ("=3", "expected PATH=VALUE"),
         ("optim.lr=fast", "expected float, got 'fast'"),
         ("batch.size=3", "has no field 'size'"),
-        ("optim.lr=-1", "optim.lr is -1.0; it must be positive"),
+        ("optim.lr=-1", "x.optim.lr = -1.0; expected a number above 0"),
         ("model.heads=3", "does not divide model.width"),
     ],
 )
@@ -96,12 +96,12 @@ def test_wrong_overrides_are_refused(text, message):
         (lambda: ModelConfig(width=64, heads=5), "5 does not divide model.width = 64"),
         (lambda: ModelConfig(heads=4, kv_heads=3), "kv_heads = 3 does not divide"),
         (lambda: ModelConfig(width=12, heads=4), "head width is 3; .* must be even"),
-        (lambda: OptimConfig(warmup=1.5), "it is a share"),
+        (lambda: OptimConfig(warmup=1.5), "optim.warmup = 1.5; expected a number from 0 to 1"),
         (
             lambda: PPO("p", batch=10, minibatches=3),
             "minibatches = 3 does not divide batch x samples = 10 x 1",
         ),
-        (lambda: Compare("c", k=10), "rankings hold 2 to 9"),
+        (lambda: Compare("c", k=10), "c.k = 10; expected a whole number from 2 to 9"),
     ],
 )
 def test_impossible_shapes_are_refused(make, message):

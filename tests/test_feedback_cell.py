@@ -244,7 +244,7 @@ def test_only_the_sentiment_task_has_a_labeller_that_edits():
     task = dataclasses.replace(TASK, gold="tiny_rewards:longest_word")
     with pytest.raises(ConfigError, match="edits and criticises by"):
         Feedback("f", task=task)
-    with pytest.raises(ConfigError, match="k = 0; each must be at least 1"):
+    with pytest.raises(ConfigError, match="k = 0; expected a whole number of at least 1"):
         Feedback("f", k=0)
 
 

@@ -262,7 +262,7 @@ def test_a_cell_is_refused_that_cannot_be_asked():
         ({}, "expected MODULE:FUNCTION"),
         ({"tasks": TASKS, "shots": ()}, "different numbers of examples"),
         ({"tasks": TASKS, "shots": (1, 1)}, "different numbers of examples"),
-        ({"tasks": TASKS, "items": 0}, "at least 1 item"),
+        ({"tasks": TASKS, "items": 0}, "asked.items = 0; expected a whole number of at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             Prompting("asked", **options)

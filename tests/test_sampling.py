@@ -258,7 +258,9 @@ def test_prompts_of_a_shorter_ppo_cell_are_those_that_a_longer_one_begins_with(i
     # How many different prompts there are is science.
     ids = [_id(dataclasses.replace(longer, prompt_batches=n)) for n in (16, 5)]
     assert ids[0] == _id(PPO("p", iterations=12, batch=4)) != ids[1]
-    with pytest.raises(ConfigError, match="prompt_batches = 0; it must be at least 1"):
+    with pytest.raises(
+        ConfigError, match="prompt_batches = 0; expected a whole number of at least 1"
+    ):
         PPO("p", prompt_batches=0)
 
 

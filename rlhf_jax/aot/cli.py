@@ -9,8 +9,9 @@ import sys
 
 from rlhf_jax.aot.chips import chip
 from rlhf_jax.aot.compile import Job, check, compile_step, prepare_environment, topology_devices
-from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.config import ConfigError, ModelConfig, argument
 from rlhf_jax.presets import PRESETS, preset
+from rlhf_jax.ranges import Size
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -20,12 +21,12 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="for instance v5e:16x16, v5p:8x8x8; v4, v5e, v5p and v6e are known")  # fmt: skip
     p.add_argument("--mesh", default=None, metavar="AXIS=N,...",
                    help="of data, fsdp, tensor (default: fsdp over all devices)")  # fmt: skip
-    p.add_argument("--batch-per-device", type=int, default=None, metavar="N",
+    p.add_argument("--batch-per-device", type=argument(Size), default=None, metavar="N",
                    help="sequences (default: 1; of a study: the cell's batch)")  # fmt: skip
-    p.add_argument("--seq-len", type=int, default=None, metavar="T",
+    p.add_argument("--seq-len", type=argument(Size), default=None, metavar="T",
                    help="(default: the preset's, the study's)")  # fmt: skip
     p.add_argument("--remat", choices=("none", "dots", "offload", "full"), default=None)
-    p.add_argument("--accumulate", type=int, default=1, metavar="N")
+    p.add_argument("--accumulate", type=argument(Size), default=1, metavar="N")
     p.add_argument(
         "--cell", metavar="NAME", help="this cell of the study (default: every model in it)"
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import ConfigError, suggest
-from ..outside import is_callable, load_callable
+from ..outside import call_for_texts, is_callable
 from .packaged import PACKAGED, Documents, text_hash
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
@@ -76,7 +76,7 @@ def documents(source: str, cache: Path) -> Documents:
     elif is_tfds(source):
         yield from _tfds(source.removeprefix("tfds:"))
     elif is_callable(source):
-        for i, text in enumerate(load_callable(source)()):
+        for i, text in enumerate(call_for_texts(source, "corpus.sources")):
             yield str(i), text
     else:
         paths, field = files(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.model import param_axes
-from rlhf_jax.outside import load_callable
+from rlhf_jax.outside import call_for_scores, call_for_texts
 from rlhf_jax.parallel import shardings
 from rlhf_jax.rl.critique import verdict_reward
 from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
@@ -61,7 +62,10 @@ class Context:
         """The reward that a cell's field names: a reward cell, an ensemble of them, a model of critiques, or
         a callable."""
         if not names_cell(name):
-            return callable_reward(load_callable(name), self.corpus.tokenizer.decode)
+            where = f"{self.cell.name}.reward"
+            return callable_reward(
+                partial(call_for_scores, name, where), self.corpus.tokenizer.decode
+            )
         cell, names = self.study[name], self.study.reward_models(name)
         cfgs = [self.study.model_of(self.study[n]) for n in names]
         members = []
@@ -86,11 +90,12 @@ class Context:
             found = prompts_from(self.corpus, split, n, task.prompt_len, seed, task.response_len)
             ids = np.array([p.prompt_ids for p in found], np.int32)
             return TaskPrompts([p.prompt for p in found], ids)
-        texts = [str(t) for t in load_callable(task.prompts)(split, n, seed)]
+        where = f"{self.cell.name}.task.prompts"
+        texts = call_for_texts(task.prompts, where, split, n, seed)
         if len(texts) != n:
             raise ConfigError(
-                f"{task.prompts} gave {len(texts)} prompts of the {split} split, asked for {n}; lower the "
-                "number of prompts or make more"
+                f"{where} = {task.prompts!r} gave {len(texts)} prompts of the {split} split, asked for {n}; "
+                "lower the number of prompts or make more"
             )
         encoded = [prompt_ids(self.corpus.tokenizer, t, task.template) for t in texts]
         return TaskPrompts(texts, left_padded(encoded, task.prompt_len))
@@ -99,7 +104,7 @@ class Context:
         self, task: TaskConfig, prompts: Sequence[str], responses: Sequence[str]
     ) -> np.ndarray:
         """The labeller's scores (n,) of responses to prompts."""
-        return np.asarray(load_callable(task.gold)(prompts, responses), np.float64)
+        return call_for_scores(task.gold, f"{self.cell.name}.task.gold", prompts, responses)
 
 
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:

@@ -24,7 +24,7 @@ from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win
 from rlhf_jax.generate import generate, join, response_log_probs, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
 from rlhf_jax.jobs.sampling import save_arrays, split_key
-from rlhf_jax.outside import load_callable
+from rlhf_jax.outside import call_for_list
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Stopped
 
@@ -117,12 +117,14 @@ def _texts(ctx: Context, tokens_BR: np.ndarray) -> list[str]:
 
 def _modes(cell: Evaluate, prompts: list[str], texts: dict[str, list[str]]) -> dict[str, Any]:
     """The report of `cell.modes`'s labels."""
-    labels = {side: list(load_callable(cell.modes)(prompts, texts[side])) for side in SIDES}
-    for found in labels.values():
+    where, labels = f"{cell.name}.modes", {}
+    for side in SIDES:
+        given = (prompts, texts[side])
+        found = labels[side] = call_for_list(cell.modes, where, given, object, "labels")
         if len(found) != len(prompts):
             raise ConfigError(
-                f"{cell.modes} gave {len(found)} labels for {len(prompts)} responses; give one each, None "
-                "for no mode"
+                f"{where} = {cell.modes!r} gave {len(found)} labels for {len(prompts)} responses; give one "
+                "each, None for no mode"
             )
     return mode_report(labels["before"], labels["after"])
 

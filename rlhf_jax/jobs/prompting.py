@@ -24,7 +24,7 @@ from rlhf_jax.evals.prompting import (
 )
 from rlhf_jax.generate import generate
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.outside import load_callable
+from rlhf_jax.outside import call_for_list
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Stopped
 
@@ -74,12 +74,11 @@ def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
 
 def tasks(cell: Prompting, split: str, n: int) -> list[Item]:
     """`n` items of each type and group of a split."""
-    items = list(load_callable(cell.tasks)(split, n, cell.seed))
-    wrong = next((x for x in items if not isinstance(x, Item)), None)
-    if wrong is not None or not items:
+    where, what = f"{cell.name}.tasks", "items of rlhf_jax.evals.prompting"
+    items = call_for_list(cell.tasks, where, (split, n, cell.seed), Item, what)
+    if not items:
         raise ConfigError(
-            f"{cell.name}: {cell.tasks} gave {'no items' if not items else repr(wrong)} for the {split} split; "
-            "expected items of rlhf_jax.evals.prompting"
+            f"{where} = {cell.tasks!r} gave no items for the {split} split; expected {what}"
         )
     return items
 

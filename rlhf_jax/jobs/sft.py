@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -23,7 +23,7 @@ from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.feedback import FILES, judge_report
 from rlhf_jax.jobs.language import metrics_row, objective
-from rlhf_jax.outside import is_callable, load_callable
+from rlhf_jax.outside import call_for_list, is_callable
 from rlhf_jax.parallel import place_batch
 from rlhf_jax.train import init_state, make_train_step, train
 
@@ -146,14 +146,10 @@ def source(ctx: Context, cell: SFT) -> Source:
             f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
         )
         return Source(name, loaded.records, loaded.rows)
-    records: Iterable[Any] = load_callable(name)("train", cell.examples, cell.seed)
-    records = list(records)
-    for i, record in enumerate(records, 1):
-        if not isinstance(record, get_args(Record)):
-            raise ConfigError(
-                f"{cell.name}: {name}, record {i} is {record!r}; expected a record of "
-                "rlhf_jax.data.feedback"
-            )
+    given, where = ("train", cell.examples, cell.seed), f"{cell.name}.records"
+    records = call_for_list(
+        name, where, given, get_args(Record), "records of rlhf_jax.data.feedback"
+    )
     return Source(name, records, range(1, len(records) + 1))
 
 

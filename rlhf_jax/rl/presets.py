@@ -84,8 +84,8 @@ def ppo_preset(name: str, **changes: Any) -> dict[str, Any]:
     fields = {**_known(_PPO, name), **changes}
     warmup = WARMUP_ITERATIONS.get(name)
     if warmup and "optim" not in changes:  # a share of the iterations
-        iterations = fields.get("iterations", PPO("default").iterations)
-        share = min(1.0, warmup / iterations)
+        given = {k: fields[k] for k in ("iterations",) if k in fields}
+        share = min(1.0, warmup / PPO("preset", **given).iterations)
         fields["optim"] = OptimConfig(**{**vars(fields["optim"]), "warmup": share})
     return fields
 

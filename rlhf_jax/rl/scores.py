@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.generate import Sequences
 from rlhf_jax.model import Axes, forward, scalars
+from rlhf_jax.outside import check_scores
 
 Score = Callable[[Any, Sequences, jax.Array], jax.Array]  # (arrays, rows, mask_BR) -> scores B
 Texts = Callable[[Sequence[str], Sequence[str]], Any]  # (prompts, responses) -> scores
@@ -81,19 +82,27 @@ def model_reward(
     return Reward(score, tuple(members))
 
 
+_raised: list[ConfigError] = []  # by the last callable that failed inside a compiled program
+
+
+def cause(error: Exception) -> Exception:
+    """What a callable raised, where `error` is what jax made of it; `error` itself otherwise."""
+    return next((e for e in _raised if str(e) in str(error)), error)
+
+
 def callable_reward(function: Texts, decode: Callable[[list[int]], str]) -> Reward:
     """A reward that is any `(prompts, responses) -> scores` over texts, called from inside compiled
-    programs; it must give the same scores for the same texts."""
+    programs; it must give the same scores for the same texts. What it raises there is `cause` of."""
 
     def on_host(prompts_BP: np.ndarray, tokens_BR: np.ndarray) -> np.ndarray:
         prompts = [decode(p.tolist()) for p in np.asarray(prompts_BP)]
         responses = [decode(r.tolist()) for r in np.asarray(tokens_BR)]
-        scores = np.asarray(function(prompts, responses), np.float32)
-        if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
-            raise ValueError(
-                f"the reward gave {scores!r} for {len(prompts)} responses; expected as many finite numbers"
-            )
-        return scores
+        try:
+            scores = check_scores(function(prompts, responses), "the reward", responses)
+            return scores.astype(np.float32)
+        except ConfigError as e:
+            _raised[:] = [e]
+            raise
 
     def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
         R = mask_BR.shape[1]
