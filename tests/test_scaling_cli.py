@@ -167,3 +167,18 @@ def test_the_figures_of_a_fit_are_drawn_with_their_data(tmp_path, capsys):
         label, loss, observed, _ = line.split(",")
         assert float(loss) == pytest.approx(float(table[label][4]))
         assert float(observed) == pytest.approx(float(table[label][5]))
+
+
+def test_a_study_without_an_isoflop_analysis_says_what_it_has(tmp_path, capsys):
+    folder = study(tmp_path, analyses=0)
+    assert cli.main(["fit", str(folder), "--approach", "2", "--json", "--resamples", "0"]) == 0
+    said = "has no isoflop analysis; analyses: no other; cells: 18 pretrain"
+    assert said in capsys.readouterr().err
+    assert cli.main(["fit", str(folder), "--analysis", "isoflop"]) == 2
+    assert said in capsys.readouterr().err
+    spec = json.loads((folder / "study.json").read_text())
+    spec["analyses"] = [{"kind": "lr_check", "label": "rates", "cells": []}]
+    spec["cells"] = [{**cell, "kind": "sft"} for cell in spec["cells"]]
+    (folder / "study.json").write_text(json.dumps(spec))
+    assert cli.main(["fit", str(folder)]) == 2
+    assert "analyses: lr_check-rates; cells: 18 sft" in capsys.readouterr().err

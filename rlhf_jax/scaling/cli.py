@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,14 @@ def _read_study(args: argparse.Namespace) -> Source:
             raise ConfigError(f"{args.source} has not been run in {args.runs}; first: {again}")
     study = read_study(folder, root)
     analyses = {analysis.name: analysis for analysis in study.analyses("isoflop")}
+    if not analyses:
+        others = ", ".join(analysis.name for analysis in study.analyses()) or "no other"
+        kinds = Counter(cell.kind for cell in study.cells)
+        has = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
+        said = f"{study.folder.name} has no isoflop analysis; analyses: {others}; cells: {has}"
+        if args.analysis or not kinds["pretrain"]:
+            raise ConfigError(f"{said}. Add Analysis('isoflop', ...) of its pretraining cells")
+        print(f"rlhf-jax: {said}. All that it pretrained is fitted", file=sys.stderr)
     if args.analysis and args.analysis not in analyses:
         raise ConfigError(
             f"no isoflop analysis {args.analysis!r}.{suggest(args.analysis, list(analyses))}"
