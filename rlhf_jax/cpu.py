@@ -72,9 +72,9 @@ def without_tpu() -> dict[str, str]:
     chosen = {"JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_FORCE_TPU_INIT"} & set(os.environ)
     if chosen or importlib.util.find_spec("libtpu") is None or tpu_here():
         return {}
-    gpu = any(Path("/dev").glob("nvidia[0-9]*")) and any(
-        importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)
-    )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    plugins = (importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    gpu = any(Path("/dev").glob("nvidia[0-9]*")) and not hidden and any(plugins)
     return {"JAX_PLATFORMS": "cuda,cpu" if gpu else "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 

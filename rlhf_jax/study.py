@@ -429,8 +429,10 @@ def _check_callables(study: Study) -> None:
         ]
     checked: set[tuple[str, tuple[str, ...]]] = set()
     for where, name in named:
-        arguments = ARGUMENTS[where.rpartition(".")[2]]
-        if (name, arguments) not in checked and (function := importable(name)) is not None:
+        arguments = ARGUMENTS.get(where.rpartition(".")[2])
+        if arguments is None or (name, arguments) in checked:
+            continue
+        if (function := importable(name)) is not None:
             check_call(function, f"{where} = {name!r}", arguments)
         checked.add((name, arguments))
 
