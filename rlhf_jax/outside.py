@@ -220,9 +220,14 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
 
 
 def call_for_list(
-    import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
+    import_path: str,
+    where: str,
+    arguments: Sequence[Any],
+    kinds: Any,
+    what: str,
+    count: int | None = None,
 ) -> list[Any]:
-    """The list of objects of some kinds that a callable gives."""
+    """The list of objects of some kinds that a callable gives; `count`: so many."""
     found, name = _call(import_path, where, *arguments)
     if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
         raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
@@ -233,9 +238,11 @@ def call_for_list(
         raise
     except BaseException as e:  # of a generator
         raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
+    split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
+    if count is not None and len(items) != count:
+        raise ConfigError(f"{name} gave {len(items)}{split}; expected {count} {what}")
     for i, item in enumerate(items, 1):
         if not isinstance(item, kinds):
-            split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
             raise ConfigError(
                 f"{name} gave {shown(item)}{split}; expected {what} ({i} of {len(items)} is of type "
                 f"{type(item).__name__})"
@@ -243,9 +250,11 @@ def call_for_list(
     return items
 
 
-def call_for_texts(import_path: str, where: str, *arguments: Any) -> list[str]:
-    """The texts that a callable gives, as many as there are."""
-    texts = call_for_list(import_path, where, arguments, str, "texts")
+def call_for_texts(
+    import_path: str, where: str, *arguments: Any, count: int | None = None
+) -> list[str]:
+    """The texts that a callable gives."""
+    texts = call_for_list(import_path, where, arguments, str, "texts", count)
     for i, text in enumerate(texts):
         if text.encode(errors="replace").decode() != text:
             raise ConfigError(

@@ -119,18 +119,20 @@ def test_what_a_callable_prints_is_not_a_commands_output(capsys):
         (None, "gave None; expected a list of texts"),
         (5, "gave 5; expected a list of texts"),
         ({"a": 1}, "expected a list of texts"),
+        (["a"], "gave 1 for the train split; expected 2 texts"),
+        (["a", "b", "c"], "gave 3 for the train split; expected 2 texts"),
         (["a", 3], "gave 3 for the train split; expected texts (2 of 2 is of type int)"),
         (["a", None], "gave None for the train split"),
         (["a", b"b"], "gave b'b' for the train split"),
         (["a", "b\ud800"], "text 2 of 2, 'b\\ud800', holds what UTF-8 cannot write"),
-        ((1 / 0 for _ in "a"), "raised ZeroDivisionError"),
+        ((1 / 0 for _ in "ab"), "raised ZeroDivisionError"),
     ],
     ids=lambda x: ascii(x)[:25],
 )
 def test_texts_that_are_none_are_refused(monkeypatch, result, said):
     monkeypatch.setattr(sys.modules[HERE], "RESULT", result)
     with pytest.raises(ConfigError) as e:
-        call_for_texts(f"{HERE}:gives", "cmp.task.prompts", "train", 2, 0)
+        call_for_texts(f"{HERE}:gives", "cmp.task.prompts", "train", 2, 0, count=2)
     assert f"cmp.task.prompts = '{HERE}:gives'" in str(e.value) and said in str(e.value)
 
 

@@ -91,12 +91,7 @@ class Context:
             ids = np.array([p.prompt_ids for p in found], np.int32)
             return TaskPrompts([p.prompt for p in found], ids)
         where = f"{self.cell.name}.task.prompts"
-        texts = call_for_texts(task.prompts, where, split, n, seed)
-        if len(texts) != n:
-            raise ConfigError(
-                f"{where} = {task.prompts!r} gave {len(texts)} prompts of the {split} split, asked for {n}; "
-                "lower the number of prompts or make more"
-            )
+        texts = call_for_texts(task.prompts, where, split, n, seed, count=n)
         encoded = [prompt_ids(self.corpus.tokenizer, t, task.template) for t in texts]
         return TaskPrompts(texts, left_padded(encoded, task.prompt_len))
 

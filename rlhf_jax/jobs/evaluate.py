@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.cells import Evaluate
-from rlhf_jax.config import ConfigError, ModelConfig
+from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.calibration import reliability
 from rlhf_jax.evals.diversity import distinct_n, self_similarity, similarity_within_prompts
@@ -117,15 +117,11 @@ def _texts(ctx: Context, tokens_BR: np.ndarray) -> list[str]:
 
 def _modes(cell: Evaluate, prompts: list[str], texts: dict[str, list[str]]) -> dict[str, Any]:
     """The report of `cell.modes`'s labels."""
-    where, labels = f"{cell.name}.modes", {}
+    labels = {}
     for side in SIDES:
-        given = (prompts, texts[side])
-        found = labels[side] = call_for_list(cell.modes, where, given, object, "labels")
-        if len(found) != len(prompts):
-            raise ConfigError(
-                f"{where} = {cell.modes!r} gave {len(found)} labels for {len(prompts)} responses; give one "
-                "each, None for no mode"
-            )
+        given, n = (prompts, texts[side]), len(prompts)
+        what = "labels, one for each response, None for no mode"
+        labels[side] = call_for_list(cell.modes, f"{cell.name}.modes", given, object, what, n)
     return mode_report(labels["before"], labels["after"])
 
 
