@@ -170,10 +170,9 @@ def test_an_ensemble_reports_on_the_first_members_comparisons(bench, trained):
 
 
 def test_an_ensemble_without_trained_members_says_which(bench):
-    study = bench.study(
-        Reward("absent", base="base", seed=77), Ensemble("of", members=("absent", "absent"))
-    )
-    with pytest.raises(ConfigError, match="absent have no report"):
+    absent = [Reward(n, base="base", seed=s) for n, s in (("absent", 77), ("gone", 78))]
+    study = bench.study(*absent, Ensemble("of", members=("absent", "gone")))
+    with pytest.raises(ConfigError, match="absent, gone have no report"):
         bench.run(study, "of", ensemble)
 
 
