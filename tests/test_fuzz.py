@@ -20,10 +20,13 @@ MANY = settings(FEW, max_examples=4000, derandomize=False)
 
 def refused(case) -> None:
     (head, dotted, _, name, value), route = case
-    with pytest.raises(ConfigError) as error:
+    said = None
+    try:
         with_value(BASE, head, dotted, value, route)
-        pytest.fail(f"{head}.{dotted} = {value!r} was accepted by {route}")
-    assert name in str(error.value), f"{error.value} does not name {head}.{dotted}"
+    except ConfigError as e:
+        said = str(e)
+    assert said is not None, f"{head}.{dotted} = {value!r} was accepted by {route}"
+    assert name in said, f"{said} does not name {head}.{dotted}"
 
 
 def accepted(case, root) -> None:
@@ -32,8 +35,7 @@ def accepted(case, root) -> None:
     for (head, dotted, _, _, value), route in case:
         try:
             study = with_value(study, head, dotted, value, route)
-        except ConfigError as e:
-            assert len(str(e)) < 2000
+        except ConfigError:
             return
     for cell in study.cells:
         assert from_json(type(cell), to_json(cell)) == cell
