@@ -38,7 +38,6 @@ BROKEN_STUDIES = {
     "syntax.py": "def study(tiny:\n",
     "imports.py": "import nowhere_to_be_found\n",
     "recursion.py": "def study(tiny):\n    return study(tiny)\n",
-    "interrupt.py": "raise KeyboardInterrupt\n",
     "generator.py": "def study(tiny):\n    yield 1\n",
     "no_cells.py": "from rlhf_jax.study import Study\ndef study(tiny):\n    return Study('x', ())\n",
     "text.md": "# no Python\n",
