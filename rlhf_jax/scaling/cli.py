@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +21,22 @@ APPROACHES = ("1", "2", "3", "all")
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="TABLE_OR_STUDY",
-                   help="a .csv or .jsonl of runs; a study file; or a folder RUNS/studies/NAME")  # fmt: skip
+                   help="a table of runs (.csv, .tsv, .jsonl, .json, .parquet, also with .gz); a study "
+                        "file; or a folder RUNS/studies/NAME")  # fmt: skip
     p.add_argument("overrides", metavar="key=value", nargs="*", help="of a study file, as in `run`")
     p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
                    help="of a table whose names say too little: loss=NAME and two of params=NAME, "
-                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D")  # fmt: skip
+                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D. NAME*1e6 is a "
+                        "column in millions")  # fmt: skip
     p.add_argument("--approach", choices=APPROACHES, default=None,
                    help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss "
                         "(default: all)")  # fmt: skip
     p.add_argument("--law", metavar="NAME", help="another law instead; an unknown name lists them")
     p.add_argument("--analysis", metavar="NAME",
                    help="of a study: this isoflop analysis (default: the only one)")  # fmt: skip
+    p.add_argument("--window", metavar="FACTOR|none", type=_window,
+                   help="of approach 2: a budget's runs further than this factor from its best size are "
+                        "left out of its parabola (default: 4); none: every run counts, as in the papers")  # fmt: skip
     p.add_argument("--resamples", type=int, default=1000, metavar="N",
                    help="of the bootstrap; 0: no intervals")  # fmt: skip
     p.add_argument("--seed", type=int, default=0)
@@ -39,6 +45,16 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true")
     p.add_argument("--plot", type=Path, metavar="DIR",
                    help="also draw the fits there: .svg figures, each with its data as .csv")  # fmt: skip
+
+
+def _window(text: str) -> float:
+    try:
+        factor = math.inf if text.strip().casefold() == "none" else float(text)
+    except ValueError:
+        factor = math.nan
+    if not factor > 1 or (factor == math.inf and text.strip().casefold() != "none"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor above 1, such as 4, or none")
+    return factor
 
 
 @dataclass(frozen=True)
@@ -63,21 +79,25 @@ def command(args: argparse.Namespace) -> int:
     Raises:
       ConfigError: what was given cannot be read, or nothing can be fitted to it.
     """
+    from rlhf_jax.scaling.fits import check_numbers
     from rlhf_jax.scaling.points import FitError
 
-    if args.resamples < 0:
-        raise ConfigError(f"--resamples is {args.resamples}; it must be 0 or more")
     if args.law and args.approach:
         raise ConfigError("--law and --approach are two ways to choose the fit; give one of them")
+    if args.window and (args.law or args.approach in ("1", "3")):
+        raise ConfigError("--window is of approach 2 alone; leave it out, or give --approach 2")
     pairs = [text for text in args.columns if "=" in text.strip("=")]
     if len(pairs) < len(args.columns):
         wrong = next(text for text in args.columns if text not in pairs)
         raise ConfigError(f"--columns {wrong!r} is not ROLE=NAME, for instance loss=val_loss")
+    source = None
     try:
+        check_numbers(args.resamples, args.seed)
         source = _read(args)
         fits = _fit(source, args)
     except FitError as e:
-        raise ConfigError(str(e)) from None
+        out = [note for note in source.points.notes if "left out" in note] if source else []
+        raise ConfigError("\n".join([str(e), *out])) from None
     if args.plot:
         _draw(fits, args.plot)
     if args.json:
@@ -86,9 +106,13 @@ def command(args: argparse.Namespace) -> int:
         return 0
     from rlhf_jax import tables
 
+    said = source.points.notes  # of the table, once
+    for note in said:
+        print(f"Note: {note}")
     for fit in fits:
         name = fit.get("law") or f"approach {fit['approach']}"
-        tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit)
+        own = [note for note in fit["notes"] if note not in said]
+        tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit | {"notes": own})
     return 0
 
 
@@ -114,6 +138,7 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
 
 def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
     from rlhf_jax.scaling.fits import fit_curves, fit_points
+    from rlhf_jax.scaling.isoflop import WIDE
     from rlhf_jax.scaling.points import FitError
 
     points = source.points
@@ -123,13 +148,14 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.law not in LAWS:
             raise ConfigError(f"--law {args.law!r} is not known.{suggest(args.law, list(LAWS))}")
         fit = fit_named(args.law, points, args.resamples, args.seed)
-        return [{"law": args.law, **fit, "points": points.rows()}]
+        out = [{"label": label, "reason": reason} for label, reason in points.left_out]
+        return [{"law": args.law, **fit, "left_out": out, "points": points.rows()}]
 
     def fitted(approach: int) -> dict[str, Any]:
         if approach == 1 and source.curves:
             return fit_curves(source.curves, 0.0, args.resamples, args.seed)
         table = source.equal if approach == 2 and source.equal else points
-        return fit_points(table, approach, args.resamples, args.seed)
+        return fit_points(table, approach, args.resamples, args.seed, args.window or WIDE)
 
     if args.approach not in (None, "all"):
         return [fitted(int(args.approach))]
@@ -140,8 +166,9 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
         except FitError as e:
             reasons.append(str(e))
             fits.append(
-                {"approach": approach, "n": len(points), "refused": str(e), "notes": [],
-                 "points": points.rows()}
+                {"approach": approach, "n": len(points), "refused": str(e),
+                 "notes": list(points.notes), "points": points.rows(),
+                 "left_out": [{"label": a, "reason": b} for a, b in points.left_out]}
             )  # fmt: skip
     if all(fit["refused"] for fit in fits) and reasons:
         refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.scaling.curves import Curve
-from rlhf_jax.scaling.envelope import EnvelopeFit, fit_end_points, fit_envelope
+from rlhf_jax.scaling.envelope import (
+    MIN_HORIZONS, EnvelopeFit, fit_end_points, fit_envelope, short_sizes,
+)  # fmt: skip
 from rlhf_jax.scaling.extrapolation import extrapolation
-from rlhf_jax.scaling.isoflop import PowerLaw, describe, fit_isoflop, power_law
+from rlhf_jax.scaling.isoflop import WIDE, Budget, PowerLaw, describe, fit_isoflop, power_law
 from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
 from rlhf_jax.scaling.points import FitError, Points, plain, read_table
+from rlhf_jax.scaling.selection import LeftOut
 from rlhf_jax.scaling.separable import disagreement, fit_separable
 
 AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
+MAX_RESAMPLES = 100_000
 DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
 
@@ -44,7 +49,11 @@ def source(path: str | Path) -> dict[str, str]:
 
 
 def fit_points(
-    points: Points, approach: int, resamples: int = 1000, seed: int = 0
+    points: Points,
+    approach: int,
+    resamples: int = 1000,
+    seed: int = 0,
+    window: float = WIDE,
 ) -> dict[str, Any]:
     """A fit as JSON values (no NaN; what could not be determined is None with a reason).
 
@@ -55,19 +64,33 @@ def fit_points(
     intervals, refused, warnings, resolved, outside, parabola, center, points). Approach 3:
     `E, A, B, alpha, beta, objective, a, b, G, n, intervals, hit_rate, condition, agreement,
     outliers, residuals, extrapolation, frontier, refused`. All: `approach, n, resamples, seed,
-    notes`, and `points`, the runs fitted (label, run_id, params, tokens, flops, loss).
+    notes`, `points`, the runs fitted (label, run_id, params, tokens, flops, loss), and `left_out`,
+    the rows and runs that were not, [{label, reason}].
+
+    Args:
+      window: of approach 2, see `fit_isoflop`.
 
     Raises:
       FitError: the table cannot be fitted at all (too few runs), or approach is not 1, 2 or 3.
     """
-    fits: dict[int, Callable] = {1: _ends, 2: _isoflop, 3: _parametric}
+    fits: dict[int, Callable] = {1: _ends, 2: partial(_isoflop, window=window), 3: _parametric}
     if approach not in fits:
         raise FitError(
             f"approach is {approach!r}; it must be 1 (envelope), 2 (IsoFLOP) or 3 (parametric)"
         )
+    check_numbers(resamples, seed)
     result = fits[approach](points, resamples, seed)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
-    return plain({**head, **result, "points": points.rows()})
+    left_out = [*points.left_out, *result.pop("left_out", ())]
+    named = [{"label": label, "reason": reason} for label, reason in left_out]
+    return plain({**head, **result, "left_out": named, "points": points.rows()})
+
+
+def check_numbers(resamples: int, seed: int) -> None:
+    """Raises FitError for what is no number of resamples, or no seed of 32 bits."""
+    for name, value, most in (("resamples", resamples, MAX_RESAMPLES), ("seed", seed, 2**32 - 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise FitError(f"{name} is {value!r}; it must be 0 or more, a whole number up to {most:,}")
 
 
 def fit_curves(
@@ -99,7 +122,22 @@ def _ends(points: Points, resamples: int, seed: int) -> dict[str, Any]:
         return fit_end_points(points.take(points.flops <= below * 1.01), draws, seed)
 
     notes = [*points.notes, "final losses, interpolated in ln C between each size's horizons"]
-    return _envelope(law, points, resamples, notes)
+    fit = _envelope(law, points, resamples, notes)
+    few = f"its size was trained to under {MIN_HORIZONS} horizons"
+    left_out = [(label, few) for label in short_sizes(points)] if not fit["refused"] else []
+    return {**fit, "notes": [*fit["notes"], *_named(left_out, len(points))], "left_out": left_out}
+
+
+def _named(left_out: LeftOut, total: int) -> list[str]:
+    """A sentence for each reason, with the names of the runs."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in left_out:
+        labels.setdefault(reason, []).append(label)
+    return [
+        f"{len(names)} of {total} runs are left out: {reason}: {', '.join(names[:20])}"
+        + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        for reason, names in labels.items()
+    ]
 
 
 def _envelope(
@@ -176,22 +214,32 @@ def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarra
     }
 
 
-def _isoflop(points: Points, resamples: int, seed: int) -> dict[str, Any]:
-    fit = fit_isoflop(points, resamples, seed)
-    outside = [label for budget in fit.budgets for label in budget.outside]
-    notes = [f"{len(outside)} runs beyond 4x of their budget's N* are left out"] if outside else []
+def _isoflop(points: Points, resamples: int, seed: int, window: float = WIDE) -> dict[str, Any]:
+    fit = fit_isoflop(points, resamples, seed, window=window)
+    left_out = [item for budget in fit.budgets for item in _unused(budget, window)]
     return {
         "budgets": [describe(budget) for budget in fit.budgets],
         **_power_laws(fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets])),
-        "extrapolation": _isoflop_ahead(points),
+        "extrapolation": _isoflop_ahead(points, window),
+        "window": window if np.isfinite(window) else None,
         "refused": fit.refused,
-        "notes": [*points.notes, *fit.warnings, *notes],
+        "notes": [*points.notes, *fit.warnings, *_named(left_out, len(points))],
+        "left_out": left_out,
     }
 
 
-def _isoflop_ahead(points: Points) -> dict[str, Any]:
+def _unused(budget: Budget, window: float) -> LeftOut:
+    """(label, reason) of a budget's runs that its parabola, or the exponents, leave out."""
+    if budget.refused:
+        why = f"their budget, {budget.flops:.3g} FLOPs, is refused ({budget.refused})"
+        return [(label, why) for label in budget.points.labels]
+    why = f"beyond {window:g}x of their budget's N* (`--window none` takes every run)"
+    return [(label, why) for label in budget.outside]
+
+
+def _isoflop_ahead(points: Points, window: float) -> dict[str, Any]:
     """The law of the budgets but the largest that shows a minimum, against that minimum."""
-    budgets = fit_isoflop(points, resamples=0).budgets
+    budgets = fit_isoflop(points, resamples=0, window=window).budgets
     good = [budget for budget in budgets if budget.n_star and budget.d_star]
     if len(good) < 3:
         return {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign, number_hint
+from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, Column, FitError, assign
+from rlhf_jax.scaling.numbers import decimal_mark, parse
+from rlhf_jax.scaling.readers import Table, read_file, unfold
+from rlhf_jax.scaling.selection import (
+    RATIO, TOKENS_PER_PARAM, LeftOut, compute_ratio, impossible, left_out_notes, off_compute, repeated,
+    unfinished,
+)  # fmt: skip
 
+OPTIONAL = ("stderr", "unique_tokens", "error", "step")  # of a row; a fit can do without them
+ALL = (*NUMERIC, "budget", "label", "run_id")
 __all__ = ["COLUMNS", "NUMERIC", "FitError", "Points", "from_rows", "read_table"]
 
 
@@ -31,6 +36,7 @@ class Points:
       labels: what each row is called (a cell's name, or `file:line`).
       run_ids: the run folder that each row was read from, or None.
       notes: what was computed rather than read.
+      left_out: (label, reason) of rows of the table that are not among these.
     """
 
     params: np.ndarray
@@ -44,6 +50,7 @@ class Points:
     labels: tuple[str, ...] = ()
     run_ids: tuple[str | None, ...] | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.loss)
@@ -153,97 +160,190 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
 
 
 def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
-    """Points from a CSV (header line) or JSONL file; UTF-8, with or without a byte-order mark.
+    """Points from a table of runs: CSV by any separator, JSON lines, JSON or parquet (`readers`).
+
+    Rows that cannot be used are left out and named in `left_out` and `notes`: runs that say that they
+    did not finish, cells that are no numbers or cannot be, copies, and earlier steps of the same run.
 
     Args:
-      path: `.csv`, or `.jsonl` with one object a line.
-      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`.
-        What is left out is recognised by its name (see `columns.ALIASES`), and `notes` says which
+      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`, or
+        `NAME*FACTOR`. What is left out is recognised by its name (see `columns`), and `notes` says which
         column was taken for what.
 
     Raises:
-      FitError: naming the file, the line and the column.
+      FitError: the file is not a table, no row of it can be used, or a column's units cannot be.
     """
     path, given = Path(path), dict(columns or {})
-    records, header = _records(path)
-    names, notes = assign(header, [record for _, record in records], given, path.name)
-    rows = []
-    for line, record in records:
-        row = {role: record[name] for role, name in names.items() if name in record}
-        row["label"] = row.get("label") or f"{path.name}:{line}"
-        for role in NUMERIC:
-            if row.get(role) is not None:
-                at = f"{path.name}:{line}, column {names[role]!r}"
-                row[role] = _number(row[role], role, at)
-            elif role in names:
-                raise FitError(f"{path.name}:{line} has no value in column {names[role]!r}")
-        rows.append(row)
-    points = from_rows(rows, where=path.name)
-    return replace(points, notes=(*points.notes, *notes))
-
-
-def _records(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    """[(line number, record)] and the column names in order of appearance."""
-    if not path.is_file():
-        raise FitError(f"{path} is not a file")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise FitError(f"{path.name}: expected a .csv or .jsonl file")
-    try:
-        text = path.read_text("utf-8-sig")  # spreadsheets write a byte-order mark
-    except UnicodeDecodeError:
-        raise FitError(f"{path.name} is not UTF-8 text: save it as CSV in UTF-8") from None
-    if not text.strip():
-        raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
-    records, header = (_csv if path.suffix == ".csv" else _jsonl)(path.name, text)
-    if not records:
-        raise FitError(f"{path.name} has no rows")
-    return records, header
-
-
-def _csv(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [field.strip() for field in next(reader)]
-    twice = sorted({field for field in header if header.count(field) > 1 and field})
-    if twice:
-        raise FitError(f"{name}: the header has {twice[0]!r} twice; rename one of them")
-    if not set("".join(header)) - set("0123456789.eE+-, "):
-        raise FitError(f"{name}: the first line, {text.splitlines()[0]!r}, is not a header")
-    records = []
-    for fields in reader:
-        if not any(field.strip() for field in fields):
-            continue
-        if len(fields) != len(header):
+    table = read_file(path)
+    unfold(table)
+    records = [record for _, record in table.records]
+    found, passed, notes = assign(table.header, records, given, path.name)
+    for column in found.values():
+        if column.name in table.twice:
             raise FitError(
-                f"{name}:{reader.line_num} does not have {len(header)} fields as the header does, "
-                f"but {len(fields)}"
+                f"{path.name}: the header has {column.name!r} twice, with different cells; rename one"
             )
-        records.append((reader.line_num, dict(zip(header, fields, strict=True))))
-    return records, header
+    total = len(records) + len(table.left_out)
+    rows, left_out, said = _rows(table, found)
+    kept = [row["record"] for row in rows]
+    left_out = [*table.left_out, *left_out]
+    _drop(rows, kept, repeated(rows, kept, found) if rows else {}, left_out)
+    if not rows:
+        raise FitError(
+            f"none of the {total} rows of {path.name} can be used; the first is left out: "
+            f"{', '.join(left_out[0])}"
+        )
+    said += _choose_flops(rows, found, passed, path.name)
+    said += _without_optional(rows, found)
+    _drop(rows, kept, impossible(rows, found, path.name), left_out)
+    if all(role in found for role in SIZES):
+        _drop(rows, kept, off_compute(rows, found, path.name), left_out)
+    points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
+    _check_third(points, found, path.name)
+    out_notes = left_out_notes(left_out, total)
+    return replace(
+        points,
+        notes=(*out_notes, *points.notes, *table.notes, *notes, *said),
+        left_out=tuple(left_out),
+    )
 
 
-def _jsonl(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    records, header = [], []
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
+def _rows(table: Table, columns: Mapping[str, Column]) -> tuple[list[dict[str, Any]], LeftOut, list]:
+    """(rows with a number for every needed role, (label, reason) of the others, notes)."""
+    records = [record for _, record in table.records]
+    stopped, notes = unfinished(table.header, records, columns.get("state"))
+    numeric = [role for role in (*NUMERIC, "step") if role in columns]
+    decimal = decimal_mark(
+        (record.get(columns[role].name) for record in records for role in numeric), table.separator
+    )
+    if decimal:
+        notes.append("numbers are read with decimal commas")
+    rows, left_out = [], []
+    for i, (where, record) in enumerate(table.records):
+        label = _text(record, columns.get("label")) or _text(record, columns.get("run_id")) or where
+        row: dict[str, Any] = {"label": label, "where": where, "record": record}
+        for role in ("run_id", "budget"):
+            row[role] = _text(record, columns.get(role))
+        reason = stopped.get(i, "")
+        for role in numeric:
+            column = columns[role]
+            try:
+                row[role] = column.value(record.get(column.name), decimal)
+                problem = _problem(row[role], role, record[column.name])
+            except ValueError:
+                cell = record.get(column.name)
+                problem = f"{role} is {_short(cell)}, not a number"
+            if problem and (role not in OPTIONAL or column.given):
+                reason = reason or f"column {column.name!r}: {problem}"
+            elif problem:
+                row[role] = None
+        if reason:
+            at = f"{where}, {reason}" if label == where else f"{reason} ({where})"
+            left_out.append((label, at.removeprefix(f"{label}, ")))
+        else:
+            rows.append(row)
+    return rows, left_out, notes
+
+
+def _problem(value: float, role: str, cell: Any) -> str:
+    if math.isfinite(value) and (value > 0 or (role == "step" and value >= 0)):
+        return ""
+    return f"{role} is {_short(cell, bare=True)}; it must be positive and finite"
+
+
+def _short(cell: Any, bare: bool = False) -> str:
+    text = str(cell) if bare else repr(cell)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _text(record: Mapping[str, Any], column: Column | None) -> str:
+    cell = record.get(column.name) if column else None
+    return "" if cell is None else " ".join(str(cell).split())[:200]
+
+
+def _drop(rows: list, kept: list, reasons: Mapping[int, str], left_out: LeftOut) -> None:
+    """Takes rows out of both lists and says why."""
+    for i in sorted(reasons):
+        label, where = rows[i]["label"], rows[i]["where"]
+        left_out.append((label, reasons[i] if label == where else f"{reasons[i]} ({where})"))
+    for i in sorted(reasons, reverse=True):
+        del rows[i], kept[i]
+
+
+def _choose_flops(
+    rows: list[dict[str, Any]],
+    columns: dict[str, Column],
+    passed: Mapping[str, list[Column]],
+    where: str,
+) -> list[str]:
+    """Compute from a budget's number where nothing else gives it; a rate (TFLOPS) is none."""
+    notes = []
+    if "flops" in columns and columns["flops"].kind == 6 and {"params", "tokens"} <= set(columns):
+        if not 1 / RATIO < np.median(compute_ratio(rows)) < RATIO:
+            name = columns.pop("flops").name
+            for row in rows:
+                del row["flops"]
+            notes.append(f"column {name!r} is passed over: it is far from 6 N D; a rate a second?")
+    if sum(role in columns for role in SIZES) == 1 and "budget" in columns:
+        column = columns["budget"]
         try:
-            row = json.loads(content)
-        except json.JSONDecodeError as e:
-            raise FitError(f"{name}:{line} is not JSON: {e}") from None
-        if not isinstance(row, dict):
-            raise FitError(f"{name}:{line} is not a JSON object")
-        records.append((line, row))
-        header += [key for key in row if key not in header]
-    return records, header
+            for row in rows:
+                row["flops"] = column.value(row["budget"])
+        except ValueError:
+            return notes
+        columns["flops"] = column
+        notes.append(f"column {column.name!r} taken as flops too")
+    if sum(role in columns for role in SIZES) < 2:
+        have = [role for role in SIZES if role in columns] or "none"
+        names = ", ".join(name for name in rows[0]["record"] if name)
+        raise FitError(
+            f"of params, tokens and flops the table has {have}; two of them are needed. {where} has "
+            f"{names}: say which they are, --columns params=NAME tokens=NAME"
+        )
+    return notes
+
+
+def _without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> list[str]:
+    """Columns that a fit can do without are passed over where a row lacks them."""
+    notes = []
+    for role in ("step", *OPTIONAL):
+        lacking = [row["where"] for row in rows if role in row and row[role] is None]
+        if role == "step" or lacking:
+            for row in rows:
+                row.pop(role, None)
+            column = columns.pop(role, None)
+            if column and role != "step":
+                notes.append(
+                    f"column {column.name!r} is not used as {role}: {len(lacking)} rows have no "
+                    f"positive number there, the first {lacking[0]}"
+                )
+    if "budget" in columns and any(row["budget"] for row in rows):
+        empty = [row["where"] for row in rows if not row["budget"]]
+        if empty:
+            for row in rows:
+                del row["budget"]
+            notes.append(f"column {columns['budget'].name!r} is passed over: {empty[0]} has none")
+    return notes
+
+
+def _check_third(points: Points, columns: Mapping[str, Column], where: str) -> None:
+    """What follows from C = 6 N D must be possible too."""
+    share = float(np.median(points.tokens / points.params))
+    if not TOKENS_PER_PARAM[0] < share < TOKENS_PER_PARAM[1]:
+        names = " and ".join(repr(columns[role].name) for role in SIZES if role in columns)
+        raise FitError(
+            f"{where}: columns {names} make {share:.3g} tokens a parameter by C = 6 N D, which cannot be: "
+            "check their units; --columns 'flops=NAME*1e18' reads a column in units of 1e18"
+        )
 
 
 def _number(value: Any, role: str, at: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise FitError(f"{at}: {role} is {value!r}, not a number{number_hint(value)}") from None
+        number = parse(value)[0]
+    except ValueError:
+        raise FitError(f"{at}: {role} is {value!r}, not a number") from None
     if not math.isfinite(number) or number <= 0:
         raise FitError(
             f"{at}: {role} is {value}; it must be positive and finite "
