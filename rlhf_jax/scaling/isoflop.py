@@ -27,6 +27,7 @@ MIN_SIZES = (
 )
 MIN_RESOLVED = 0.5  # share of resamples that must show an interior minimum too
 WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out by default
+DRAWN = 4_000_000  # resampled losses in memory at once
 WINDOW_SIZES = 5  # but never so many that fewer sizes than this remain
 
 
@@ -265,10 +266,12 @@ class _Parabola:
         if self.refused:
             return Budget(self.flops, self.runs, refused=self.refused, **shown)
         log_n, _, loss_star = self._minima(self.c[None])[0]
-        noise = rng.choice(pool, (resamples, len(self.u))) * rng.choice(
-            [-1.0, 1.0], (resamples, len(self.u))
-        )
-        draws = self._minima((self.fitted * self.root + noise) @ self.solve.T)
+        drawn, block = [np.empty((0, 3))], max(1, DRAWN // len(self.u))
+        for first in range(0, resamples, block):
+            shape = (min(block, resamples - first), len(self.u))
+            noise = rng.choice(pool, shape) * rng.choice([-1.0, 1.0], shape)
+            drawn.append(self._minima((self.fitted * self.root + noise) @ self.solve.T))
+        draws = np.concatenate(drawn)
         resolved = float(np.mean(np.isfinite(draws[:, 0]))) if resamples else 1.0
         if resolved < MIN_RESOLVED:
             reason = f"only {resolved:.0%} of bootstrap resamples show an interior minimum"
