@@ -157,7 +157,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "rlhf-jax predict experiments/chinchilla.py --at 1.153e13")  # fmt: skip
     study(p)
     p.add_argument(
-        "--at", metavar="FLOPS", type=float, required=True, help="compute of that budget"
+        "--at", metavar="FLOPS", type=cost_cli.quantity, required=True, help="compute of that budget"
     )
 
     p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "
@@ -203,7 +203,13 @@ def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.report.foretell import foretell
     from rlhf_jax.report.study_results import read_study
+    from rlhf_jax.scaling.points import FitError
+    from rlhf_jax.scaling.predict import check_flops
 
+    try:
+        check_flops(args.at)
+    except FitError as e:
+        raise ConfigError(f"--at: {e}") from None
     study, runs = _load(args)
     corpus_hash = _corpus_hash(study, runs, args)
     if corpus_hash is None:

@@ -229,6 +229,8 @@ def print_prediction(said: dict[str, Any]) -> None:
         f"At {said['flops']:.4g} FLOPs, from {said['fitted']} runs of up to {said['below']:.3g}",
         table,
     )
+    if said.get("far"):
+        print(f"Note: this is far: {said['far']}")
     for run in said["runs"]:
         print(f"{run['label']}: {run['loss']:.4f} nats a token by approach 3")
 

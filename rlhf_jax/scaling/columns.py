@@ -155,6 +155,11 @@ def assign(
             continue
         columns[role], *passed[role] = found
         free.remove(found[0].name)
+    if set(SIZES) <= set(columns) and "flops" not in given:
+        name = columns["flops"].name
+        if _numeric_share(name, records) < 0.5 <= _numeric_share(columns["tokens"].name, records):
+            del columns["flops"]
+            notes.append(f"column {name!r} is passed over for flops: most rows have no number there")
     for role, column in columns.items():
         others = [c.name for c in passed.get(role, []) if c.name != column.name]
         over = f" (passed over: {', '.join(map(repr, others))})" if others else ""
@@ -193,7 +198,9 @@ def candidates(
     found = [column for name in names if (column := read_name(role, name))]
     if role in (*NUMERIC, "step"):  # a column of words cannot be meant
         share = {c.name: _numeric_share(c.name, records) for c in found}
-        found = [c for c in found if share[c.name] > 0]
+        found = [c for c in found if share[c.name] > 0] or (
+            found if role in (*SIZES, "loss") else []  # to be refused in words
+        )
     else:
         share = {c.name: _filled_share(c.name, records) for c in found}
     known = [_key(alias) for alias in ALIASES[role]]

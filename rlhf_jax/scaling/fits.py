@@ -54,6 +54,7 @@ def fit_points(
     resamples: int = 1000,
     seed: int = 0,
     window: float = WIDE,
+    reach: float = 10.0,
 ) -> dict[str, Any]:
     """A fit as JSON values (no NaN; what could not be determined is None with a reason).
 
@@ -69,6 +70,7 @@ def fit_points(
 
     Args:
       window: of approach 2, see `fit_isoflop`.
+      reach: the frontier's end, times the largest compute.
 
     Raises:
       FitError: the table cannot be fitted at all (too few runs), or approach is not 1, 2 or 3.
@@ -79,7 +81,7 @@ def fit_points(
             f"approach is {approach!r}; it must be 1 (envelope), 2 (IsoFLOP) or 3 (parametric)"
         )
     check_numbers(resamples, seed)
-    result = fits[approach](points, resamples, seed)
+    result = fits[approach](points, resamples, seed, reach=reach)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
     left_out = [*points.left_out, *result.pop("left_out", ())]
     named = [{"label": label, "reason": reason} for label, reason in left_out]
@@ -117,12 +119,12 @@ def fit_curves(
     return plain({**head, **_envelope(law, ends, resamples, notes), "points": ends.rows()})
 
 
-def _ends(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+def _ends(points: Points, resamples: int, seed: int, reach: float) -> dict[str, Any]:
     def law(below: float, draws: int) -> EnvelopeFit:
         return fit_end_points(points.take(points.flops <= below * 1.01), draws, seed)
 
     notes = [*points.notes, "final losses, interpolated in ln C between each size's horizons"]
-    fit = _envelope(law, points, resamples, notes)
+    fit = _envelope(law, points, resamples, notes, reach)
     few = f"its size was trained to under {MIN_HORIZONS} horizons"
     left_out = [(label, few) for label in short_sizes(points)] if not fit["refused"] else []
     return {**fit, "notes": [*fit["notes"], *_named(left_out, len(points))], "left_out": left_out}
@@ -141,12 +143,16 @@ def _named(left_out: LeftOut, total: int) -> list[str]:
 
 
 def _envelope(
-    law: Callable[[float, int], EnvelopeFit], ends: Points, resamples: int, notes: list[str]
+    law: Callable[[float, int], EnvelopeFit],
+    ends: Points,
+    resamples: int,
+    notes: list[str],
+    reach: float = 10.0,
 ) -> dict[str, Any]:
     """`law` fits the runs that end below a compute."""
     fit = law(np.inf, resamples)
     return {
-        **_power_laws(fit.n_law, fit.d_law, ends.flops),
+        **_power_laws(fit.n_law, fit.d_law, ends.flops, reach),
         "envelope": fit.describe(),
         "extrapolation": _envelope_ahead(law, fit, ends.flops),
         "refused": fit.refused,
@@ -190,11 +196,13 @@ def _ahead(
     }
 
 
-def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarray) -> dict:
+def _power_laws(
+    n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarray, reach: float
+) -> dict[str, Any]:
     """The keys that approaches 1 and 2 share."""
     laws, frontier = {"a": n_law, "b": d_law}, []
     if n_law and d_law:
-        at = _range(flops)
+        at = _range(flops, reach)
         n_band, d_band = n_law.band(at), d_law.band(at)
         frontier = [
             {
@@ -214,12 +222,16 @@ def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarra
     }
 
 
-def _isoflop(points: Points, resamples: int, seed: int, window: float = WIDE) -> dict[str, Any]:
+def _isoflop(
+    points: Points, resamples: int, seed: int, window: float, reach: float
+) -> dict[str, Any]:
     fit = fit_isoflop(points, resamples, seed, window=window)
     left_out = [item for budget in fit.budgets for item in _unused(budget, window)]
     return {
         "budgets": [describe(budget) for budget in fit.budgets],
-        **_power_laws(fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets])),
+        **_power_laws(
+            fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets]), reach
+        ),
         "extrapolation": _isoflop_ahead(points, window),
         "window": window if np.isfinite(window) else None,
         "refused": fit.refused,
@@ -254,7 +266,7 @@ def _isoflop_ahead(points: Points, window: float) -> dict[str, Any]:
     return _ahead(n_law, d_law, good[-1].flops, top.flops, top.n_star, top.d_star)
 
 
-def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+def _parametric(points: Points, resamples: int, seed: int, reach: float) -> dict[str, Any]:
     fit = fit_parametric(points, resamples, seed)
     values = {name: getattr(fit.law, name) for name in NAMES}
     agreement, refused, warnings = None, fit.refused, list(fit.warnings)
@@ -288,7 +300,7 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
             )
         ],
         "extrapolation": extrapolation(points, _surface),
-        "frontier": [] if refused else fit.frontier(_range(points.flops)),
+        "frontier": [] if refused else fit.frontier(_range(points.flops, reach)),
         "refused": refused,
         "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
     }  # fmt: skip
@@ -299,6 +311,6 @@ def _surface(points: Points) -> Callable[[Points], np.ndarray]:
     return lambda table: np.asarray(law.loss(table.params, table.tokens))
 
 
-def _range(flops: np.ndarray, beyond: float = 10.0, count: int = 25) -> np.ndarray:
+def _range(flops: np.ndarray, beyond: float, count: int = 25) -> np.ndarray:
     """A log grid over the budgets and a factor `beyond` above them."""
     return np.geomspace(flops.min(), flops.max() * beyond, count)

@@ -190,8 +190,7 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
     _drop(rows, kept, repeated(rows, kept, found) if rows else {}, left_out)
     if not rows:
         raise FitError(
-            f"none of the {total} rows of {path.name} can be used; the first is left out: "
-            f"{', '.join(left_out[0])}"
+            f"none of the {total} rows of {path.name} can be used: {', '.join(left_out[0])}"
         )
     said += _choose_flops(rows, found, passed, path.name)
     said += _without_optional(rows, found)

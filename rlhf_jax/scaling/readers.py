@@ -71,7 +71,7 @@ def read_file(path: Path) -> Table:
         table = readers[kind](path.name, text)
         table.notes[:0] = note
     if not table.records:
-        first = f": {': '.join(table.left_out[0])}" if table.left_out else ""
+        first = f" that can be read: {' '.join(table.left_out[0])}" if table.left_out else ""
         raise FitError(f"{path.name} has no rows{first}")
     return table
 
