@@ -159,18 +159,17 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if args.approach not in (None, "all"):
         return [fitted(int(args.approach))]
-    fits, reasons = [], []
+    fits = []
     for approach in (1, 2, 3):
         try:
             fits.append(fitted(approach))
         except FitError as e:
-            reasons.append(str(e))
             fits.append(
                 {"approach": approach, "n": len(points), "refused": str(e),
                  "notes": list(points.notes), "points": points.rows(),
                  "left_out": [{"label": a, "reason": b} for a, b in points.left_out]}
             )  # fmt: skip
-    if all(fit["refused"] for fit in fits) and reasons:
+    if all(fit["refused"] for fit in fits):
         refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)
         raise FitError(f"no approach can be fitted to these {len(points)} runs:\n{refusals}")
     return fits

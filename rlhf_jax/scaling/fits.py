@@ -81,6 +81,8 @@ def fit_points(
             f"approach is {approach!r}; it must be 1 (envelope), 2 (IsoFLOP) or 3 (parametric)"
         )
     check_numbers(resamples, seed)
+    if len(points) > 1 and np.ptp(points.loss) == 0:
+        raise FitError(f"all {len(points)} losses are {points.loss[0]:g}: there is nothing to fit")
     result = fits[approach](points, resamples, seed, reach=reach)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
     left_out = [*points.left_out, *result.pop("left_out", ())]

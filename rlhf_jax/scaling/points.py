@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,10 +295,12 @@ def _choose_flops(
         notes.append(f"column {column.name!r} taken as flops too")
     if sum(role in columns for role in SIZES) < 2:
         have = [role for role in SIZES if role in columns] or "none"
-        names = ", ".join(name for name in rows[0]["record"] if name)
+        names = [name for name in rows[0]["record"] if name]
+        logs = [name for name in names if re.match(r"log(?!10)", name.casefold())]
+        hint = f" ({logs[0]!r}: call it ln_... or log10_...)" if logs else ""
         raise FitError(
             f"of params, tokens and flops the table has {have}; two of them are needed. {where} has "
-            f"{names}: say which they are, --columns params=NAME tokens=NAME"
+            f"{', '.join(names)}: say which they are, --columns params=NAME tokens=NAME{hint}"
         )
     return notes
 

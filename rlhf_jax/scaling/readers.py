@@ -124,6 +124,9 @@ def _csv(name: str, text: str) -> Table:
     if skipped == len(lines):
         raise FitError(f"{name} has no rows, only comments")
     separator = _separator(lines[skipped], lines[skipped + 1 : skipped + 20])
+    if separator not in lines[skipped] and _spaced(lines[skipped:]):
+        separator = " "  # as numpy writes them
+        lines = [" ".join(line.split()) for line in lines]
     rows = _fields(name, "\n".join(lines[skipped:]), separator, skipped)
     first, header = rows[0]
     if all(_is_number(cell) for cell in header if cell.strip()):
@@ -148,6 +151,12 @@ def _no_header(line: str) -> bool:
     """Blank, a comment, or Excel's `sep=;`."""
     line = line.strip()
     return not line or line.startswith("#") or line.casefold().startswith("sep=")
+
+
+def _spaced(lines: Sequence[str]) -> bool:
+    """Whether every line has as many words, two at least."""
+    counts = {len(line.split()) for line in lines if line.strip() and not line.startswith("#")}
+    return len(counts) == 1 and counts.pop() > 1
 
 
 def _separator(header: str, below: Sequence[str]) -> str:
@@ -236,7 +245,7 @@ def _records(
 
 def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
     """R writes row names under no header: every row has one cell more, in front."""
-    if not rows or any(len(cells) != len(header) + 1 for _, cells in rows):
+    if not rows or any(len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows):
         return False
     first = [cells[0].strip() for _, cells in rows]
     return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))

@@ -39,6 +39,7 @@ HINTS = {
 }
 RATIO = 30.0  # between C and 6 N D of a table, each way; conventions differ by less than 10
 TOKENS_PER_PARAM = (1e-3, 1e6)
+WORST = 12.5  # ln of 256,000
 SHARE = 0.1  # of rows that may be impossible before the column is
 
 
@@ -150,7 +151,14 @@ def impossible(
         bad = (values < low) | (values > MAX[role])
         said = f"{role} of {low:g} to {MAX[role]:g} can be"
         hint = HINTS[role].format(column.name)
+        if role != "error" and role != "loss" and np.nanmedian(values) > MAX[role]:
+            hint = "they are too large: check the unit, --columns takes NAME*FACTOR"
         _judge(out, bad, values, f"column {column.name!r}", said, f"{where}: {hint}")
+        if role == "loss" and np.median(values) > WORST:
+            raise FitError(
+                f"column {column.name!r}: half of the losses are above {WORST}, which is chance over any "
+                f"vocabulary. {where}: {hint}"
+            )
     if "params" in columns and "tokens" in columns:
         params, tokens = (_values(rows, role) for role in ("params", "tokens"))
         with np.errstate(all="ignore"):
