@@ -181,9 +181,7 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
     found, passed, notes = assign(table.header, records, given, path.name)
     for column in found.values():
         if column.name in table.twice:
-            raise FitError(
-                f"{path.name}: the header has {column.name!r} twice, with different cells; rename one"
-            )
+            raise FitError(f"{path.name}: the header has {column.name!r} twice; rename one of them")
     total = len(records) + len(table.left_out)
     rows, left_out, said = _rows(table, found)
     kept = [row["record"] for row in rows]
@@ -193,13 +191,16 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
         raise FitError(
             f"none of the {total} rows of {path.name} can be used: {', '.join(left_out[0])}"
         )
-    said += _choose_flops(rows, found, passed, path.name)
-    said += _without_optional(rows, found)
-    _drop(rows, kept, impossible(rows, found, path.name), left_out)
-    if all(role in found for role in SIZES):
-        _drop(rows, kept, off_compute(rows, found, path.name), left_out)
-    points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
-    _check_third(points, found, path.name)
+    try:
+        said += _choose_flops(rows, found, passed, path.name)
+        said += _without_optional(rows, found)
+        _drop(rows, kept, impossible(rows, found, path.name), left_out)
+        if all(role in found for role in SIZES):
+            _drop(rows, kept, off_compute(rows, found, path.name), left_out)
+        points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
+        _check_third(points, found, path.name)
+    except FitError as e:
+        raise FitError("\n".join([str(e), *left_out_notes(left_out, total)])) from None
     out_notes = left_out_notes(left_out, total)
     return replace(
         points,

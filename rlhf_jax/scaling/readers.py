@@ -31,7 +31,7 @@ class Table:
       header: column names in order of appearance. records: (where, {column: cell}), where as `file:line`.
       separator: between the fields of a CSV, else "".
       left_out: (where, reason) of lines that hold no record. notes: how the file was read.
-      twice: column names that the header has more than once with different cells.
+      twice: column names that the header has more than once; the first column counts.
     """
 
     header: list[str]
@@ -224,8 +224,7 @@ def _records(
         if column and column not in columns[:i]:
             kept.append(i)
     table = Table([columns[i] for i in kept], [], separator)
-    repeated = [(i, columns.index(column)) for i, column in enumerate(columns)
-                if column and columns.index(column) < i]  # fmt: skip
+    table.twice = {column for i, column in enumerate(columns) if column and column in columns[:i]}
     for line, cells in rows:
         where = f"{name}:{line}"
         while len(cells) > len(columns) and not cells[-1].strip():
@@ -239,13 +238,12 @@ def _records(
             )
         else:
             table.records.append((where, {columns[i]: cells[i] for i in kept}))
-            table.twice |= {columns[i] for i, j in repeated if cells[i].strip() != cells[j].strip()}
     return table
 
 
 def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
     """R writes row names under no header: every row has one cell more, in front."""
-    if not rows or any(len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows):
+    if len(rows) < 2 or any(len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows):
         return False
     first = [cells[0].strip() for _, cells in rows]
     return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))

@@ -229,6 +229,9 @@ def left_out_notes(left_out: LeftOut, total: int, most: int = 20) -> list[str]:
     """One sentence that counts and names the rows that are left out; none where there are none."""
     if not left_out:
         return []
-    named = "; ".join(f"{label}: {reason}" for label, reason in left_out[:most])
+    named = "; ".join(
+        f"{label}{',' if reason.startswith('column') else ':'} {reason}"
+        for label, reason in left_out[:most]
+    )
     more = f"; and {len(left_out) - most} more, all named with --json" if len(left_out) > most else ""
     return [f"{len(left_out)} of {total} rows are left out: {named}{more}"]
