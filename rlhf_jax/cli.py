@@ -157,7 +157,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 "rlhf-jax predict experiments/chinchilla.py --at 1.153e13")  # fmt: skip
     study(p)
     p.add_argument(
-        "--at", metavar="FLOPS", type=cost_cli.quantity, required=True, help="compute of that budget"
+        "--at",
+        metavar="FLOPS",
+        type=cost_cli.quantity,
+        required=True,
+        help="compute of that budget",
     )
 
     p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "

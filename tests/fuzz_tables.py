@@ -88,7 +88,9 @@ def _scaled(cell, factor):
 
 def _scale(rng, t):
     """Another unit, and nothing says so."""
-    role = str(rng.choice([name for name in ("params", "tokens", "flops") if name in t.header] or ["x"]))
+    role = str(
+        rng.choice([name for name in ("params", "tokens", "flops") if name in t.header] or ["x"])
+    )
     if role in t.header:
         factor = {"params": 1e-6, "tokens": 1e-9, "flops": 1e-18}[role]
         for row in t.rows:
@@ -132,7 +134,9 @@ def _spelling(rng, t):
 
 def _lengths(rng, t):
     for i in rng.choice(len(t.rows), min(2, len(t.rows)), replace=False):
-        t.rows[i] = t.rows[i][: int(rng.integers(1, 4))] if rng.random() < 0.5 else [*t.rows[i], "1"]
+        t.rows[i] = (
+            t.rows[i][: int(rng.integers(1, 4))] if rng.random() < 0.5 else [*t.rows[i], "1"]
+        )
 
 
 def _blank_lines(rng, t):

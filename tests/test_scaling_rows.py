@@ -44,9 +44,11 @@ def test_a_number_is_read_in_any_spelling(text, number):
     assert parse(text)[0] == pytest.approx(number)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.2.3", "1,2,3", "12:30", True, None, "0x10", "3 apples", "1e5e5", []])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.2.3", "1,2,3", "12:30", True, None, "0x10", "3 apples", "1e5e5", []]
+)
 def test_what_is_no_number_is_none(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not a number"):
         parse(text)
 
 
@@ -92,7 +94,10 @@ def test_a_name_of_something_else_is_no_candidate(name):
 )  # fmt: skip
 def test_units_in_names_scale_the_numbers_also_of_columns_that_are_given(tmp_path, header, scale):
     rows = [[n, d, loss] for _, n, d, loss in RUNS]
-    rows = [[np.log10(r[0]), np.log10(r[1]), r[2]] if scale is None else np.divide(r, scale) for r in rows]
+    rows = [
+        [np.log10(r[0]), np.log10(r[1]), r[2]] if scale is None else np.divide(r, scale)
+        for r in rows
+    ]
     text = header + "\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows)
     found = table(tmp_path, text)
     assert found.params == pytest.approx([r[1] for r in RUNS])
@@ -129,8 +134,13 @@ def test_perplexities_and_bits_become_nats(tmp_path):
         ("is_diverged", "0", "1"), ("diverged", "no", "yes"), ("ExitCode", "0:0", "137:0"),
     ],
 )  # fmt: skip
-def test_runs_that_say_that_they_did_not_finish_are_left_out_and_named(tmp_path, capsys, column, good, bad):
-    rows = [f"r{i},{bad if i % 5 == 0 else good},{n},{d},{loss}" for i, (_, n, d, loss) in enumerate(RUNS)]
+def test_runs_that_say_that_they_did_not_finish_are_left_out_and_named(
+    tmp_path, capsys, column, good, bad
+):
+    rows = [
+        f"r{i},{bad if i % 5 == 0 else good},{n},{d},{loss}"
+        for i, (_, n, d, loss) in enumerate(RUNS)
+    ]
     (tmp_path / "t.csv").write_text("\n".join([f"name,{column},N,D,loss", *rows, ""]))
     found = read_table(tmp_path / "t.csv")
     assert [label for label, _ in found.left_out] == [f"r{i}" for i in range(0, 35, 5)]
@@ -156,7 +166,10 @@ def test_steps_of_one_run_count_once_by_the_last(tmp_path):
     assert found.tokens.tolist() == [3e7, 3e7]
     assert found.loss == pytest.approx([3.7, 2.7])
     assert len(found.left_out) == 4
-    assert "the same run at tokens 1e+07 as t.csv:2 (tokens 3e+07), which counts" in found.left_out[0][1]
+    assert (
+        "the same run at tokens 1e+07 as t.csv:2 (tokens 3e+07), which counts"
+        in found.left_out[0][1]
+    )
 
 
 def test_copies_count_once_and_seeds_and_model_names_are_no_copies(tmp_path):
@@ -169,7 +182,16 @@ def test_copies_count_once_and_seeds_and_model_names_are_no_copies(tmp_path):
 
 
 def test_one_bad_row_of_each_kind_is_left_out_with_its_line_and_reason(tmp_path, capsys):
-    bad = ["x,1e9,3", "1e7,,3", "1e7,1e9,nan", "1e7,1e9,-inf", "1e7,1e9", "1e7,1e9,3,4", "1e200,1e9,3", "1e7,1e9,31"]
+    bad = [
+        "x,1e9,3",
+        "1e7,,3",
+        "1e7,1e9,nan",
+        "1e7,1e9,-inf",
+        "1e7,1e9",
+        "1e7,1e9,3,4",
+        "1e200,1e9,3",
+        "1e7,1e9,31",
+    ]
     good = [f"{n},{d},{loss}" for _, n, d, loss in RUNS]
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["N,D,loss", *bad[:4], *good, *bad[4:7], ""]))
@@ -190,7 +212,10 @@ def test_budgets_that_scatter_and_spellings_of_a_number_are_one_budget(tmp_path,
     two = fit(capsys, path, "--approach", "2")
     assert [len(budget["points"]) for budget in two["budgets"]] == [7] * 5
     assert two["a"] == pytest.approx(LAW.a, abs=0.03)
-    rows = [f"{f'{c:g}' if i % 2 else repr(c)},{n},{d},{loss}\n" for i, (c, n, d, loss) in enumerate(RUNS)]
+    rows = [
+        f"{f'{c:g}' if i % 2 else repr(c)},{n},{d},{loss}\n"
+        for i, (c, n, d, loss) in enumerate(RUNS)
+    ]
     path.write_text("budget,N,D,loss\n" + "".join(rows))
     assert len(fit(capsys, path, "--approach", "2")["budgets"]) == 5
 
@@ -224,7 +249,9 @@ def test_parquet_is_read(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
-    parquet.write_table(pa.table({"N": [1e6, 2e6], "D": [2e7, 4e7], "loss": [3.5, 3.25]}), tmp_path / "t.parquet")
+    parquet.write_table(
+        pa.table({"N": [1e6, 2e6], "D": [2e7, 4e7], "loss": [3.5, 3.25]}), tmp_path / "t.parquet"
+    )
     assert read_table(tmp_path / "t.parquet").loss.tolist() == [3.5, 3.25]
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(FitError, match="not readable as parquet"):
@@ -251,15 +278,22 @@ def test_a_rate_is_no_compute_and_columns_passed_over_are_named(tmp_path):
     assert found.flops == pytest.approx(6 * found.params * found.tokens)
     assert any("'tflops' is passed over" in note for note in found.notes)
     rows = [f"{0.7 * n},{n},{c},{2 * c},{loss}" for c, n, _, loss in RUNS]
-    found = table(tmp_path, "\n".join(["non_embedding_params,total_params,achieved_flops,flops_budget,loss", *rows]))
+    found = table(
+        tmp_path,
+        "\n".join(["non_embedding_params,total_params,achieved_flops,flops_budget,loss", *rows]),
+    )
     assert found.params == pytest.approx([n for _, n, _, _ in RUNS])
     assert found.flops == pytest.approx([c for c, _, _, _ in RUNS])
-    assert "column 'total_params' taken as params (passed over: 'non_embedding_params')" in found.notes
+    assert (
+        "column 'total_params' taken as params (passed over: 'non_embedding_params')" in found.notes
+    )
 
 
 def test_the_window_is_an_option_and_none_takes_every_run(tmp_path, capsys):
     """Without a window the parabola is numpy's polyfit of all runs of a budget."""
-    wide = [(c, n) for c in BUDGETS for n in LAW.compute_optimal(c)[0] * np.geomspace(1 / 12, 12, 9)]
+    wide = [
+        (c, n) for c in BUDGETS for n in LAW.compute_optimal(c)[0] * np.geomspace(1 / 12, 12, 9)
+    ]
     path = tmp_path / "t.csv"
     path.write_text("C,N,loss\n" + "".join(f"{c},{n},{LAW.loss(n, c / 6 / n)}\n" for c, n in wide))
     every = fit(capsys, path, "--approach", "2", "--window", "none")
@@ -271,7 +305,9 @@ def test_the_window_is_an_option_and_none_takes_every_run(tmp_path, capsys):
         stars.append(x.mean() - c1 / (2 * c2))
     assert every["a"] == pytest.approx(np.polyfit(np.log(BUDGETS), stars, 1)[0], abs=1e-9)
     assert every["left_out"] == []
-    four, default = (fit(capsys, path, "--approach", "2", *words) for words in (["--window", "4"], []))
+    four, default = (
+        fit(capsys, path, "--approach", "2", *words) for words in (["--window", "4"], [])
+    )
     assert four["a"] == default["a"] != every["a"]
     assert len(default["left_out"]) == sum(len(b["outside"]) for b in default["budgets"]) == 20
     assert "beyond 4x of their budget's N*" in default["left_out"][0]["reason"]

@@ -23,7 +23,13 @@ from typing import Any
 
 from rlhf_jax.config import suggest
 from rlhf_jax.scaling.numbers import (
-    FLOP_SHORT, LONG, PF_DAYS, PREFIXED_FLOPS, SHORT, parse, straight,
+    FLOP_SHORT,
+    LONG,
+    PF_DAYS,
+    PREFIXED_FLOPS,
+    SHORT,
+    parse,
+    straight,
 )  # fmt: skip
 
 SIZES = ("params", "tokens", "flops")  # any two give the third
@@ -49,27 +55,47 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NUMERIC = (*SIZES, "loss", "stderr", "unique_tokens", "error")
 COLUMNS = tuple(ALIASES)
+RATE = 6  # the kind of PFLOPs and the like: of a run, or a second
 
-_COUNT = set("n nb num number no nr of the total all count counts in".split())
+_COUNT = set(
+    ["n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "count", "counts", "in"]
+)
 _NOUNS = {
-    "params": set("param params parameter parameters".split()),
-    "tokens": set("token tokens tok toks".split()),
-    "flops": set("flop flops compute".split()),
-    "loss": set("loss nll xent perplexity ppl bpb bpc bpt bits entropy crossentropy".split()),
-}
-_SPLIT = set("val valid validation eval evaluation heldout dev holdout".split())
+    "params": {"param", "params", "parameter", "parameters"},
+    "tokens": {"token", "tokens", "tok", "toks"},
+    "flops": {"flop", "flops", "compute"},
+    "loss": set(
+        [
+            "loss",
+            "nll",
+            "xent",
+            "perplexity",
+            "ppl",
+            "bpb",
+            "bpc",
+            "bpt",
+            "bits",
+            "entropy",
+            "crossentropy",
+        ]
+    ),
+}  # fmt: skip
+_SPLIT = {"val", "valid", "validation", "eval", "evaluation", "heldout", "dev", "holdout"}
 _MODIFIERS = {
-    "params": _COUNT | set("model trainable non no embedding embeddings emb embed nonembedding "
-                           "nonemb noembed excluding excl without active activated size net "
-                           "network reported".split()),
-    "tokens": _COUNT | set("train training trained pretrain pretraining seen processed consumed used "
-                           "data dataset global cumulative on for d".split()),
-    "flops": _COUNT | set("train training pretrain pretraining achieved actual model measured estimated "
-                          "est approx theoretical used spent budget cumulative final exact target "
-                          "planned c".split()),
-    "loss": _COUNT | _SPLIT | set("test held out final last end mean avg average lm language modeling "
-                                  "modelling cross ce per token nats nat best min minimum lowest bits "
-                                  "bit byte char character word l".split()),
+    "params": _COUNT | {"model", "trainable", "non", "no", "embedding", "embeddings", "emb",
+                        "embed", "nonembedding", "nonemb", "noembed", "excluding", "excl",
+                        "without", "active", "activated", "size", "net", "network", "reported"},
+    "tokens": _COUNT | {"train", "training", "trained", "pretrain", "pretraining", "seen",
+                        "processed", "consumed", "used", "data", "dataset", "global",
+                        "cumulative", "on", "for", "d"},
+    "flops": _COUNT | {"train", "training", "pretrain", "pretraining", "achieved", "actual",
+                       "model", "measured", "estimated", "est", "approx", "theoretical", "used",
+                       "spent", "budget", "cumulative", "final", "exact", "target", "planned",
+                       "c"},
+    "loss": _COUNT | _SPLIT | {"test", "held", "out", "final", "last", "end", "mean", "avg",
+                               "average", "lm", "language", "modeling", "modelling", "cross",
+                               "ce", "per", "token", "nats", "nat", "best", "min", "minimum",
+                               "lowest", "bits", "bit", "byte", "char", "character", "word", "l"},
 }  # fmt: skip
 _LETTERS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _PLACES = re.compile(
@@ -159,7 +185,9 @@ def assign(
         name = columns["flops"].name
         if _numeric_share(name, records) < 0.5 <= _numeric_share(columns["tokens"].name, records):
             del columns["flops"]
-            notes.append(f"column {name!r} is passed over for flops: most rows have no number there")
+            notes.append(
+                f"column {name!r} is passed over for flops: most rows have no number there"
+            )
     for role, column in columns.items():
         others = [c.name for c in passed.get(role, []) if c.name != column.name]
         over = f" (passed over: {', '.join(map(repr, others))})" if others else ""
@@ -213,7 +241,9 @@ def candidates(
     found.sort(key=order)
     if role == "loss" and not found:  # such as loss_c4_val, where it is the only one
         aside = ("train", "std", "err", "_se", "_lo", "_hi", "ema", "scale")
-        lossy = [n for n in names if "loss" in _key(n) and not any(a in n.casefold() for a in aside)]
+        lossy = [
+            n for n in names if "loss" in _key(n) and not any(a in n.casefold() for a in aside)
+        ]
         lossy = [n for n in lossy if _numeric_share(n, records) > 0]
         found = [Column(lossy[0])] if len(lossy) == 1 else []
     return found
@@ -236,8 +266,10 @@ def read_name(role: str, name: str) -> Column | None:
     if role == "flops" and (found := PF_DAYS.search(text.replace("_", "-"))):
         days = parse(f"1 {found[0]}")[0]
         text, factor, kind = text[: found.start()] + " flops " + text[found.end() :], days, 0
-    elif role == "flops" and (found := re.search(rf"(?<![a-z])(?:{PREFIXED_FLOPS.pattern})(?![a-z])", text)):
-        factor, kind = parse(f"1 {found[0]}")[0], 6
+    elif role == "flops" and (
+        found := re.search(rf"(?<![a-z])(?:{PREFIXED_FLOPS.pattern})(?![a-z])", text)
+    ):
+        factor, kind = parse(f"1 {found[0]}")[0], RATE
         text = text[: found.start()] + " flops " + text[found.end() :]
     words = _words(text)
     if words[:1] in (["log10"], ["ln"]) or words[:2] == ["log", "10"]:
@@ -310,9 +342,9 @@ def _without_unit(words: list[str], short: Mapping[str, float]) -> tuple[list[st
             factor *= 10.0 ** min(int(power[1]), 300)
         elif word in LONG:
             factor *= LONG[word]
-        elif word in short and 0 < i == len(words) - 1:
-            factor *= short[word]
-        elif word in ("k", "m", "b") and i == 0 and len(words) > 1:
+        elif (word in short and 0 < i == len(words) - 1) or (
+            word in ("k", "m", "b") and i == 0 and len(words) > 1
+        ):
             factor *= short[word]
         else:
             rest.append(word)

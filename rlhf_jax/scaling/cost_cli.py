@@ -28,7 +28,9 @@ def quantity(text: str) -> float:
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    p.add_argument("--params", type=quantity, metavar="N", help="or a bare number of parameters: 70e9")
+    p.add_argument(
+        "--params", type=quantity, metavar="N", help="or a bare number of parameters: 70e9"
+    )
     p.add_argument("--tokens", type=quantity, metavar="D",
                    help="trained on (default: the preset's published ones)")  # fmt: skip
     p.add_argument("--hardware", metavar="NAME",

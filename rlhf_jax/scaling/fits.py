@@ -12,7 +12,11 @@ import numpy as np
 
 from rlhf_jax.scaling.curves import Curve
 from rlhf_jax.scaling.envelope import (
-    MIN_HORIZONS, EnvelopeFit, fit_end_points, fit_envelope, short_sizes,
+    MIN_HORIZONS,
+    EnvelopeFit,
+    fit_end_points,
+    fit_envelope,
+    short_sizes,
 )  # fmt: skip
 from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.isoflop import WIDE, Budget, PowerLaw, describe, fit_isoflop, power_law
@@ -94,7 +98,9 @@ def check_numbers(resamples: int, seed: int) -> None:
     """Raises FitError for what is no number of resamples, or no seed of 32 bits."""
     for name, value, most in (("resamples", resamples, MAX_RESAMPLES), ("seed", seed, 2**32 - 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise FitError(f"{name} is {value!r}; it must be 0 or more, a whole number up to {most:,}")
+            raise FitError(
+                f"{name} is {value!r}; it must be 0 or more, a whole number up to {most:,}"
+            )
 
 
 def fit_curves(

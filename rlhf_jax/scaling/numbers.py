@@ -45,12 +45,12 @@ def parse(value: Any, decimal: str = "") -> tuple[float, bool]:
       ValueError: it is not a number.
     """
     if isinstance(value, bool) or value is None:
-        raise ValueError
+        raise ValueError("not a number")
     if not isinstance(value, str):
         try:
             return float(value), False
         except (TypeError, OverflowError):
-            raise ValueError from None
+            raise ValueError("not a number") from None
     if decimal != "," and _PLAIN.fullmatch(value):
         return float(value), False
     text = straight(value).lstrip("~≈'\"= ").rstrip("'\"")
@@ -64,7 +64,7 @@ def parse(value: Any, decimal: str = "") -> tuple[float, bool]:
         return mantissa * 10.0 ** int(power[2]) * _unit(power[3].strip())[0], False
     found = _MANTISSA.fullmatch(text)
     if not found:
-        raise ValueError
+        raise ValueError("not a number")
     factor, own = _unit(found[2] or "")
     return _mantissa(found[1], decimal) * factor, own
 
@@ -83,12 +83,12 @@ def _unit(text: str) -> tuple[float, bool]:
         return 1.0, bool(text)
     factor = {**SHORT, **LONG}.get(words[0])
     if factor is None or len(words) > 1:
-        raise ValueError
+        raise ValueError("not a number")
     return factor, True
 
 
 def _mantissa(text: str, decimal: str) -> float:
-    text, exponent = (re.split(r"[eE]", text.strip(), maxsplit=1) + [""])[:2]
+    text, _, exponent = text.strip().casefold().partition("e")
     if re.fullmatch(r"[+-]?\d{1,3}(([ '_])\d{3})(\2\d{3})*([.,]\d+)?", text):
         text = re.sub(r"[ '_]", "", text)
     elif re.fullmatch(r"[+-]?\d+(_\d+)+", text):
@@ -103,7 +103,7 @@ def _mantissa(text: str, decimal: str) -> float:
         text = _ungroup(text, ".")
     number = text.replace(",", ".") + (f"e{exponent}" if exponent else "")
     if not _PLAIN.fullmatch(number):
-        raise ValueError
+        raise ValueError("not a number")
     return float(number)
 
 
@@ -114,12 +114,12 @@ def _grouped(text: str, mark: str) -> bool:
 
 def _ungroup(text: str, mark: str) -> str:
     if not _grouped(text, mark):
-        raise ValueError
+        raise ValueError("not a number")
     return text.replace(mark, "")
 
 
 def decimal_mark(values: Iterable[Any], separator: str) -> str:
-    """"," if the decimal separator of these cells is a comma, else "".
+    """ "," if the decimal separator of these cells is a comma, else "".
 
     Args:
       separator: between the table's fields. Where it is not a comma, `3,141` is a little over 3.

@@ -184,9 +184,7 @@ def _sample(points: Points) -> Surface:
     return Surface(points.take(np.random.default_rng(0).choice(len(points), MANY, replace=False)))
 
 
-def _search(
-    surface: Surface, sample: Surface
-) -> tuple[np.ndarray, float, float, list[np.ndarray]]:
+def _search(surface: Surface, sample: Surface) -> tuple[np.ndarray, float, float, list[np.ndarray]]:
     """(theta, objective, share of starts that hit, other optima): starts on the sample, then all runs."""
     starts = sample.starts()
     ends, objectives = sample.descend(starts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, Column, FitError, assign
-from rlhf_jax.scaling.numbers import decimal_mark, parse
-from rlhf_jax.scaling.readers import Table, read_file, unfold
-from rlhf_jax.scaling.selection import (
-    RATIO, TOKENS_PER_PARAM, LeftOut, compute_ratio, impossible, left_out_notes, off_compute, repeated,
-    unfinished,
-)  # fmt: skip
+from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign
+from rlhf_jax.scaling.numbers import parse
+from rlhf_jax.scaling.readers import read_file, unfold
+from rlhf_jax.scaling.rows import check_third, choose_flops, drop, usable_rows, without_optional
+from rlhf_jax.scaling.selection import impossible, left_out_notes, off_compute, repeated
 
-OPTIONAL = ("stderr", "unique_tokens", "error", "step")  # of a row; a fit can do without them
 ALL = (*NUMERIC, "budget", "label", "run_id")
 __all__ = ["COLUMNS", "NUMERIC", "FitError", "Points", "from_rows", "read_table"]
 
@@ -126,7 +122,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
         )
     if "loss" not in present:
         raise FitError("the table has no loss column")
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array(
             [_number(row.get(name), name, at) for row, at in zip(rows, labels, strict=True)]
         )
@@ -183,22 +179,22 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
         if column.name in table.twice:
             raise FitError(f"{path.name}: the header has {column.name!r} twice; rename one of them")
     total = len(records) + len(table.left_out)
-    rows, left_out, said = _rows(table, found)
+    rows, left_out, said = usable_rows(table, found)
     kept = [row["record"] for row in rows]
     left_out = [*table.left_out, *left_out]
-    _drop(rows, kept, repeated(rows, kept, found) if rows else {}, left_out)
+    drop(rows, kept, repeated(rows, kept, found) if rows else {}, left_out)
     if not rows:
         raise FitError(
             f"none of the {total} rows of {path.name} can be used: {', '.join(left_out[0])}"
         )
     try:
-        said += _choose_flops(rows, found, passed, path.name)
-        said += _without_optional(rows, found)
-        _drop(rows, kept, impossible(rows, found, path.name), left_out)
+        said += choose_flops(rows, found, passed, path.name)
+        said += without_optional(rows, found)
+        drop(rows, kept, impossible(rows, found, path.name), left_out)
         if all(role in found for role in SIZES):
-            _drop(rows, kept, off_compute(rows, found, path.name), left_out)
+            drop(rows, kept, off_compute(rows, found, path.name), left_out)
         points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
-        _check_third(points, found, path.name)
+        check_third(points.params, points.tokens, found, path.name)
     except FitError as e:
         raise FitError("\n".join([str(e), *left_out_notes(left_out, total)])) from None
     out_notes = left_out_notes(left_out, total)
@@ -207,137 +203,6 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
         notes=(*out_notes, *points.notes, *table.notes, *notes, *said),
         left_out=tuple(left_out),
     )
-
-
-def _rows(table: Table, columns: Mapping[str, Column]) -> tuple[list[dict[str, Any]], LeftOut, list]:
-    """(rows with a number for every needed role, (label, reason) of the others, notes)."""
-    records = [record for _, record in table.records]
-    stopped, notes = unfinished(table.header, records, columns.get("state"))
-    numeric = [role for role in (*NUMERIC, "step") if role in columns]
-    decimal = decimal_mark(
-        (record.get(columns[role].name) for record in records for role in numeric), table.separator
-    )
-    if decimal:
-        notes.append("numbers are read with decimal commas")
-    rows, left_out = [], []
-    for i, (where, record) in enumerate(table.records):
-        label = _text(record, columns.get("label")) or _text(record, columns.get("run_id")) or where
-        row: dict[str, Any] = {"label": label, "where": where, "record": record}
-        for role in ("run_id", "budget"):
-            row[role] = _text(record, columns.get(role))
-        reason = stopped.get(i, "")
-        for role in numeric:
-            column = columns[role]
-            try:
-                row[role] = column.value(record.get(column.name), decimal)
-                problem = _problem(row[role], role, record[column.name])
-            except ValueError:
-                cell = record.get(column.name)
-                problem = f"{role} is {_short(cell)}, not a number"
-            if problem and (role not in OPTIONAL or column.given):
-                reason = reason or f"column {column.name!r}: {problem}"
-            elif problem:
-                row[role] = None
-        if reason:
-            at = f"{where}, {reason}" if label == where else f"{reason} ({where})"
-            left_out.append((label, at.removeprefix(f"{label}, ")))
-        else:
-            rows.append(row)
-    return rows, left_out, notes
-
-
-def _problem(value: float, role: str, cell: Any) -> str:
-    if math.isfinite(value) and (value > 0 or (role == "step" and value >= 0)):
-        return ""
-    return f"{role} is {_short(cell, bare=True)}; it must be positive and finite"
-
-
-def _short(cell: Any, bare: bool = False) -> str:
-    text = str(cell) if bare else repr(cell)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _text(record: Mapping[str, Any], column: Column | None) -> str:
-    cell = record.get(column.name) if column else None
-    return "" if cell is None else " ".join(str(cell).split())[:200]
-
-
-def _drop(rows: list, kept: list, reasons: Mapping[int, str], left_out: LeftOut) -> None:
-    """Takes rows out of both lists and says why."""
-    for i in sorted(reasons):
-        label, where = rows[i]["label"], rows[i]["where"]
-        left_out.append((label, reasons[i] if label == where else f"{reasons[i]} ({where})"))
-    for i in sorted(reasons, reverse=True):
-        del rows[i], kept[i]
-
-
-def _choose_flops(
-    rows: list[dict[str, Any]],
-    columns: dict[str, Column],
-    passed: Mapping[str, list[Column]],
-    where: str,
-) -> list[str]:
-    """Compute from a budget's number where nothing else gives it; a rate (TFLOPS) is none."""
-    notes = []
-    if "flops" in columns and columns["flops"].kind == 6 and {"params", "tokens"} <= set(columns):
-        if not 1 / RATIO < np.median(compute_ratio(rows)) < RATIO:
-            name = columns.pop("flops").name
-            for row in rows:
-                del row["flops"]
-            notes.append(f"column {name!r} is passed over: it is far from 6 N D; a rate a second?")
-    if sum(role in columns for role in SIZES) == 1 and "budget" in columns:
-        column = columns["budget"]
-        try:
-            for row in rows:
-                row["flops"] = column.value(row["budget"])
-        except ValueError:
-            return notes
-        columns["flops"] = column
-        notes.append(f"column {column.name!r} taken as flops too")
-    if sum(role in columns for role in SIZES) < 2:
-        have = [role for role in SIZES if role in columns] or "none"
-        names = [name for name in rows[0]["record"] if name]
-        logs = [name for name in names if re.match(r"log(?!10)", name.casefold())]
-        hint = f" ({logs[0]!r}: call it ln_... or log10_...)" if logs else ""
-        raise FitError(
-            f"of params, tokens and flops the table has {have}; two of them are needed. {where} has "
-            f"{', '.join(names)}: say which they are, --columns params=NAME tokens=NAME{hint}"
-        )
-    return notes
-
-
-def _without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> list[str]:
-    """Columns that a fit can do without are passed over where a row lacks them."""
-    notes = []
-    for role in ("step", *OPTIONAL):
-        lacking = [row["where"] for row in rows if role in row and row[role] is None]
-        if role == "step" or lacking:
-            for row in rows:
-                row.pop(role, None)
-            column = columns.pop(role, None)
-            if column and role != "step":
-                notes.append(
-                    f"column {column.name!r} is not used as {role}: {len(lacking)} rows have no "
-                    f"positive number there, the first {lacking[0]}"
-                )
-    if "budget" in columns and any(row["budget"] for row in rows):
-        empty = [row["where"] for row in rows if not row["budget"]]
-        if empty:
-            for row in rows:
-                del row["budget"]
-            notes.append(f"column {columns['budget'].name!r} is passed over: {empty[0]} has none")
-    return notes
-
-
-def _check_third(points: Points, columns: Mapping[str, Column], where: str) -> None:
-    """What follows from C = 6 N D must be possible too."""
-    share = float(np.median(points.tokens / points.params))
-    if not TOKENS_PER_PARAM[0] < share < TOKENS_PER_PARAM[1]:
-        names = " and ".join(repr(columns[role].name) for role in SIZES if role in columns)
-        raise FitError(
-            f"{where}: columns {names} make {share:.3g} tokens a parameter by C = 6 N D, which cannot be: "
-            "check their units; --columns 'flops=NAME*1e18' reads a column in units of 1e18"
-        )
 
 
 def _number(value: Any, role: str, at: str) -> float:

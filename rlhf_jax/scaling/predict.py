@@ -82,7 +82,11 @@ def predict(
 
 def check_flops(flops: float) -> float:
     """`flops`; FitError where it is no compute that a run can have."""
-    if not isinstance(flops, int | float) or isinstance(flops, bool) or not 1 <= flops <= MAX["flops"]:
+    if (
+        not isinstance(flops, int | float)
+        or isinstance(flops, bool)
+        or not 1 <= flops <= MAX["flops"]
+    ):
         raise FitError(
             f"compute to predict at is {flops}; it must be FLOPs from 1 to {MAX['flops']:g}, as 1e20"
         )

@@ -20,7 +20,14 @@ from rlhf_jax.scaling.numbers import parse
 
 SEPARATORS = (",", ";", "\t", "|")
 TAKES = "a quote is opened and not closed in its row: it takes the rows below with it"
-ROWS = ("runs", "rows", "data", "records", "results", "points")  # of a JSON object, the list of runs
+ROWS = (
+    "runs",
+    "rows",
+    "data",
+    "records",
+    "results",
+    "points",
+)  # of a JSON object, the list of runs
 
 
 @dataclass
@@ -130,7 +137,9 @@ def _csv(name: str, text: str) -> Table:
     rows = _fields(name, "\n".join(lines[skipped:]), separator, skipped)
     first, header = rows[0]
     if all(_is_number(cell) for cell in header if cell.strip()):
-        named = [cell.strip() for cell in comment.split(separator if separator in comment else None)]
+        named = [
+            cell.strip() for cell in comment.split(separator if separator in comment else None)
+        ]
         if len(named) != len(header) or any(map(_is_number, named)):
             raise FitError(
                 f"{name}: the first line, {lines[skipped][:200]!r}, is not a header; put the names of the "
@@ -191,9 +200,9 @@ def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[in
                 rows.append((begun, []))  # such as `"a"b`: said where the row is left out
                 continue
             _swallowed(name, begun, cells, len(rows[0][1]) if rows else 0, separator)
-            if any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#"):
-                rows.append((begun, cells))
-            elif not rows:
+            if (
+                any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#")
+            ) or not rows:
                 rows.append((begun, cells))
     finally:
         csv.field_size_limit(limit)
@@ -234,7 +243,10 @@ def _records(
         elif len(cells) != len(columns):
             hint = " (numbers such as 1,000 need quotes)" if len(cells) > len(columns) and separator == "," else ""  # fmt: skip
             table.left_out.append(
-                (where, f"does not have {len(columns)} fields as the header does, but {len(cells)}{hint}")
+                (
+                    where,
+                    f"does not have {len(columns)} fields as the header does, but {len(cells)}{hint}",
+                )
             )
         else:
             table.records.append((where, {columns[i]: cells[i] for i in kept}))
@@ -243,7 +255,9 @@ def _records(
 
 def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
     """R writes row names under no header: every row has one cell more, in front."""
-    if len(rows) < 2 or any(len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows):
+    if len(rows) < 2 or any(
+        len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows
+    ):
         return False
     first = [cells[0].strip() for _, cells in rows]
     return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))
@@ -303,7 +317,9 @@ def _json(name: str, text: str) -> Table:
             data = [dict(zip(data["columns"], row, strict=False)) for row in data["data"]]
         elif data and all(isinstance(v, list) for v in data.values()):
             longest = max(map(len, data.values()))
-            data = [{k: v[i] if i < len(v) else None for k, v in data.items()} for i in range(longest)]
+            data = [
+                {k: v[i] if i < len(v) else None for k, v in data.items()} for i in range(longest)
+            ]
         elif data and all(isinstance(v, dict) for v in data.values()):
             keys = list(dict.fromkeys(key for column in data.values() for key in column))
             if keys and all(key.isdigit() for key in keys):  # pandas: {column: {row: cell}}

@@ -21,14 +21,30 @@ UNFINISHED = ("crash", "fail", "kill", "run", "preempt", "timeout", "timed out",
               "completing", "special exit", "terminat", "delet", "lost", "stall", "wait", "submit", "evict",
               "exception", "damaged", "dead", "broken", "partial", "paused", "hang", "hung")  # fmt: skip
 FINISHED = ("finish", "complete", "done", "succe", "ok", "pass", "converge", "end", "kept", "good")
-GOOD_FLAGS = ("finished", "completed", "done", "success", "succeeded", "converged", "included", "include")
+GOOD_FLAGS = (
+    "finished",
+    "completed",
+    "done",
+    "success",
+    "succeeded",
+    "converged",
+    "included",
+    "include",
+)
 BAD_FLAGS = ("diverged", "crashed", "failed", "killed", "oom", "nan", "unstable", "interrupted",
              "preempted", "aborted", "excluded", "exclude", "earlystopped", "stoppedearly", "broken",
              "incomplete", "unfinished")  # fmt: skip
 EXIT_CODES = ("exitcode", "exitstatus", "returncode")
 TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")
 MIN = {"params": 1e3, "tokens": 1e4, "flops": 1e7, "loss": 1e-4, "unique_tokens": 1.0}
-MAX = {"params": 1e15, "tokens": 1e18, "flops": 1e34, "loss": 30.0, "unique_tokens": 1e18, "error": 1.0}
+MAX = {
+    "params": 1e15,
+    "tokens": 1e18,
+    "flops": 1e34,
+    "loss": 30.0,
+    "unique_tokens": 1e18,
+    "error": 1.0,
+}
 HINTS = {
     "params": "if they are millions, --columns 'params={0}*1e6', or name the column params_M",
     "tokens": "if they are billions, --columns 'tokens={0}*1e9', or name the column tokens_B",
@@ -125,7 +141,7 @@ def _identity(record: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
         cell = str(record.get(name) if record.get(name) is not None else "").strip()
         if not cell:
             continue
-        if key in sure or columns[role].given and role == "run_id":
+        if key in sure or (columns[role].given and role == "run_id"):
             return f"{role} {cell}"
         named = re.search(r"[^\d.eE+\-\s]", cell) is not None  # not a plain number
         runs = key in ("id", "run", "runname", "displayname")
@@ -181,6 +197,11 @@ def compute_ratio(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return _values(rows, "flops") / (6.0 * _values(rows, "params") * _values(rows, "tokens"))
 
 
+def far_from_6nd(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether half of the rows' C differ from 6 N D by more than any way of counting FLOPs."""
+    return not 1 / RATIO < np.median(compute_ratio(rows)) < RATIO
+
+
 def off_compute(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], where: str
 ) -> dict[int, str]:
@@ -192,7 +213,7 @@ def off_compute(
     ratio = compute_ratio(rows)
     middle = float(np.median(ratio))
     names = ", ".join(repr(columns[role].name) for role in ("flops", "params", "tokens"))
-    if not 1 / RATIO < middle < RATIO:
+    if far_from_6nd(rows):
         power = round(-np.log10(middle)) if 0 < middle < np.inf else 18
         raise FitError(
             f"{where}: the flops are {middle:.3g} times 6 N D ({names}), and no way of counting FLOPs "
@@ -233,5 +254,7 @@ def left_out_notes(left_out: LeftOut, total: int, most: int = 20) -> list[str]:
         f"{label}{',' if reason.startswith('column') else ':'} {reason}"
         for label, reason in left_out[:most]
     )
-    more = f"; and {len(left_out) - most} more, all named with --json" if len(left_out) > most else ""
+    more = (
+        f"; and {len(left_out) - most} more, all named with --json" if len(left_out) > most else ""
+    )
     return [f"{len(left_out)} of {total} rows are left out: {named}{more}"]
