@@ -57,28 +57,14 @@ NUMERIC = (*SIZES, "loss", "stderr", "unique_tokens", "error")
 COLUMNS = tuple(ALIASES)
 RATE = 6  # the kind of PFLOPs and the like: of a run, or a second
 
-_COUNT = set(
-    ["n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "count", "counts", "in"]
-)
+_COUNT = {"n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "count", "counts",
+          "in"}  # fmt: skip
 _NOUNS = {
     "params": {"param", "params", "parameter", "parameters"},
     "tokens": {"token", "tokens", "tok", "toks"},
     "flops": {"flop", "flops", "compute"},
-    "loss": set(
-        [
-            "loss",
-            "nll",
-            "xent",
-            "perplexity",
-            "ppl",
-            "bpb",
-            "bpc",
-            "bpt",
-            "bits",
-            "entropy",
-            "crossentropy",
-        ]
-    ),
+    "loss": {"loss", "nll", "xent", "perplexity", "ppl", "bpb", "bpc", "bpt", "bits", "entropy",
+             "crossentropy"},
 }  # fmt: skip
 _SPLIT = {"val", "valid", "validation", "eval", "evaluation", "heldout", "dev", "holdout"}
 _MODIFIERS = {
