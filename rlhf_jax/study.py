@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import graphlib
 import importlib.util
+import math
 import sys
 import traceback
 from collections import Counter
@@ -48,7 +49,8 @@ class Analysis(Checked):
     Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where losses at
     equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses at
     its horizons, interpolated; `curve`, its training curve (cells that continue each other joined), read
-    on the way as Kaplan 2020 did.
+    on the way as Kaplan 2020 did. `window`: approach 2 leaves a budget's runs out of its parabola beyond
+    this factor of its best size; None: every run counts.
     """
 
     LABEL = "analysis"
@@ -58,6 +60,11 @@ class Analysis(Checked):
     params: Literal["total", "non_embedding"] = "total"
     flops: Literal["exact", "6nd", "kaplan", "palm", "porian", "porian_attention"] = "exact"
     loss: Literal["heldout", "ends", "curve"] = "heldout"
+    window: float | None = 4.0
+
+    def check(self) -> None:
+        if self.window is not None and not 1 < self.window < math.inf:
+            raise ConfigError(f"window is {self.window}; it must be a factor above 1, or None")
 
 
 @dataclass(frozen=True)

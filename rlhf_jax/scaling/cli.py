@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.config import ConfigError, suggest
 
 if TYPE_CHECKING:
+    from rlhf_jax.report.study_results import Analysed
     from rlhf_jax.scaling.curves import Curve
     from rlhf_jax.scaling.points import Points
 
@@ -65,12 +66,14 @@ class Source:
       points: final losses. where: file and sha256, or study and analysis.
       equal: losses at equal compute, for approach 2, if not the final ones.
       curves: training curves at a constant rate, for approach 1.
+      window: of approach 2, where the command says none.
     """
 
     points: Points
     where: dict[str, str]
     equal: Points | None = None
     curves: list[Curve] = field(default_factory=list)
+    window: float | None = None
 
 
 def command(args: argparse.Namespace) -> int:
@@ -155,7 +158,8 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
         if approach == 1 and source.curves:
             return fit_curves(source.curves, 0.0, args.resamples, args.seed)
         table = source.equal if approach == 2 and source.equal else points
-        return fit_points(table, approach, args.resamples, args.seed, args.window or WIDE)
+        window = args.window or source.window or WIDE
+        return fit_points(table, approach, args.resamples, args.seed, window)
 
     if args.approach not in (None, "all"):
         return [fitted(int(args.approach))]
@@ -197,6 +201,7 @@ def _read(args: argparse.Namespace) -> Source:
 def _read_study(args: argparse.Namespace) -> Source:
     """The finished cells of a study's isoflop analysis, or all that it pretrained."""
     from rlhf_jax.report.study_results import (
+        Analysed,
         read_study,
         sweep_points,
         sweep_table,
@@ -227,20 +232,37 @@ def _read_study(args: argparse.Namespace) -> Source:
             f"several isoflop analyses: choose with --analysis {' | '.join(analyses)}"
         )
     where = {"study": study.folder.name}
-    chosen = analyses[args.analysis or next(iter(analyses))] if analyses else None
-    accounts = (chosen.params, chosen.flops) if chosen else ()
-    cells = chosen.cells if chosen else study.cells
-    rows = sweep_table(cells, *accounts)
+    if not analyses:
+        cells = [cell for cell in study.cells if cell.kind == "pretrain"]
+        others = ", ".join(f"{a.name} ({len(a.cells)} cells)" for a in study.analyses()) or "none"
+        has = f"{study.folder.name} has no isoflop analysis; its analyses: {others}"
+        if not (rows := sweep_table(cells)):
+            raise ConfigError(
+                f"{has}. None of its {len(cells)} pretrained cells has finished with a held-out loss, so "
+                "there is nothing to fit"
+            )
+        note = f"{has}. Its pretrained cells are fitted instead"
+        return Source(_with_left_out(sweep_points(rows), Analysed("", "", cells), note), where)
+    chosen = analyses[args.analysis or next(iter(analyses))]
+    where["analysis"] = chosen.name
+    window = math.inf if chosen.window is None else chosen.window
+    rows = sweep_table(chosen.cells, chosen.params, chosen.flops)
     if not rows:
         raise ConfigError(
-            f"none of the {len(cells)} cells of {chosen.name if chosen else study.folder.name} has "
-            "finished with a held-out loss yet"
+            f"none of the {len(chosen.cells)} cells of {chosen.name} has finished with a held-out loss yet"
         )
-    points = sweep_points(rows)
-    if not chosen:
-        return Source(points, where)
-    where["analysis"] = chosen.name
+    points = _with_left_out(sweep_points(rows), chosen)
     if chosen.loss == "heldout":
-        return Source(points, where)
-    curves = training_curves(cells, *accounts) if chosen.loss == "curve" else []
-    return Source(points, where, at_equal_compute(curves or joined(points)), curves)
+        return Source(points, where, window=window)
+    curves = (
+        training_curves(chosen.cells, chosen.params, chosen.flops) if chosen.loss == "curve" else []
+    )
+    equal = _with_left_out(at_equal_compute(curves or joined(points)), chosen)
+    return Source(points, where, equal, curves, window)
+
+
+def _with_left_out(points: Points, analysis: Analysed, *notes: str) -> Points:
+    """Cells that have not finished are named as a table's rows are."""
+    out = analysis.left_out
+    said = [f"{name} is left out: {state}" for name, state in out]
+    return replace(points, left_out=tuple(out), notes=(*notes, *points.notes, *said))
