@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_jax.config import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from rlhf_jax.report.study_results import Analysed
+    from rlhf_jax.report.study_results import Analysed, StudyResults
     from rlhf_jax.scaling.curves import Curve
     from rlhf_jax.scaling.points import Points
 
@@ -198,16 +198,8 @@ def _read(args: argparse.Namespace) -> Source:
     return Source(read_table(path, columns), fits.source(path))
 
 
-def _read_study(args: argparse.Namespace) -> Source:
-    """The finished cells of a study's isoflop analysis, or all that it pretrained."""
-    from rlhf_jax.report.study_results import (
-        Analysed,
-        read_study,
-        sweep_points,
-        sweep_table,
-        training_curves,
-    )
-    from rlhf_jax.scaling.curves import at_equal_compute, joined
+def _open_study(args: argparse.Namespace) -> StudyResults:
+    from rlhf_jax.report.study_results import read_study
 
     folder, root = Path(args.source), Path(args.source).resolve().parent.parent
     if folder.suffix == ".py":
@@ -221,7 +213,15 @@ def _read_study(args: argparse.Namespace) -> Source:
         if not (folder / "study.json").is_file():
             again = f"rlhf-jax run {args.source}" + (" --tiny" if args.tiny else "")
             raise ConfigError(f"{args.source} has not been run in {args.runs}; first: {again}")
-    study = read_study(folder, root)
+    return read_study(folder, root)
+
+
+def _read_study(args: argparse.Namespace) -> Source:
+    """The finished cells of a study's isoflop analysis, or all that it pretrained."""
+    from rlhf_jax.report.study_results import Analysed, sweep_points, sweep_table, training_curves
+    from rlhf_jax.scaling.curves import at_equal_compute, joined
+
+    study = _open_study(args)
     analyses = {analysis.name: analysis for analysis in study.analyses("isoflop")}
     if args.analysis and args.analysis not in analyses:
         raise ConfigError(

@@ -26,6 +26,7 @@ from rlhf_jax.scaling.selection import LeftOut
 from rlhf_jax.scaling.separable import disagreement, fit_separable
 
 AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
+BUDGET = "their budget is refused: "
 MAX_RESAMPLES = 100_000
 DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
@@ -133,17 +134,27 @@ def _ends(points: Points, resamples: int, seed: int, reach: float) -> dict[str, 
 
     notes = [*points.notes, "final losses, interpolated in ln C between each size's horizons"]
     fit = _envelope(law, points, resamples, notes, reach)
-    few = f"its size was trained to under {MIN_HORIZONS} horizons"
+    few = f"their size was trained to under {MIN_HORIZONS} horizons"
     left_out = [(label, few) for label in short_sizes(points)] if not fit["refused"] else []
     return {**fit, "notes": [*fit["notes"], *_named(left_out, len(points))], "left_out": left_out}
 
 
 def _named(left_out: LeftOut, total: int) -> list[str]:
-    """A sentence for each reason, with the names of the runs."""
+    """A sentence for each reason, with the names of the runs; of many reasons, one that counts them."""
     labels: dict[str, list[str]] = {}
     for label, reason in left_out:
         labels.setdefault(reason, []).append(label)
-    return [
+    notes = []
+    refused = {reason: names for reason, names in labels.items() if reason.startswith(BUDGET)}
+    if len(refused) > 3:
+        runs = sum(map(len, refused.values()))
+        some = "; ".join(reason.removeprefix(BUDGET) for reason in [*refused][:3])
+        notes = [
+            f"{runs} of {total} runs are left out: their {len(refused)} budgets are refused: {some}; and "
+            f"{len(refused) - 3} more (--json names the runs)"
+        ]
+        labels = {reason: names for reason, names in labels.items() if reason not in refused}
+    return notes + [
         f"{len(names)} of {total} runs are left out: {reason}: {', '.join(names[:20])}"
         + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         for reason, names in labels.items()
@@ -251,7 +262,7 @@ def _isoflop(
 def _unused(budget: Budget, window: float) -> LeftOut:
     """(label, reason) of a budget's runs that its parabola, or the exponents, leave out."""
     if budget.refused:
-        why = f"their budget, {budget.flops:.3g} FLOPs, is refused ({budget.refused})"
+        why = f"{BUDGET}{budget.flops:.3g} FLOPs ({budget.refused})"
         return [(label, why) for label in budget.points.labels]
     why = f"beyond {window:g}x of their budget's N* (`--window none` takes every run)"
     return [(label, why) for label in budget.outside]
