@@ -330,3 +330,37 @@ def test_options_out_of_range_are_refused_in_words(tmp_path, capsys, words):
     said = capsys.readouterr().err
     assert words[0].strip("-") in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--columns", "loss=loss", "loss=N"], "names loss twice"),
+        (["--columns", "params=N", "tokens=N"], "'N' is given for two roles"),
+        (["--plot", "t.csv"], "--plot t.csv is a file; give a folder"),
+        (["--plot", "/proc/none", "--approach", "2"], "/proc/none: No such file or directory"),
+        (["--law", "over_training"], "all 35 values of loss are 3: nothing to fit"),
+        (["--law", "data_constrained"], "--columns unique_tokens=NAME"),
+        ([], "all 35 losses are 3"),
+    ],
+)  # fmt: skip
+def test_wrong_commands_and_flat_tables_end_in_words(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    flat = "over_training" in words or not words
+    rows = [f"{n},{d},{3 if flat else loss}\n" for _, n, d, loss in RUNS]
+    (tmp_path / "t.csv").write_text("N,D,loss\n" + "".join(rows))
+    assert cli.main(["fit", "t.csv", "--resamples", "0", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_size_alone_is_refused_by_every_law_in_words(tmp_path, capsys):
+    rows = [f"1e8,{d},{LAW.loss(1e8, d)}\n" for d in np.geomspace(1e9, 1e11, 12)]
+    (tmp_path / "t.csv").write_text("N,D,loss\n" + "".join(rows))
+    for law in ("over_training", "kaplan"):
+        assert cli.main(["fit", str(tmp_path / "t.csv"), "--law", law, "--resamples", "3"]) == 0
+        assert "Refused: " in capsys.readouterr().out
+
+
+def test_a_name_too_long_for_a_file_is_no_traceback(capsys):
+    assert cli.main(["fit", "x" * 5000 + ".csv"]) == 2
+    assert "File name too long" in capsys.readouterr().err

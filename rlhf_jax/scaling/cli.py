@@ -93,16 +93,23 @@ def command(args: argparse.Namespace) -> int:
     if len(pairs) < len(args.columns):
         wrong = next(text for text in args.columns if text not in pairs)
         raise ConfigError(f"--columns {wrong!r} is not ROLE=NAME, for instance loss=val_loss")
+    roles = [text.partition("=")[0] for text in args.columns]
+    if twice := [role for role in roles if roles.count(role) > 1]:
+        raise ConfigError(f"--columns names {twice[0]} twice; give it once")
+    if args.plot and args.plot.exists() and not args.plot.is_dir():
+        raise ConfigError(f"--plot {args.plot} is a file; give a folder")
     source = None
     try:
         check_numbers(args.resamples, args.seed)
         source = _read(args)
         fits = _fit(source, args)
+        if args.plot:
+            _draw(fits, args.plot)
+    except OSError as e:
+        raise ConfigError(f"{e.filename or args.source}: {e.strerror or e}") from None
     except FitError as e:
         out = [note for note in source.points.notes if "left out" in note] if source else []
         raise ConfigError("\n".join([str(e), *out])) from None
-    if args.plot:
-        _draw(fits, args.plot)
     if args.json:
         one = len(fits) == 1
         print(json.dumps(source.where | (fits[0] if one else {"fits": fits}), indent=1))

@@ -153,7 +153,12 @@ def assign(
     columns, notes = {}, []
     for role, text in given.items():
         columns[role] = _given(role, text, header, where)
-    taken = {column.name for column in columns.values()}
+    used = [column.name for column in columns.values()]
+    if twice := [name for name in used if used.count(name) > 1]:
+        raise FitError(
+            f"columns: {twice[0]!r} is given for two roles; each has a column of its own"
+        )
+    taken = set(used)
     free = [name for name in header if name and name not in taken]
     two_sizes = sum(role in given for role in SIZES) >= 2
     passed: dict[str, list[Column]] = {}
