@@ -149,7 +149,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="also copy the small results there, to be committed: tables, fits, figures",
     )
 
-    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv or .jsonl) or to a study.",
+    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv, .jsonl, ...) or to a study.",
                 "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
     scaling_cli.add_arguments(p)
 

@@ -38,7 +38,7 @@ def fit_file(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fits the runs of a CSV or JSONL file; see `read_table` for `columns`, `fit_points` for keys.
+    """Fits the runs of a table; see `read_table` for `columns`, `fit_points` for keys.
 
     The result has `file` and its `sha256` too.
     """
