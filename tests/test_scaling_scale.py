@@ -38,6 +38,13 @@ def test_starts_on_a_sample_end_at_the_same_law(points, monkeypatch):
     assert found.n == len(found.residuals) == 400
 
 
+def test_a_law_of_a_sample_is_the_same_law_in_the_centring_of_all_runs(points):
+    sample, whole = Surface(points.take(np.arange(50))), Surface(points)
+    theta = np.array([-1.0, -1.2, 0.6, 0.3, 0.4])
+    same = whole.coefficients(whole.moved(theta, sample))
+    assert same == pytest.approx(sample.coefficients(theta), rel=1e-12)
+
+
 def test_deleted_residuals_of_many_runs_are_near_those_of_fits_without_each(points, monkeypatch):
     law = fit_law(points)
     s = Surface(points)
