@@ -22,7 +22,7 @@ from rlhf_jax.cpu import without_tpu
 from rlhf_jax.kept import restore
 from rlhf_jax.mesh import check_placement, full_mesh
 from rlhf_jax.plan import StudyPlan, make_plan
-from rlhf_jax.ranges import Count, Efficiency, Positive, Seed, Size, Temperature
+from rlhf_jax.ranges import Count, Efficiency, Seed, Size, Temperature
 from rlhf_jax.runs import (
     CellFolder,
     Damaged,
@@ -170,7 +170,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="also copy the small results there, to be committed: tables, fits, figures",
     )
 
-    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv or .jsonl) or to a study.",
+    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv, .jsonl, ...) or to a study.",
                 "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
     scaling_cli.add_arguments(p)
 
@@ -180,7 +180,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     p.add_argument(
         "--at",
         metavar="FLOPS",
-        type=argument(Positive),
+        type=cost_cli.quantity,
         required=True,
         help="compute of that budget",
     )
@@ -224,7 +224,13 @@ def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.report.foretell import foretell
     from rlhf_jax.report.study_results import read_study
+    from rlhf_jax.scaling.points import FitError
+    from rlhf_jax.scaling.predict import check_flops
 
+    try:
+        check_flops(args.at)
+    except FitError as e:
+        raise ConfigError(f"--at: {e}") from None
     study, runs = _load(args)
     corpus_hash = _corpus_hash(study, runs, args)
     if corpus_hash is None:

@@ -45,7 +45,7 @@ from rlhf_jax.outside import (
     raised,
     said,
 )
-from rlhf_jax.ranges import INT32, Count, Name, Title
+from rlhf_jax.ranges import INT32, Count, Name, Range, Title
 
 if TYPE_CHECKING:
     from rlhf_jax.data.recipes import Digests
@@ -63,7 +63,8 @@ class Analysis(Checked):
     Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where losses at
     equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses at
     its horizons, interpolated; `curve`, its training curve (cells that continue each other joined), read
-    on the way as Kaplan 2020 did.
+    on the way as Kaplan 2020 did. `window`: approach 2 leaves a budget's runs out of its parabola beyond
+    this factor of its best size; None: every run counts.
     """
 
     LABEL = "analysis"
@@ -73,11 +74,12 @@ class Analysis(Checked):
     params: Literal["total", "non_embedding"] = "total"
     flops: Literal["exact", "6nd", "kaplan", "palm", "porian", "porian_attention"] = "exact"
     loss: Literal["heldout", "ends", "curve"] = "heldout"
+    window: Annotated[float, Range(1, above=True)] | None = 4.0
 
     def check(self) -> None:
         check_names(self.cells, "analysis.cells")
         if self.kind != "isoflop":
-            for name in ("params", "flops", "loss"):
+            for name in ("params", "flops", "loss", "window"):
                 self.unused(name, "kind = 'isoflop'")
 
 

@@ -195,7 +195,7 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
     intervals = fit.get("intervals") or {}
     found = {**fit, **(fit.get("parameters") or {}), **(fit.get("derived") or {})}
     for key, value in found.items():
-        if isinstance(value, float) and key != "level":
+        if isinstance(value, float) and key not in ("level", "window"):
             interval = " .. ".join(f"{edge:.4g}" for edge in intervals.get(key) or ())
             table.add_row(key, f"{value:.6g}", interval)
     show(title, table)
@@ -229,6 +229,8 @@ def print_prediction(said: dict[str, Any]) -> None:
         f"At {said['flops']:.4g} FLOPs, from {said['fitted']} runs of up to {said['below']:.3g}",
         table,
     )
+    if said.get("far"):
+        print(f"Note: this is far: {said['far']}")
     for run in said["runs"]:
         print(f"{run['label']}: {run['loss']:.4f} nats a token by approach 3")
 

@@ -164,5 +164,5 @@ def test_a_policy_learns_from_a_compare_cell(bench):
 
 
 def test_beta_must_be_above_0(bench):
-    with pytest.raises(ConfigError, match=r"dpo\.beta = 0.0; it must be above 0"):
+    with pytest.raises(ConfigError, match=r"dpo\.beta = 0.0; expected a number above 0"):
         bench.run(bench.study(DPO("dpo", policy="base", beta=0)), "dpo", dpo)

@@ -326,6 +326,10 @@ def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):
         return write_study(tmp_path / str(done), [*made, *late], [isoflop([*made, *late])])
 
     before = results(False)
+    for wrong in (-1.0, 0.0, float("nan"), float("inf"), 1e30, 1.0):
+        with pytest.raises(ConfigError):
+            foretell(study, read_study(before, tmp_path / "False"), wrong)
+    assert not (before / "prediction.json").exists()  # the one prediction is still to be made
     path = foretell(study, read_study(before, tmp_path / "False"), 8e12, resamples=20)
     said = json.loads(path.read_text())
     assert said["below"] < 5e12

@@ -149,3 +149,27 @@ def test_tokens_at_equal_compute_are_those_of_the_curves():
     assert len(table) == 6 * len(SIZES) and table.flops.min() == pytest.approx(1e10)
     np.testing.assert_allclose(6 * table.params * table.tokens, table.flops)
     np.testing.assert_allclose(table.loss, 3 - 0.1 * np.log(table.flops / table.params))
+
+
+@pytest.mark.parametrize("flops", [0, -1e20, float("nan"), float("inf"), 1e40, True, "1e20", None])
+def test_compute_that_cannot_be_is_not_predicted_at(flops):
+    with pytest.raises(FitError, match=r"compute to predict at is .*; it must be FLOPs from 1"):
+        predict(runs([1e11, 1e12]), flops, [])
+
+
+def test_far_predictions_are_said_and_farther_ones_refused():
+    points = runs(np.geomspace(1e11, 3e12, 5), noise=1e-3)
+    assert predict(points, 2e13, [], resamples=0)["far"] is None
+    said = predict(points, 3e14, [], resamples=0)
+    assert said["far"] == "100 times the compute of the largest run"
+    n_star, _ = LAW.compute_optimal(3e14)
+    three = said["approaches"]["3"]
+    assert three["n_star"] == pytest.approx(n_star, rel=0.2)  # not that of 10 times the largest run
+    assert three["n_star"] * three["d_star"] == pytest.approx(3e14 / 6, rel=1e-6)
+    with pytest.raises(FitError, match=r"1e\+04 times the largest run .*ask for 3e\+15 at most"):
+        predict(points, 3e16, [], resamples=0)
+
+
+def test_runs_that_support_no_approach_make_no_prediction():
+    with pytest.raises(FitError, match="support no prediction"):
+        predict(runs([1e11]), 1e12, [], resamples=0)

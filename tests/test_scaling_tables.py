@@ -56,11 +56,12 @@ def test_rare_roles_and_run_ids_are_kept(tmp_path):
     ]
 
 
-def test_two_columns_for_one_role_are_refused_until_one_is_named(tmp_path):
+def test_of_two_columns_for_one_role_the_preferred_is_taken_and_the_other_named(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("N,D,val_loss,test_loss\n1e6,2e7,3.5,3.6\n")
-    with pytest.raises(FitError, match=r"'val_loss' and 'test_loss' could each .* --columns loss="):
-        read_table(path)
+    path.write_text("N,D,test_loss,val_loss\n1e6,2e7,3.6,3.5\n")
+    table = read_table(path)
+    assert table.loss.tolist() == [3.5]
+    assert "column 'val_loss' taken as loss (passed over: 'test_loss')" in table.notes
     assert read_table(path, {"loss": "test_loss"}).loss.tolist() == [3.6]
 
 
@@ -84,23 +85,31 @@ def test_two_named_sizes_mean_c_is_6nd_whatever_else_the_table_has(tmp_path):
     ("text", "columns", "message"),
     [
         ("N,D,los\n1,2,3\n", COLUMNS, r"no column 'loss' \(for loss\). Did you mean 'los'"),
-        ("N,D,loss\n1,2,3\n1,x,3\n", COLUMNS, r"t.csv:3, column 'D': tokens is 'x', not a number"),
-        ("N,D,loss\n1,2,nan\n", {}, r"t.csv:2, column 'loss': loss is nan; it must be positive"),
-        ("N,D,loss\n1,2,-3\n", {}, r"t.csv:2, column 'loss'"),
-        ("N,D,loss\n1,2,\n", {}, r"t.csv:2, column 'loss': loss is '', not a number"),
+        ("N,D,loss\n1e6,x,3\n", COLUMNS, r"t.csv:2, column 'D': tokens is 'x', not a number"),
+        ("N,D,loss\n1e6,2e7,nan\n", {}, r"t.csv:2, column 'loss': loss is nan; it must be positive"),
+        ("N,D,loss\n1e6,2e7,-3\n", {}, r"t.csv:2, column 'loss'"),
+        ("N,D,loss\n1e6,2e7,\n", {}, r"t.csv:2, column 'loss': loss is '', not a number"),
         ("N,D,loss\n1,2\n", {}, r"t.csv:2 does not have 3 fields"),
         ("N,D,loss\n1,2,3,4\n", {}, r"t.csv:2 does not have 3 fields .* but 4"),
-        ("N,loss\n1,2\n", {"params": "N"}, "two of them are needed"),
+        ("N,loss\n1e6,2\n", {"params": "N"}, "two of them are needed"),
         ("N,D,loss\n1,2,3\n", {"parms": "N"}, "'parms' is not one of the roles. Did you mean 'params'"),
         ("N,D,loss\n", {}, "no rows"),
         ("", {}, "t.csv is empty"),
-        ("N,N,D,loss\n1,1,2,3\n", {}, "header has 'N' twice"),
+        ("N,N,D,loss\n1e6,1e6,2e7,3\n", {}, "header has 'N' twice"),
         ("1e6,2e7,3.5\n1e6,4e7,3.4\n", {}, "is not a header"),
-        ("N,D,loss\n70B,2,3\n", {}, r"t.csv:2, column 'N': params is '70B', .* as 70e9"),
-        ("N,D,loss\n1e9,1.4T,3\n", {}, "as 1.4e12"),
-        ('N,D,loss\n"1,000,000",2,3\n', {}, "without separators, as 1000000"),
-        ("N,D,loss\n1,2,3\n1,3,3\n", {}, "at least 6 runs, not 2"),
-        ("N,D,loss\n" + "1,2,3\n" * 9, {}, "have 1 and 1"),
+        ("N,D,loss\n1e6,2e7,3\n1e6,3e7,3.1\n", {}, "at least 6 runs, not 2"),
+        ("N,D,loss\n" + "".join(f"1e6,2e7,3.{i}\n" for i in range(9)), {}, "have 1 and 1"),
+        ("N,D,loss\n" + "".join(f"{i}e6,{i}e7,3\n" for i in range(1, 9)), {}, "all 8 losses are 3"),
+        ("N,D,loss\n17,2e7,3\n30,3e7,3.1\n", {}, r"column 'N': 2 of 2 .*'params=N\*1e6'"),
+        ("N,D,loss\n1e7,9.8,3\n2e7,8.1,3.1\n", {}, r"column 'D': 2 of 2 .*'tokens=D\*1e9'"),
+        ("N,D,C,loss\n1e7,1e9,60,3\n2e7,1e9,120,3.1\n", {}, r"column 'C': 2 of 2 .*'flops=C\*1e18'"),
+        ("N,D,C,loss\n1e7,1e9,6e13,3\n2e7,1e9,1.2e14,3.1\n", {}, r"0.001 times 6 N D .*'flops=C\*1e3'"),
+        ("N,C,loss\n1e7,6e20,3\n2e7,6e8,3.1\n3e7,6e8,3.1\n", {}, "tokens a parameter by C = 6 N D"),
+        ("N,D,loss\n1e7,1e9,20.1\n2e7,1e9,19.1\n", {}, "half of the losses are above 12.5"),
+        ("N,D,loss\n1e7,1e3,3\n2e7,1e3,3.1\n", {}, "column 'D': 2 of 2"),
+        ("N D loss\n1e6 1e7\n", {}, "the separators , ; tab and | are known"),
+        ('name,N,D,loss\n"a,1e6,2e7,3.5\nb,1e6,3e7,3.4\n', {}, "t.csv:2: a quote is opened and never"),
+        ('name,N,D,loss\n"a,1e6,2e7,3.5\n"b",1e6,3e7,3.4\n', {}, "t.csv:2: a quote is opened and not closed"),
     ],
 )  # fmt: skip
 def test_bad_tables_are_refused_naming_row_and_column(tmp_path, text, columns, message):
@@ -110,15 +119,15 @@ def test_bad_tables_are_refused_naming_row_and_column(tmp_path, text, columns, m
         fit_file(path, columns, approach=3, resamples=0)
 
 
-def test_a_byte_order_mark_and_blank_lines_are_read_over_and_other_encodings_refused(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_any_encoding_and_end_of_line_is_read(tmp_path, encoding):
     path = tmp_path / "t.csv"
-    text = "N,D,loss\n1e6,2e7,3.5\n\n2e6,4e7,3.25\n"
-    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    table = read_table(path)
-    assert table.labels == ("t.csv:2", "t.csv:4")
-    path.write_bytes(text.encode("utf-16"))
-    with pytest.raises(FitError, match=r"t\.csv is not UTF-8"):
-        read_table(path)
+    text = "N,D,loss,note\n1e6,2e7,3.5,caf\u00e9\n\n2e6,4e7,3.25,\n"
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes(text.replace("\n", end).encode(encoding))
+        table = read_table(path)
+        assert table.labels == ("t.csv:2", "t.csv:4")
+        assert table.loss.tolist() == [3.5, 3.25]
 
 
 def test_the_third_of_params_tokens_flops_follows_and_is_said(tmp_path):

@@ -12,7 +12,7 @@ from rlhf_jax.report.study_results import StudyResults, sweep_points, sweep_tabl
 from rlhf_jax.runs import write_json
 from rlhf_jax.scaling.flops import param_counts, train_flops
 from rlhf_jax.scaling.points import FitError
-from rlhf_jax.scaling.predict import predict
+from rlhf_jax.scaling.predict import check_flops, predict
 from rlhf_jax.study import Study
 
 NEAR = 0.05  # runs within this share of the compute asked for are the ones to come
@@ -25,6 +25,10 @@ def foretell(study: Study, results: StudyResults, flops: float, resamples: int =
       ConfigError: a run of that compute has begun, a prediction is there already, or the finished runs
         do not support one.
     """
+    try:
+        check_flops(flops)
+    except FitError as e:
+        raise ConfigError(str(e)) from None
     path = results.folder / "prediction.json"
     if path.exists():
         raise ConfigError(f"{path} is there already; a prediction is made once, before the runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,7 @@ from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
 from rlhf_jax.scaling.points import FitError, Points
 from rlhf_jax.scaling.predict import score
 
-METHOD = 3  # of fitting; a change of it makes every kept fit anew
+METHOD = 4  # of fitting; a change of it makes every kept fit anew
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
         fits.approaches[analysis.name] = {
             approach: kept(
                 f"{analysis.name}-approach{approach}",
-                [rows, approach, analysis.loss, [c.state for c in analysis.cells if not c.heldout]],
+                [rows, approach, analysis.loss, analysis.window, analysis.left_out],
                 partial(_approach, analysis, rows, approach, resamples, seed),
             )
             for approach in ((1, 2, 3) if analysis.loss == "heldout" else (2,))
@@ -91,9 +92,11 @@ def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
 def _approach(
     analysis: Analysed, rows: list[dict[str, Any]], approach: int, resamples: int, seed: int
 ) -> dict[str, Any]:
-    fit = fit_points(_points(analysis, rows), approach, resamples, seed)
-    left_out = [f"{c.name} is left out: {c.state}" for c in analysis.cells if not c.heldout]
-    return fit | {"notes": [*fit["notes"], *left_out]}
+    window = math.inf if analysis.window is None else analysis.window
+    fit = fit_points(_points(analysis, rows), approach, resamples, seed, window)
+    out = [{"label": name, "reason": reason} for name, reason in analysis.left_out]
+    notes = [f"{name} is left out: {reason}" for name, reason in analysis.left_out]
+    return fit | {"notes": [*fit["notes"], *notes], "left_out": [*out, *fit["left_out"]]}
 
 
 def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:

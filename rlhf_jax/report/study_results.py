@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_jax.config import ConfigError
 from rlhf_jax.runs import CellFolder, Damaged, read_json
 from rlhf_jax.scaling.curves import Curve, smooth
+from rlhf_jax.scaling.isoflop import WIDE
 from rlhf_jax.scaling.points import Points, from_rows
 
 
@@ -112,6 +113,9 @@ class CellResult:
             return {}
 
 
+ACCOUNTS = ("params", "flops", "loss", "window")  # of `rlhf_jax.study.Analysis`
+
+
 @dataclass(frozen=True)
 class Analysed:
     """An analysis (`rlhf_jax.study.Analysis`) of cells that have run. name: a file stem, unique in the
@@ -123,6 +127,12 @@ class Analysed:
     params: str = "total"
     flops: str = "exact"
     loss: str = "heldout"
+    window: float | None = WIDE
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """(name, state) of the cells without a held-out loss."""
+        return [(cell.name, cell.state) for cell in self.cells if not cell.heldout]
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,7 @@ class StudyResults:
                 name = f"{name}-{len(found) + 1}"
             wanted = set(spec.get("cells", []))
             cells = [cell for cell in self.cells if cell.name in wanted]
-            accounts = {key: spec[key] for key in ("params", "flops", "loss") if key in spec}
+            accounts = {key: spec[key] for key in ACCOUNTS if key in spec}
             found.append(Analysed(name, label, cells, **accounts))
         return found
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.config import ConfigError, suggest
 
 if TYPE_CHECKING:
+    from rlhf_jax.report.study_results import Analysed, StudyResults
     from rlhf_jax.scaling.curves import Curve
     from rlhf_jax.scaling.points import Points
 
@@ -21,17 +23,22 @@ APPROACHES = ("1", "2", "3", "all")
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="TABLE_OR_STUDY",
-                   help="a .csv or .jsonl of runs; a study file; or a folder RUNS/studies/NAME")  # fmt: skip
+                   help="a table of runs (.csv, .tsv, .jsonl, .json, .parquet, also with .gz); a study "
+                        "file; or a folder RUNS/studies/NAME")  # fmt: skip
     p.add_argument("overrides", metavar="key=value", nargs="*", help="of a study file, as in `run`")
     p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
                    help="of a table whose names say too little: loss=NAME and two of params=NAME, "
-                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D")  # fmt: skip
+                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D. NAME*1e6 is a "
+                        "column in millions")  # fmt: skip
     p.add_argument("--approach", choices=APPROACHES, default=None,
                    help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss "
                         "(default: all)")  # fmt: skip
     p.add_argument("--law", metavar="NAME", help="another law instead; an unknown name lists them")
     p.add_argument("--analysis", metavar="NAME",
                    help="of a study: this isoflop analysis (default: the only one)")  # fmt: skip
+    p.add_argument("--window", metavar="FACTOR|none", type=_window,
+                   help="of approach 2: a budget's runs further than this factor from its best size are "
+                        "left out of its parabola (default: 4); none: every run counts, as in the papers")  # fmt: skip
     p.add_argument("--resamples", type=int, default=1000, metavar="N",
                    help="of the bootstrap; 0: no intervals")  # fmt: skip
     p.add_argument("--seed", type=int, default=0)
@@ -42,6 +49,16 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="also draw the fits there: .svg figures, each with its data as .csv")  # fmt: skip
 
 
+def _window(text: str) -> float:
+    try:
+        factor = math.inf if text.strip().casefold() == "none" else float(text)
+    except ValueError:
+        factor = math.nan
+    if not factor > 1 or (factor == math.inf and text.strip().casefold() != "none"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor above 1, such as 4, or none")
+    return factor
+
+
 @dataclass(frozen=True)
 class Source:
     """What is fitted: final losses, and where an analysis reads losses elsewhere, those too.
@@ -50,12 +67,14 @@ class Source:
       points: final losses. where: file and sha256, or study and analysis.
       equal: losses at equal compute, for approach 2, if not the final ones.
       curves: training curves at a constant rate, for approach 1.
+      window: of approach 2, where the command says none.
     """
 
     points: Points
     where: dict[str, str]
     equal: Points | None = None
     curves: list[Curve] = field(default_factory=list)
+    window: float | None = None
 
 
 def command(args: argparse.Namespace) -> int:
@@ -64,32 +83,47 @@ def command(args: argparse.Namespace) -> int:
     Raises:
       ConfigError: what was given cannot be read, or nothing can be fitted to it.
     """
+    from rlhf_jax.scaling.fits import check_numbers
     from rlhf_jax.scaling.points import FitError
 
-    if args.resamples < 0:
-        raise ConfigError(f"--resamples is {args.resamples}; it must be 0 or more")
     if args.law and args.approach:
         raise ConfigError("--law and --approach are two ways to choose the fit; give one of them")
+    if args.window and (args.law or args.approach in ("1", "3")):
+        raise ConfigError("--window is of approach 2 alone; leave it out, or give --approach 2")
     pairs = [text for text in args.columns if "=" in text.strip("=")]
     if len(pairs) < len(args.columns):
         wrong = next(text for text in args.columns if text not in pairs)
         raise ConfigError(f"--columns {wrong!r} is not ROLE=NAME, for instance loss=val_loss")
+    roles = [text.partition("=")[0] for text in args.columns]
+    if twice := [role for role in roles if roles.count(role) > 1]:
+        raise ConfigError(f"--columns names {twice[0]} twice; give it once")
+    if args.plot and args.plot.exists() and not args.plot.is_dir():
+        raise ConfigError(f"--plot {args.plot} is a file; give a folder")
+    source = None
     try:
+        check_numbers(args.resamples, args.seed)
         source = _read(args)
         fits = _fit(source, args)
+        if args.plot:
+            _draw(fits, args.plot)
+    except OSError as e:
+        raise ConfigError(f"{e.filename or args.source}: {e.strerror or e}") from None
     except FitError as e:
-        raise ConfigError(str(e)) from None
-    if args.plot:
-        _draw(fits, args.plot)
+        out = [note for note in source.points.notes if "left out" in note] if source else []
+        raise ConfigError("\n".join([str(e), *out])) from None
     if args.json:
         one = len(fits) == 1
         print(json.dumps(source.where | (fits[0] if one else {"fits": fits}), indent=1))
         return 0
     from rlhf_jax import tables
 
+    said = source.points.notes  # of the table, once
+    for note in said:
+        print(f"Note: {note}")
     for fit in fits:
         name = fit.get("law") or f"approach {fit['approach']}"
-        tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit)
+        own = [note for note in fit["notes"] if note not in said]
+        tables.print_fit(f"{args.source}: {name}, {fit['n']} runs", fit | {"notes": own})
     return 0
 
 
@@ -115,6 +149,7 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
 
 def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
     from rlhf_jax.scaling.fits import fit_curves, fit_points
+    from rlhf_jax.scaling.isoflop import WIDE
     from rlhf_jax.scaling.points import FitError
 
     points = source.points
@@ -124,27 +159,29 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.law not in LAWS:
             raise ConfigError(f"--law {args.law!r} is not known.{suggest(args.law, list(LAWS))}")
         fit = fit_named(args.law, points, args.resamples, args.seed)
-        return [{"law": args.law, **fit, "points": points.rows()}]
+        out = [{"label": label, "reason": reason} for label, reason in points.left_out]
+        return [{"law": args.law, **fit, "left_out": out, "points": points.rows()}]
 
     def fitted(approach: int) -> dict[str, Any]:
         if approach == 1 and source.curves:
             return fit_curves(source.curves, 0.0, args.resamples, args.seed)
         table = source.equal if approach == 2 and source.equal else points
-        return fit_points(table, approach, args.resamples, args.seed)
+        window = args.window or source.window or WIDE
+        return fit_points(table, approach, args.resamples, args.seed, window)
 
     if args.approach not in (None, "all"):
         return [fitted(int(args.approach))]
-    fits, reasons = [], []
+    fits = []
     for approach in (1, 2, 3):
         try:
             fits.append(fitted(approach))
         except FitError as e:
-            reasons.append(str(e))
             fits.append(
-                {"approach": approach, "n": len(points), "refused": str(e), "notes": [],
-                 "points": points.rows()}
+                {"approach": approach, "n": len(points), "refused": str(e),
+                 "notes": list(points.notes), "points": points.rows(),
+                 "left_out": [{"label": a, "reason": b} for a, b in points.left_out]}
             )  # fmt: skip
-    if all(fit["refused"] for fit in fits) and reasons:
+    if all(fit["refused"] for fit in fits):
         refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)
         raise FitError(f"no approach can be fitted to these {len(points)} runs:\n{refusals}")
     return fits
@@ -169,15 +206,8 @@ def _read(args: argparse.Namespace) -> Source:
     return Source(read_table(path, columns), fits.source(path))
 
 
-def _read_study(args: argparse.Namespace) -> Source:
-    """The finished cells of a study's isoflop analysis, or all that it pretrained."""
-    from rlhf_jax.report.study_results import (
-        read_study,
-        sweep_points,
-        sweep_table,
-        training_curves,
-    )
-    from rlhf_jax.scaling.curves import at_equal_compute, joined
+def _open_study(args: argparse.Namespace) -> StudyResults:
+    from rlhf_jax.report.study_results import read_study
 
     folder, root = Path(args.source), Path(args.source).resolve().parent.parent
     if folder.suffix == ".py":
@@ -191,16 +221,18 @@ def _read_study(args: argparse.Namespace) -> Source:
         if not (folder / "study.json").is_file():
             again = f"rlhf-jax run {args.source}" + (" --tiny" if args.tiny else "")
             raise ConfigError(f"{args.source} has not been run in {args.runs}; first: {again}")
-    study = read_study(folder, root)
+    return read_study(folder, root)
+
+
+def _read_study(args: argparse.Namespace) -> Source:
+    """The finished cells of a study's isoflop analysis; without one, all that it pretrained."""
+    from rlhf_jax.report.study_results import sweep_points, sweep_table, training_curves
+    from rlhf_jax.scaling.curves import at_equal_compute, joined
+
+    study = _open_study(args)
     analyses = {analysis.name: analysis for analysis in study.analyses("isoflop")}
     if not analyses:
-        others = ", ".join(analysis.name for analysis in study.analyses()) or "no other"
-        kinds = Counter(cell.kind for cell in study.cells)
-        has = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
-        said = f"{study.folder.name} has no isoflop analysis; analyses: {others}; cells: {has}"
-        if args.analysis or not kinds["pretrain"]:
-            raise ConfigError(f"{said}. Add Analysis('isoflop', ...) of its pretraining cells")
-        print(f"rlhf-jax: {said}. All that it pretrained is fitted", file=sys.stderr)
+        return _all_pretrained(study, args.analysis)
     if args.analysis and args.analysis not in analyses:
         raise ConfigError(
             f"no isoflop analysis {args.analysis!r}.{suggest(args.analysis, list(analyses))}"
@@ -209,21 +241,47 @@ def _read_study(args: argparse.Namespace) -> Source:
         raise ConfigError(
             f"several isoflop analyses: choose with --analysis {' | '.join(analyses)}"
         )
-    where = {"study": study.folder.name}
-    chosen = analyses[args.analysis or next(iter(analyses))] if analyses else None
-    accounts = (chosen.params, chosen.flops) if chosen else ()
-    cells = chosen.cells if chosen else study.cells
-    rows = sweep_table(cells, *accounts)
+    chosen = analyses[args.analysis or next(iter(analyses))]
+    where = {"study": study.folder.name, "analysis": chosen.name}
+    window = math.inf if chosen.window is None else chosen.window
+    rows = sweep_table(chosen.cells, chosen.params, chosen.flops)
     if not rows:
         raise ConfigError(
-            f"none of the {len(cells)} cells of {chosen.name if chosen else study.folder.name} has "
-            "finished with a held-out loss yet"
+            f"none of the {len(chosen.cells)} cells of {chosen.name} has finished with a held-out loss yet"
         )
-    points = sweep_points(rows)
-    if not chosen:
-        return Source(points, where)
-    where["analysis"] = chosen.name
+    points = _with_left_out(sweep_points(rows), chosen)
     if chosen.loss == "heldout":
-        return Source(points, where)
-    curves = training_curves(cells, *accounts) if chosen.loss == "curve" else []
-    return Source(points, where, at_equal_compute(curves or joined(points)), curves)
+        return Source(points, where, window=window)
+    curves = (
+        training_curves(chosen.cells, chosen.params, chosen.flops) if chosen.loss == "curve" else []
+    )
+    equal = _with_left_out(at_equal_compute(curves or joined(points)), chosen)
+    return Source(points, where, equal, curves, window)
+
+
+def _all_pretrained(study: StudyResults, wanted: str | None) -> Source:
+    """Of a study without an isoflop analysis."""
+    from rlhf_jax.report.study_results import Analysed, sweep_points, sweep_table
+
+    others = ", ".join(f"{a.name} ({len(a.cells)} cells)" for a in study.analyses()) or "no other"
+    kinds = Counter(cell.kind for cell in study.cells)
+    has = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
+    said = f"{study.folder.name} has no isoflop analysis; analyses: {others}; cells: {has}"
+    if wanted or not kinds["pretrain"]:
+        raise ConfigError(f"{said}. Add Analysis('isoflop', ...) of its pretraining cells")
+    cells = study.of("pretrain", done=False)
+    if not (rows := sweep_table(cells)):
+        raise ConfigError(
+            f"{said}. None of its {len(cells)} pretrained cells has finished with a held-out loss, so "
+            "there is nothing to fit"
+        )
+    note = f"{said}. Its pretrained cells are fitted instead"
+    points = _with_left_out(sweep_points(rows), Analysed("", "", cells), note)
+    return Source(points, {"study": study.folder.name})
+
+
+def _with_left_out(points: Points, analysis: Analysed, *notes: str) -> Points:
+    """Cells that have not finished are named as a table's rows are."""
+    out = analysis.left_out
+    said = [f"{name} is left out: {state}" for name, state in out]
+    return replace(points, left_out=tuple(out), notes=(*notes, *points.notes, *said))

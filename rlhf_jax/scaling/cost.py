@@ -96,9 +96,17 @@ def training_cost(
     }
 
 
+RANGES = {"params": (1e3, 1e15), "tokens": (1e3, 1e21), "price": (1e-6, 1e6)}  # beyond: a slip
+
+
 def _positive(what: str, value: float | None) -> float:
     if value is None or not 0 < value < math.inf:
         raise ConfigError(f"{what} is {value}; it must be a finite number above 0")
+    low, high = RANGES[what]
+    if not low <= value <= high:
+        raise ConfigError(
+            f"{what} is {value:g}; it must be from {low:g} to {high:g} (70 billion is 70e9)"
+        )
     return float(value)
 
 

@@ -12,13 +12,26 @@ from rich.text import Text
 from rlhf_jax.config import ConfigError
 from rlhf_jax.presets import PRESETS
 from rlhf_jax.scaling.hardware import HARDWARE
+from rlhf_jax.scaling.numbers import parse
 from rlhf_jax.tables import show, table_of
+
+
+def quantity(text: str) -> float:
+    """A number on the command line: 70e9, 70B, 1.4T."""
+    try:
+        return parse(text)[0]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number, such as 70e9 or 70B"
+        ) from None
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    p.add_argument("--params", type=float, metavar="N", help="or a bare number of parameters: 70e9")
-    p.add_argument("--tokens", type=float, metavar="D",
+    p.add_argument(
+        "--params", type=quantity, metavar="N", help="or a bare number of parameters: 70e9"
+    )
+    p.add_argument("--tokens", type=quantity, metavar="D",
                    help="trained on (default: the preset's published ones)")  # fmt: skip
     p.add_argument("--hardware", metavar="NAME",
                    help=f"one of {', '.join(HARDWARE)} (default: the preset's, else h100)")  # fmt: skip
@@ -26,7 +39,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="of the peak, 0 to 1 (default: the preset's, else 0.4)")  # fmt: skip
     p.add_argument("--price", type=float, metavar="DOLLARS",
                    help="a chip-hour (default: list prices, low and high)")  # fmt: skip
-    p.add_argument("--inference-tokens", type=float, metavar="D_INF",
+    p.add_argument("--inference-tokens", type=quantity, metavar="D_INF",
                    help="read or written in the model's life: which model would be cheapest then")  # fmt: skip
     p.add_argument("--table", action="store_true",
                    help="known models against the laws (always shown after a preset)")  # fmt: skip

@@ -153,6 +153,17 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
     return _fit(grid, centers, tokens, labels, draw, len(points), resamples, seed, warnings)
 
 
+def short_sizes(points: Points) -> list[str]:
+    """Labels of the runs whose size has fewer than `MIN_HORIZONS`."""
+    log_n, log_c = np.log(points.params), np.log(points.flops)
+    return [
+        points.labels[i]
+        for group in _clusters(log_n, SAME_SIZE)
+        if len(_clusters(log_c[group], 1e-3)) < MIN_HORIZONS
+        for i in group
+    ]
+
+
 def _fit(
     log_c: np.ndarray,
     log_n: np.ndarray,

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.scaling.curves import Curve
-from rlhf_jax.scaling.envelope import EnvelopeFit, fit_end_points, fit_envelope
+from rlhf_jax.scaling.envelope import (
+    MIN_HORIZONS,
+    EnvelopeFit,
+    fit_end_points,
+    fit_envelope,
+    short_sizes,
+)  # fmt: skip
 from rlhf_jax.scaling.extrapolation import extrapolation
-from rlhf_jax.scaling.isoflop import PowerLaw, describe, fit_isoflop, power_law
+from rlhf_jax.scaling.isoflop import WIDE, Budget, PowerLaw, describe, fit_isoflop, power_law
 from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
 from rlhf_jax.scaling.points import FitError, Points, plain, read_table
+from rlhf_jax.scaling.selection import LeftOut
 from rlhf_jax.scaling.separable import disagreement, fit_separable
 
 AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
+BUDGET = "their budget is refused: "
+MAX_RESAMPLES = 100_000
 DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
 
@@ -28,7 +38,7 @@ def fit_file(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fits the runs of a CSV or JSONL file; see `read_table` for `columns`, `fit_points` for keys.
+    """Fits the runs of a table; see `read_table` for `columns`, `fit_points` for keys.
 
     The result has `file` and its `sha256` too.
     """
@@ -44,7 +54,12 @@ def source(path: str | Path) -> dict[str, str]:
 
 
 def fit_points(
-    points: Points, approach: int, resamples: int = 1000, seed: int = 0
+    points: Points,
+    approach: int,
+    resamples: int = 1000,
+    seed: int = 0,
+    window: float = WIDE,
+    reach: float = 10.0,
 ) -> dict[str, Any]:
     """A fit as JSON values (no NaN; what could not be determined is None with a reason).
 
@@ -55,19 +70,38 @@ def fit_points(
     intervals, refused, warnings, resolved, outside, parabola, center, points). Approach 3:
     `E, A, B, alpha, beta, objective, a, b, G, n, intervals, hit_rate, condition, agreement,
     outliers, residuals, extrapolation, frontier, refused`. All: `approach, n, resamples, seed,
-    notes`, and `points`, the runs fitted (label, run_id, params, tokens, flops, loss).
+    notes`, `points`, the runs fitted (label, run_id, params, tokens, flops, loss), and `left_out`,
+    the rows and runs that were not, [{label, reason}].
+
+    Args:
+      window: of approach 2, see `fit_isoflop`.
+      reach: the frontier's end, times the largest compute.
 
     Raises:
       FitError: the table cannot be fitted at all (too few runs), or approach is not 1, 2 or 3.
     """
-    fits: dict[int, Callable] = {1: _ends, 2: _isoflop, 3: _parametric}
+    fits: dict[int, Callable] = {1: _ends, 2: partial(_isoflop, window=window), 3: _parametric}
     if approach not in fits:
         raise FitError(
             f"approach is {approach!r}; it must be 1 (envelope), 2 (IsoFLOP) or 3 (parametric)"
         )
-    result = fits[approach](points, resamples, seed)
+    check_numbers(resamples, seed)
+    if len(points) > 1 and np.ptp(points.loss) == 0:
+        raise FitError(f"all {len(points)} losses are {points.loss[0]:g}: there is nothing to fit")
+    result = fits[approach](points, resamples, seed, reach=reach)
     head = {"approach": approach, "n": len(points), "resamples": resamples, "seed": seed}
-    return plain({**head, **result, "points": points.rows()})
+    left_out = [*points.left_out, *result.pop("left_out", ())]
+    named = [{"label": label, "reason": reason} for label, reason in left_out]
+    return plain({**head, **result, "left_out": named, "points": points.rows()})
+
+
+def check_numbers(resamples: int, seed: int) -> None:
+    """Raises FitError for what is no number of resamples, or no seed of 32 bits."""
+    for name, value, most in (("resamples", resamples, MAX_RESAMPLES), ("seed", seed, 2**32 - 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise FitError(
+                f"{name} is {value!r}; it must be 0 or more, a whole number up to {most:,}"
+            )
 
 
 def fit_curves(
@@ -94,21 +128,50 @@ def fit_curves(
     return plain({**head, **_envelope(law, ends, resamples, notes), "points": ends.rows()})
 
 
-def _ends(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+def _ends(points: Points, resamples: int, seed: int, reach: float) -> dict[str, Any]:
     def law(below: float, draws: int) -> EnvelopeFit:
         return fit_end_points(points.take(points.flops <= below * 1.01), draws, seed)
 
     notes = [*points.notes, "final losses, interpolated in ln C between each size's horizons"]
-    return _envelope(law, points, resamples, notes)
+    fit = _envelope(law, points, resamples, notes, reach)
+    few = f"their size was trained to under {MIN_HORIZONS} horizons"
+    left_out = [(label, few) for label in short_sizes(points)] if not fit["refused"] else []
+    return {**fit, "notes": [*fit["notes"], *_named(left_out, len(points))], "left_out": left_out}
+
+
+def _named(left_out: LeftOut, total: int) -> list[str]:
+    """A sentence for each reason, with the names of the runs; of many reasons, one that counts them."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in left_out:
+        labels.setdefault(reason, []).append(label)
+    notes = []
+    refused = {reason: names for reason, names in labels.items() if reason.startswith(BUDGET)}
+    if len(refused) > 3:
+        runs = sum(map(len, refused.values()))
+        some = "; ".join(reason.removeprefix(BUDGET) for reason in [*refused][:3])
+        notes = [
+            f"{runs} of {total} runs are left out: their {len(refused)} budgets are refused: {some}; and "
+            f"{len(refused) - 3} more (--json names the runs)"
+        ]
+        labels = {reason: names for reason, names in labels.items() if reason not in refused}
+    return notes + [
+        f"{len(names)} of {total} runs are left out: {reason}: {', '.join(names[:20])}"
+        + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        for reason, names in labels.items()
+    ]
 
 
 def _envelope(
-    law: Callable[[float, int], EnvelopeFit], ends: Points, resamples: int, notes: list[str]
+    law: Callable[[float, int], EnvelopeFit],
+    ends: Points,
+    resamples: int,
+    notes: list[str],
+    reach: float = 10.0,
 ) -> dict[str, Any]:
     """`law` fits the runs that end below a compute."""
     fit = law(np.inf, resamples)
     return {
-        **_power_laws(fit.n_law, fit.d_law, ends.flops),
+        **_power_laws(fit.n_law, fit.d_law, ends.flops, reach),
         "envelope": fit.describe(),
         "extrapolation": _envelope_ahead(law, fit, ends.flops),
         "refused": fit.refused,
@@ -152,11 +215,13 @@ def _ahead(
     }
 
 
-def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarray) -> dict:
+def _power_laws(
+    n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarray, reach: float
+) -> dict[str, Any]:
     """The keys that approaches 1 and 2 share."""
     laws, frontier = {"a": n_law, "b": d_law}, []
     if n_law and d_law:
-        at = _range(flops)
+        at = _range(flops, reach)
         n_band, d_band = n_law.band(at), d_law.band(at)
         frontier = [
             {
@@ -176,22 +241,36 @@ def _power_laws(n_law: PowerLaw | None, d_law: PowerLaw | None, flops: np.ndarra
     }
 
 
-def _isoflop(points: Points, resamples: int, seed: int) -> dict[str, Any]:
-    fit = fit_isoflop(points, resamples, seed)
-    outside = [label for budget in fit.budgets for label in budget.outside]
-    notes = [f"{len(outside)} runs beyond 4x of their budget's N* are left out"] if outside else []
+def _isoflop(
+    points: Points, resamples: int, seed: int, window: float, reach: float
+) -> dict[str, Any]:
+    fit = fit_isoflop(points, resamples, seed, window=window)
+    left_out = [item for budget in fit.budgets for item in _unused(budget, window)]
     return {
         "budgets": [describe(budget) for budget in fit.budgets],
-        **_power_laws(fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets])),
-        "extrapolation": _isoflop_ahead(points),
+        **_power_laws(
+            fit.n_law, fit.d_law, np.array([budget.flops for budget in fit.budgets]), reach
+        ),
+        "extrapolation": _isoflop_ahead(points, window),
+        "window": window if np.isfinite(window) else None,
         "refused": fit.refused,
-        "notes": [*points.notes, *fit.warnings, *notes],
+        "notes": [*points.notes, *fit.warnings, *_named(left_out, len(points))],
+        "left_out": left_out,
     }
 
 
-def _isoflop_ahead(points: Points) -> dict[str, Any]:
+def _unused(budget: Budget, window: float) -> LeftOut:
+    """(label, reason) of a budget's runs that its parabola, or the exponents, leave out."""
+    if budget.refused:
+        why = f"{BUDGET}{budget.flops:.3g} FLOPs ({budget.refused})"
+        return [(label, why) for label in budget.points.labels]
+    why = f"beyond {window:g}x of their budget's N* (`--window none` takes every run)"
+    return [(label, why) for label in budget.outside]
+
+
+def _isoflop_ahead(points: Points, window: float) -> dict[str, Any]:
     """The law of the budgets but the largest that shows a minimum, against that minimum."""
-    budgets = fit_isoflop(points, resamples=0).budgets
+    budgets = fit_isoflop(points, resamples=0, window=window).budgets
     good = [budget for budget in budgets if budget.n_star and budget.d_star]
     if len(good) < 3:
         return {
@@ -206,7 +285,7 @@ def _isoflop_ahead(points: Points) -> dict[str, Any]:
     return _ahead(n_law, d_law, good[-1].flops, top.flops, top.n_star, top.d_star)
 
 
-def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+def _parametric(points: Points, resamples: int, seed: int, reach: float) -> dict[str, Any]:
     fit = fit_parametric(points, resamples, seed)
     values = {name: getattr(fit.law, name) for name in NAMES}
     agreement, refused, warnings = None, fit.refused, list(fit.warnings)
@@ -240,7 +319,7 @@ def _parametric(points: Points, resamples: int, seed: int) -> dict[str, Any]:
             )
         ],
         "extrapolation": extrapolation(points, _surface),
-        "frontier": [] if refused else fit.frontier(_range(points.flops)),
+        "frontier": [] if refused else fit.frontier(_range(points.flops, reach)),
         "refused": refused,
         "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
     }  # fmt: skip
@@ -251,6 +330,6 @@ def _surface(points: Points) -> Callable[[Points], np.ndarray]:
     return lambda table: np.asarray(law.loss(table.params, table.tokens))
 
 
-def _range(flops: np.ndarray, beyond: float = 10.0, count: int = 25) -> np.ndarray:
+def _range(flops: np.ndarray, beyond: float, count: int = 25) -> np.ndarray:
     """A log grid over the budgets and a factor `beyond` above them."""
     return np.geomspace(flops.min(), flops.max() * beyond, count)

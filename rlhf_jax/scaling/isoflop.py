@@ -3,7 +3,7 @@
 A budget whose minimum the runs do not show is refused in words, and the refusal is part of the
 result: no optimum is copied from a neighbour or read off the end of the grid. The parabola itself is
 an approximation: it is biased when alpha != beta, the more the wider the sizes spread, so runs further
-than 4x from the minimum are left out and named, and approach 3 is the cross-check.
+than 4x from the minimum (`WIDE`) are left out and named, unless the caller takes all of them, and approach 3 is the cross-check.
 
 Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over the
 budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget instead
@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.scaling.budgets import groups
 from rlhf_jax.scaling.points import FitError, Points
 
 MIN_SIZES = (
     4  # below: refused (three sizes leave a parabola no residual); at 4: fitted, with a warning
 )
 MIN_RESOLVED = 0.5  # share of resamples that must show an interior minimum too
-WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out
+WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out by default
+DRAWN = 4_000_000  # resampled losses in memory at once
 WINDOW_SIZES = 5  # but never so many that fewer sizes than this remain
 
 
@@ -38,7 +40,7 @@ class Budget:
       n_star, d_star, loss_star: the minimum; None when refused.
       parabola: (c0, c1, c2) of loss = c0 + c1 u + c2 u^2, u = ln N - center; also of a refused
         concave or one-sided fit, so that it can be drawn. None below `MIN_SIZES`.
-      outside: labels of the runs beyond `WIDE` of N*, which the parabola leaves out.
+      outside: labels of the runs beyond the window around N*, which the parabola leaves out.
       draws: bootstrap minima (resamples, 3) of (ln N*, ln D*, L*); NaN where a resample has none.
     """
 
@@ -107,19 +109,27 @@ class IsoflopFit:
 
 
 def fit_isoflop(
-    points: Points, resamples: int = 1000, seed: int = 0, tolerance: float = 0.1
+    points: Points,
+    resamples: int = 1000,
+    seed: int = 0,
+    tolerance: float = 0.1,
+    window: float = WIDE,
 ) -> IsoflopFit:
     """Fits a parabola per budget, then ln N* and ln D* against ln C; bootstraps the residuals.
 
     In each resample the exponents use whichever budgets resolve.
 
     Args:
-      points: runs; grouped by `points.budget`, or else by C within a factor 1 + `tolerance`.
+      points: runs; grouped by `points.budget`, or else by C (see `groups`).
       resamples: bootstrap resamples (0: no intervals). seed: of the resampling.
+      window: runs further than this factor from their budget's N* are left out, while
+        `WINDOW_SIZES` sizes remain; inf: every run counts, as in the papers.
     """
     if not len(points):
         raise FitError("approach 2 has no runs to fit")
-    fits = [_Parabola(points.take(group)) for group in _groups(points, tolerance)]
+    if not window > 1:
+        raise FitError(f"window is {window}; it must be a factor above 1, or inf for every run")
+    fits = [_Parabola(points.take(group), window) for group in groups(points, tolerance)]
     noise = [fit.noise for fit in fits if not fit.refused]
     pool = np.concatenate(noise) if noise else np.zeros(1)
     seeds = np.random.SeedSequence(seed).spawn(len(fits))
@@ -141,21 +151,6 @@ def fit_isoflop(
     return IsoflopFit(tuple(budgets), n_law, d_law, None, warnings)
 
 
-def _groups(points: Points, tolerance: float) -> list[np.ndarray]:
-    """Row indices of each budget."""
-    if points.budget is not None:
-        names = np.array(points.budget)
-        return [np.flatnonzero(names == name) for name in dict.fromkeys(points.budget)]
-    order = np.argsort(points.flops, kind="stable")
-    groups, first = [[order[0]]], points.flops[order[0]]
-    for i in order[1:]:
-        if points.flops[i] > first * (1 + tolerance):
-            groups.append([])
-            first = points.flops[i]
-        groups[-1].append(i)
-    return [np.array(group) for group in groups]
-
-
 class _Parabola:
     """One budget's weighted least squares of loss = c0 + c1 u + c2 u^2 within its window.
 
@@ -164,8 +159,8 @@ class _Parabola:
       noise: their residuals, standardised by weight and divided by sqrt(1 - leverage).
     """
 
-    def __init__(self, runs: Points):
-        self.runs = runs
+    def __init__(self, runs: Points, window: float = WIDE):
+        self.runs, self.window = runs, window
         self.flops = float(np.exp(np.log(runs.flops).mean()))
         self.sizes = np.unique(runs.params)
         self.noise = np.zeros(0)
@@ -176,7 +171,7 @@ class _Parabola:
         self.kept = np.ones(len(runs), bool)
         self._fit()
         for _ in range(20):  # a window that has not settled by then swings between two
-            kept = self._window()
+            kept = self._within()
             if (kept == self.kept).all():
                 break
             self.kept = kept
@@ -197,16 +192,15 @@ class _Parabola:
         leverage = np.einsum("ni,in->n", scaled, self.solve)
         self.noise = (self.y - self.fitted) * self.root / np.sqrt(np.maximum(1 - leverage, 1e-3))
 
-    def _window(self) -> np.ndarray:
-        """Runs within `WIDE` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are few."""
+    def _within(self) -> np.ndarray:
+        """Runs within `window` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are few."""
         vertex = -self.c[1] / (2 * self.c[2]) if self.c[2] > 0 else np.nan
         if self.u.min() < vertex < self.u.max():
             middle = self.center + vertex
         else:
-            means = [self.runs.loss[self.runs.params == size].mean() for size in self.sizes]
-            middle = np.log(self.sizes[int(np.argmin(means))])
+            middle = np.log(self.sizes[int(np.argmin(_mean_losses(self.runs)))])
         nearest = np.sort(np.abs(np.log(self.sizes) - middle))
-        reach = max(np.log(WIDE), nearest[min(WINDOW_SIZES, len(nearest)) - 1])
+        reach = max(np.log(self.window), nearest[min(WINDOW_SIZES, len(nearest)) - 1])
         return np.abs(np.log(self.runs.params) - middle) <= reach + 1e-9
 
     def budget(self, pool: np.ndarray, resamples: int, rng: np.random.Generator) -> Budget:
@@ -219,10 +213,12 @@ class _Parabola:
         if self.refused:
             return Budget(self.flops, self.runs, refused=self.refused, **shown)
         log_n, _, loss_star = self._minima(self.c[None])[0]
-        noise = rng.choice(pool, (resamples, len(self.u))) * rng.choice(
-            [-1.0, 1.0], (resamples, len(self.u))
-        )
-        draws = self._minima((self.fitted * self.root + noise) @ self.solve.T)
+        drawn, block = [np.empty((0, 3))], max(1, DRAWN // len(self.u))
+        for first in range(0, resamples, block):
+            shape = (min(block, resamples - first), len(self.u))
+            noise = rng.choice(pool, shape) * rng.choice([-1.0, 1.0], shape)
+            drawn.append(self._minima((self.fitted * self.root + noise) @ self.solve.T))
+        draws = np.concatenate(drawn)
         resolved = float(np.mean(np.isfinite(draws[:, 0]))) if resamples else 1.0
         if resolved < MIN_RESOLVED:
             reason = f"only {resolved:.0%} of bootstrap resamples show an interior minimum"
@@ -270,12 +266,17 @@ def _refusal(runs: Points, u: np.ndarray, c: np.ndarray) -> str | None:
         side = "below the smallest" if vertex <= u.min() else "above the largest"
         return f"the minimum lies {side} sampled size: sample further on that side"
     sizes = np.unique(runs.params)
-    means = [runs.loss[runs.params == size].mean() for size in sizes]
-    best = int(np.argmin(means))
+    best = int(np.argmin(_mean_losses(runs)))
     if best in (0, len(sizes) - 1):
         side = "smallest" if best == 0 else "largest"
         return f"the {side} sampled size has the lowest loss: the minimum is at the edge"
     return None
+
+
+def _mean_losses(runs: Points) -> np.ndarray:
+    """Of each distinct size, rising."""
+    _, of = np.unique(runs.params, return_inverse=True)
+    return np.bincount(of, runs.loss) / np.bincount(of)
 
 
 def _log_tokens(runs: Points, log_n: np.ndarray | float) -> np.ndarray | float:

@@ -26,6 +26,8 @@ from rlhf_jax.scaling.points import FitError, Points, outliers_of
 from rlhf_jax.scaling.surface import BLOCK, DELTA, Surface
 
 HIT = 1e-6  # a start hits when its objective is within this share of the best
+MANY = 1000  # runs; of more, starts are tried on a sample, and deleted residuals are approximated
+DRAWN = 4_000_000  # resampled losses in memory at once
 NAMES = ("E", "A", "B", "alpha", "beta", "a", "b", "G")
 
 
@@ -146,18 +148,11 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
     """
     _check(points)
     surface = Surface(points)
-    starts = surface.starts()
-    ends, objectives = surface.descend(starts)
-    second = [surface.minimise(start) for start in starts[13::27]]
-    ends = np.concatenate([ends, [end for end, _ in second]])
-    objectives = np.concatenate([objectives, [value for _, value in second]])
-    theta, best = _polish(surface, ends[np.argmin(objectives)])
-    hits = float(np.mean(objectives[: len(starts)] <= best * (1 + HIT) + 1e-9))
+    theta, best, hits, others = _search(surface, _sample(points))
     residuals, _ = surface.residual(theta)
     eigen = np.linalg.eigvalsh(surface.hessian(theta))
     condition = float(eigen[-1] / eigen[0]) if eigen[0] > 0 else float("inf")
     refused, warnings = _judge(surface, theta, condition)
-    others = _other_optima(ends, objectives, theta, best)
     return ParametricFit(
         law=_law(surface, theta),
         objective=best * DELTA**2,
@@ -175,9 +170,37 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
 def fit_law(points: Points) -> Law:
     """The law alone, by Newton from every start, without a bootstrap; raises as `fit_parametric`."""
     _check(points)
-    surface = Surface(points)
-    ends, objectives = surface.descend(surface.starts())
-    return _law(surface, _polish(surface, ends[np.argmin(objectives)])[0])
+    sample = _sample(points)
+    ends, objectives = sample.descend(sample.starts())
+    surface = Surface(points) if len(points) > MANY else sample
+    start = surface.moved(ends[np.argmin(objectives)], sample)
+    return _law(surface, _polish(surface, start)[0])
+
+
+def _sample(points: Points) -> Surface:
+    """The objective that starts are tried on: of at most `MANY` runs, drawn once."""
+    if len(points) <= MANY:
+        return Surface(points)
+    return Surface(points.take(np.random.default_rng(0).choice(len(points), MANY, replace=False)))
+
+
+def _search(surface: Surface, sample: Surface) -> tuple[np.ndarray, float, float, list[np.ndarray]]:
+    """(theta, objective, share of starts that hit, other optima): starts on the sample, then all runs."""
+    starts = sample.starts()
+    ends, objectives = sample.descend(starts)
+    second = [sample.minimise(start) for start in starts[13::27]]
+    ends = np.concatenate([ends, [end for end, _ in second]])
+    objectives = np.concatenate([objectives, [value for _, value in second]])
+    theta, best = _polish(sample, ends[np.argmin(objectives)])
+    hits = float(np.mean(objectives[: len(starts)] <= best * (1 + HIT) + 1e-9))
+    others = _other_optima(ends, objectives, theta, best)
+    if len(surface.x) > len(sample.x):
+        found = [_polish(surface, surface.moved(t, sample)) for t in (theta, *others)]
+        found.sort(key=lambda end: end[1])
+        theta, best = found[0]
+        near = best * (1 + 10 / np.sqrt(len(surface.x)))
+        others = [t for t, value in found[1:] if value < near and np.abs(t - theta).max() > 0.05]
+    return theta, best, hits, others
 
 
 def _law(surface: Surface, theta: np.ndarray) -> Law:
@@ -263,8 +286,18 @@ def _other_optima(
 
 
 def deleted_residuals(surface: Surface, theta: np.ndarray) -> np.ndarray:
-    """(n,): ln observed - ln predicted of each run by the law fitted to the others."""
+    """(n,): ln observed - ln predicted of each run by the law fitted to the others.
+
+    Of more than `MANY` runs by one Newton step from the law of all of them: a run's share in it is
+    small, and so is the step.
+    """
     n = len(surface.x)
+    if n > MANY:
+        r, shares = surface.residual(theta)
+        J = surface.jacobian(shares)
+        moves = np.einsum("kn,kn->n", J, np.linalg.lstsq(surface.hessian(theta), J, rcond=1e-14)[0])
+        slope, inner = np.clip(r / DELTA, -1, 1) / DELTA, (np.abs(r) <= DELTA) / DELTA**2
+        return -(r + moves * slope / np.maximum(1 - moves * inner, 1e-3))
     out = np.empty(n)
     for i in range(0, n, BLOCK):
         rows = np.arange(i, min(i + BLOCK, n))
@@ -286,15 +319,19 @@ def _bootstrap(
     basis, _ = np.linalg.qr(surface.jacobian(shares).T)
     leverage = np.minimum((basis**2).sum(1), 1.0)
     pool = deleted_residuals(surface, theta) * np.sqrt(1 - leverage)
-    noise = rng.choice(pool, (resamples, n))
-    noise *= rng.choice([-1.0, 1.0], (resamples, n))
-    log_loss = surface.log_loss + residuals + noise
-    best, values = surface.descend(np.tile(theta, (resamples, 1)), log_loss=log_loss)
-    for other in others:
-        ends, found = surface.descend(np.tile(other, (resamples, 1)), log_loss=log_loss)
-        lower = found < values
-        best[lower], values[lower] = ends[lower], found[lower]
-    return surface.coefficients(best)
+    drawn, block = [], max(1, min(resamples, DRAWN // n))
+    for first in range(0, resamples, block):
+        count = min(block, resamples - first)
+        noise = rng.choice(pool, (count, n))
+        noise *= rng.choice([-1.0, 1.0], (count, n))
+        log_loss = surface.log_loss + residuals + noise
+        best, values = surface.descend(np.tile(theta, (count, 1)), log_loss=log_loss)
+        for other in others:
+            ends, found = surface.descend(np.tile(other, (count, 1)), log_loss=log_loss)
+            lower = found < values
+            best[lower], values[lower] = ends[lower], found[lower]
+        drawn.append(surface.coefficients(best))
+    return np.concatenate(drawn)
 
 
 def _quantiles(values: np.ndarray, tail: float) -> list[float]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign, number_hint
+from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign
+from rlhf_jax.scaling.numbers import parse
+from rlhf_jax.scaling.readers import read_file, unfold
+from rlhf_jax.scaling.rows import check_third, choose_flops, drop, usable_rows, without_optional
+from rlhf_jax.scaling.selection import impossible, left_out_notes, off_compute, repeated
 
+ALL = (*NUMERIC, "budget", "label", "run_id")
 __all__ = ["COLUMNS", "NUMERIC", "FitError", "Points", "from_rows", "read_table"]
 
 
@@ -31,6 +33,7 @@ class Points:
       labels: what each row is called (a cell's name, or `file:line`).
       run_ids: the run folder that each row was read from, or None.
       notes: what was computed rather than read.
+      left_out: (label, reason) of rows of the table that are not among these.
     """
 
     params: np.ndarray
@@ -44,6 +47,7 @@ class Points:
     labels: tuple[str, ...] = ()
     run_ids: tuple[str | None, ...] | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.loss)
@@ -118,7 +122,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
         )
     if "loss" not in present:
         raise FitError("the table has no loss column")
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array(
             [_number(row.get(name), name, at) for row, at in zip(rows, labels, strict=True)]
         )
@@ -153,97 +157,61 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
 
 
 def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
-    """Points from a CSV (header line) or JSONL file; UTF-8, with or without a byte-order mark.
+    """Points from a table of runs: CSV by any separator, JSON lines, JSON or parquet (`readers`).
+
+    Rows that cannot be used are left out and named in `left_out` and `notes`: runs that say that they
+    did not finish, cells that are no numbers or cannot be, copies, and earlier steps of the same run.
 
     Args:
-      path: `.csv`, or `.jsonl` with one object a line.
-      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`.
-        What is left out is recognised by its name (see `columns.ALIASES`), and `notes` says which
+      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`, or
+        `NAME*FACTOR`. What is left out is recognised by its name (see `columns`), and `notes` says which
         column was taken for what.
 
     Raises:
-      FitError: naming the file, the line and the column.
+      FitError: the file is not a table, no row of it can be used, or a column's units cannot be.
     """
     path, given = Path(path), dict(columns or {})
-    records, header = _records(path)
-    names, notes = assign(header, [record for _, record in records], given, path.name)
-    rows = []
-    for line, record in records:
-        row = {role: record[name] for role, name in names.items() if name in record}
-        row["label"] = row.get("label") or f"{path.name}:{line}"
-        for role in NUMERIC:
-            if row.get(role) is not None:
-                at = f"{path.name}:{line}, column {names[role]!r}"
-                row[role] = _number(row[role], role, at)
-            elif role in names:
-                raise FitError(f"{path.name}:{line} has no value in column {names[role]!r}")
-        rows.append(row)
-    points = from_rows(rows, where=path.name)
-    return replace(points, notes=(*points.notes, *notes))
-
-
-def _records(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    """[(line number, record)] and the column names in order of appearance."""
-    if not path.is_file():
-        raise FitError(f"{path} is not a file")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise FitError(f"{path.name}: expected a .csv or .jsonl file")
+    table = read_file(path)
+    unfold(table)
+    records = [record for _, record in table.records]
+    found, passed, notes = assign(table.header, records, given, path.name)
+    for column in found.values():
+        if column.name in table.twice:
+            raise FitError(f"{path.name}: the header has {column.name!r} twice; rename one of them")
+    total = len(records) + len(table.left_out)
+    rows, left_out, said = usable_rows(table, found)
+    kept = [row["record"] for row in rows]
+    left_out = [*table.left_out, *left_out]
+    drop(rows, kept, repeated(rows, kept, found) if rows else {}, left_out)
+    if not rows:
+        raise FitError(
+            f"none of the {total} rows of {path.name} can be used: {', '.join(left_out[0])}"
+        )
     try:
-        text = path.read_text("utf-8-sig")  # spreadsheets write a byte-order mark
-    except UnicodeDecodeError:
-        raise FitError(f"{path.name} is not UTF-8 text: save it as CSV in UTF-8") from None
-    if not text.strip():
-        raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
-    records, header = (_csv if path.suffix == ".csv" else _jsonl)(path.name, text)
-    if not records:
-        raise FitError(f"{path.name} has no rows")
-    return records, header
-
-
-def _csv(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [field.strip() for field in next(reader)]
-    twice = sorted({field for field in header if header.count(field) > 1 and field})
-    if twice:
-        raise FitError(f"{name}: the header has {twice[0]!r} twice; rename one of them")
-    if not set("".join(header)) - set("0123456789.eE+-, "):
-        raise FitError(f"{name}: the first line, {text.splitlines()[0]!r}, is not a header")
-    records = []
-    for fields in reader:
-        if not any(field.strip() for field in fields):
-            continue
-        if len(fields) != len(header):
-            raise FitError(
-                f"{name}:{reader.line_num} does not have {len(header)} fields as the header does, "
-                f"but {len(fields)}"
-            )
-        records.append((reader.line_num, dict(zip(header, fields, strict=True))))
-    return records, header
-
-
-def _jsonl(name: str, text: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
-    records, header = [], []
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as e:
-            raise FitError(f"{name}:{line} is not JSON: {e}") from None
-        if not isinstance(row, dict):
-            raise FitError(f"{name}:{line} is not a JSON object")
-        records.append((line, row))
-        header += [key for key in row if key not in header]
-    return records, header
+        said += choose_flops(rows, found, passed, path.name)
+        said += without_optional(rows, found)
+        drop(rows, kept, impossible(rows, found, path.name), left_out)
+        if all(role in found for role in SIZES):
+            drop(rows, kept, off_compute(rows, found, path.name), left_out)
+        points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
+        check_third(points.params, points.tokens, found, path.name)
+    except FitError as e:
+        raise FitError("\n".join([str(e), *left_out_notes(left_out, total)])) from None
+    out_notes = left_out_notes(left_out, total)
+    return replace(
+        points,
+        notes=(*out_notes, *points.notes, *table.notes, *notes, *said),
+        left_out=tuple(left_out),
+    )
 
 
 def _number(value: Any, role: str, at: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise FitError(f"{at}: {role} is {value!r}, not a number{number_hint(value)}") from None
+        number = parse(value)[0]
+    except ValueError:
+        raise FitError(f"{at}: {role} is {value!r}, not a number") from None
     if not math.isfinite(number) or number <= 0:
         raise FitError(
             f"{at}: {role} is {value}; it must be positive and finite "

@@ -11,8 +11,11 @@ import numpy as np
 from rlhf_jax.scaling.fits import fit_points
 from rlhf_jax.scaling.parametric import Law
 from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.scaling.selection import MAX
 
 APPROACHES = (1, 2, 3)
+FAR = 10.0  # times the largest run: said
+FARTHEST = 1000.0  # refused beyond
 
 
 def predict(
@@ -32,17 +35,23 @@ def predict(
     d_star, [loss_star], intervals, a} or {refused}}, "runs": [{label, params, tokens, loss}]}.
 
     Raises:
-      FitError: a run has as much compute as the prediction is for.
+      FitError: `flops` cannot be, a run has as much, or it is over `FARTHEST` times every run.
     """
-    if points.flops.max() >= flops:
+    reach = check_flops(flops) / float(points.flops.max())
+    if reach <= 1:
         raise FitError(
             f"runs reach {points.flops.max():.4g} FLOPs: at {flops:.4g} nothing is left to predict"
+        )
+    if reach > FARTHEST:
+        raise FitError(
+            f"{flops:.4g} FLOPs is {reach:.3g} times the largest run ({points.flops.max():.4g}); a fit "
+            f"says nothing beyond {FARTHEST:g} times: ask for {points.flops.max() * FARTHEST:.4g} at most"
         )
     found: dict[str, Any] = {}
     runs: list[dict[str, Any]] = []
     for approach in APPROACHES:
         try:
-            fit = fit_points(points, approach, resamples, seed)
+            fit = fit_points(points, approach, resamples, seed, reach=max(reach, 10.0))
         except FitError as e:
             found[str(approach)] = {"refused": str(e)}
             continue
@@ -57,13 +66,31 @@ def predict(
             found[str(approach)] = {"refused": fit["refused"] or "no frontier"}
             continue
         found[str(approach)] = _at(fit["frontier"], flops) | {"a": fit["a"]}
+    if all("refused" in of for of in found.values()):
+        reasons = "\n".join(f"  approach {k}: {of['refused']}" for k, of in found.items())
+        raise FitError(f"these {len(points)} runs support no prediction:\n{reasons}")
+    far = f"{reach:.3g} times the compute of the largest run" if reach > FAR else None
     return {
         "flops": flops,
         "fitted": len(points),
         "below": float(points.flops.max()),
+        "far": far,
         "approaches": found,
         "runs": runs,
     }
+
+
+def check_flops(flops: float) -> float:
+    """`flops`; FitError where it is no compute that a run can have."""
+    if (
+        not isinstance(flops, int | float)
+        or isinstance(flops, bool)
+        or not 1 <= flops <= MAX["flops"]
+    ):
+        raise FitError(
+            f"compute to predict at is {flops}; it must be FLOPs from 1 to {MAX['flops']:g}, as 1e20"
+        )
+    return float(flops)
 
 
 def _at(frontier: Sequence[Mapping[str, Any]], flops: float) -> dict[str, Any]:

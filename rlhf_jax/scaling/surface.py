@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 from rlhf_jax.scaling.points import Points
 
 DELTA = 1e-3  # Huber threshold on the log residual (Hoffmann 2022, eq. 3)
-BLOCK = 250  # resamples in memory at once
+BLOCK = 250  # resamples in memory at once, fewer where rows are many:
+ELEMENTS = 250_000  # residuals in memory at once
 
 
 class Surface:
@@ -28,6 +29,15 @@ class Surface:
         self.mx, self.my = np.log(points.params).mean(), np.log(points.tokens).mean()
         self.x, self.y = np.log(points.params) - self.mx, np.log(points.tokens) - self.my
         self.log_loss = np.log(points.loss)
+        one = np.ones_like(self.x)
+        self.of_x = np.stack([one, self.x, self.x**2], 1)
+        self.of_y = np.stack([one, self.y, self.y**2], 1)
+        self.of_both = np.stack([one, self.x, self.y, self.x * self.y], 1)
+
+    @property
+    def block(self) -> int:
+        """Resamples in memory at once."""
+        return max(1, min(BLOCK, ELEMENTS // len(self.x)))
 
     def residual(self, theta: np.ndarray, log_loss: np.ndarray | None = None):
         """Log residuals (..., n) and the shares (3, ..., n) of the terms A, B, E, theta (..., 5)."""
@@ -62,19 +72,52 @@ class Surface:
         """
         u = np.abs(r) / DELTA
         slope = weights * np.clip(r / DELTA, -1, 1) / DELTA
-        J = np.moveaxis(self.jacobian(shares), 0, 1)  # (R, 5, n)
         inner = weights * (u <= 1) / DELTA**2
         # Term k is linear in theta, so d2 LSE = sum_k share_k g_k g_k^T - J J^T.
-        H = (J * (inner - slope)[:, None]) @ J.swapaxes(1, 2)
-        for k, (level, power, z) in enumerate(((0, 3, -self.x), (1, 4, -self.y))):
-            mass = shares[k] * slope
-            H[:, level, level] += mass.sum(-1)
-            H[:, level, power] += mass @ z
-            H[:, power, level] += mass @ z
-            H[:, power, power] += mass @ (z * z)
+        H = self._outer(inner - slope, shares)
+        for k, (level, power) in enumerate(((0, 3), (1, 4))):
+            one, first, second = self._moments(shares[k] * slope, k)
+            H[:, level, level] += one
+            H[:, level, power] -= first
+            H[:, power, level] -= first
+            H[:, power, power] += second
         H[:, 2, 2] += (shares[2] * slope).sum(-1)
-        reweighted = weights / np.maximum(u, 1) / DELTA**2
-        return H, (J * reweighted[:, None]) @ J.swapaxes(1, 2)
+        return H, self._outer(weights / np.maximum(u, 1) / DELTA**2, shares)
+
+    def _outer(self, w: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """sum_i w_i J_i J_i^T, (R, 5, 5), by moments of x and y; w (R, n), shares (3, R, n)."""
+        p, q, s = shares
+        H = np.empty((len(w), 5, 5))
+        wp, wq = w * p, w * q
+        for k, (level, power, v) in enumerate(((0, 3, wp * p), (1, 4, wq * q))):
+            one, first, second = self._moments(v, k)
+            H[:, level, level], H[:, power, power] = one, second
+            H[:, level, power] = H[:, power, level] = -first
+        of = (wp * q) @ self.of_both
+        H[:, 0, 1], H[:, 0, 4], H[:, 3, 1], H[:, 3, 4] = of[:, 0], -of[:, 2], -of[:, 1], of[:, 3]
+        for k, (level, power, v) in enumerate(((0, 3, wp * s), (1, 4, wq * s))):
+            one, first, _ = self._moments(v, k)
+            H[:, level, 2], H[:, power, 2] = one, -first
+        H[:, 2, 2] = (w * s * s).sum(-1)
+        for i, j in ((0, 1), (0, 4), (3, 1), (3, 4), (0, 2), (3, 2), (1, 2), (4, 2)):
+            H[:, j, i] = H[:, i, j]
+        return H
+
+    def _moments(self, v: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+        """Sums of v, v z and v z^2 over runs, (R,) each; z is x for k = 0, y for k = 1."""
+        return tuple((v @ (self.of_y if k else self.of_x)).T)
+
+    def gradient(self, shares: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """(R, 5) from shares (3, R, n) and the slopes of the Huber sum (R, n)."""
+        p, q = (self._moments(shares[k] * slope, k) for k in (0, 1))
+        return np.stack([p[0], q[0], (shares[2] * slope).sum(-1), -p[1], -q[1]], 1)
+
+    def moved(self, theta: np.ndarray, other: Surface) -> np.ndarray:
+        """theta (5,) of another table's centring in this one's."""
+        a, b, e, alpha, beta = theta
+        return np.array([
+            a - alpha * (self.mx - other.mx), b - beta * (self.my - other.my), e, alpha, beta
+        ])  # fmt: skip
 
     def coefficients(self, theta: np.ndarray) -> np.ndarray:
         """(..., 5): E, A, B, alpha, beta of theta (..., 5), the centring undone; inf on overflow."""
@@ -126,8 +169,8 @@ class Surface:
         weights = np.broadcast_to(1.0, (len(theta), n)) if weights is None else weights
         log_loss = np.broadcast_to(self.log_loss, (len(theta), n)) if log_loss is None else log_loss
         values = np.empty(len(theta))
-        for i in range(0, len(theta), BLOCK):
-            part = slice(i, i + BLOCK)
+        for i in range(0, len(theta), self.block):
+            part = slice(i, i + self.block)
             theta[part], values[part] = self._descend(
                 theta[part], weights[part], log_loss[part], steps
             )
@@ -142,7 +185,7 @@ class Surface:
         for _ in range(steps):
             w, target = weights[left], log_loss[left]
             H, metric = self._curvature(r, shares, w)
-            gradient = np.einsum("krn,rn->rk", self.jacobian(shares), slope)
+            gradient = self.gradient(shares, slope)
             ridge = 1e-12 * np.trace(metric, axis1=1, axis2=2)[:, None, None] * np.eye(5)
             A = H + damping[left, None, None] * metric + ridge
             step = np.clip(-np.linalg.solve(A, gradient[..., None])[..., 0], -1, 1)
@@ -151,6 +194,8 @@ class Surface:
             value, slope_new = _huber(r_new, w)
             better = value < best[left]
             gain = np.where(better, best[left] - value, 0.0)
+            to_gain = -np.einsum("rk,rk->r", gradient, step)
+            there = (to_gain >= 0) & (to_gain < 1e-11 * best[left]) & (damping[left] <= 1e-2)
             quiet[left] = np.where(better & (gain > 1e-10 * best[left]), 0, quiet[left] + 1)
             damping[left] *= np.where(better, 0.2, 5.0)
             damping[left] = np.clip(damping[left], 1e-8, 1e6)
@@ -158,7 +203,7 @@ class Surface:
             theta[moved], best[moved] = trial[better], value[better]
             r[better], slope[better] = r_new[better], slope_new[better]
             shares[:, better] = shares_new[:, better]
-            going = quiet[left] < 8
+            going = (quiet[left] < 8) & ~there
             left, r, slope, shares = left[going], r[going], slope[going], shares[:, going]
             if not len(left):
                 break

@@ -82,7 +82,7 @@ def problem_of(
         if values is None:
             raise FitError(
                 f"the law {law_class.NAME!r} needs the column {name!r}, which this table does "
-                f"not have; say which one it is, for instance columns={{{name!r}: '...'}}"
+                f"not have; say which one it is: --columns {name}=NAME"
             )
         columns[name] = values
     target = columns.pop(law_class.TARGET)
@@ -99,6 +99,10 @@ def problem_of(
         raise FitError(
             f"{law_class.NAME} fits {free} parameters and needs as many distinct values of "
             f"{', '.join(law_class.INPUTS)}; the {len(points)} runs have {distinct}"
+        )
+    if np.ptp(target) == 0:
+        raise FitError(
+            f"all {len(target)} values of {law_class.TARGET} are {target[0]:g}: nothing to fit"
         )
     return Problem(law_class, columns, target, objective or law_class.objective(), held)
 

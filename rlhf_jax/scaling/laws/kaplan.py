@@ -53,7 +53,8 @@ class Kaplan(ScalingLaw):
         0.575 with the published constants. The 0.73 that the paper advises comes from its law of
         size and steps (eq. 1.6), which stops runs before they converge, not from this surface.
         """
-        return self.alpha_D / (self.alpha_N + self.alpha_D)
+        with np.errstate(all="ignore"):
+            return float(np.float64(self.alpha_D) / (self.alpha_N + self.alpha_D))
 
     def compute_optimal(self, flops: Any) -> tuple[np.ndarray, np.ndarray]:
         """(N*, D*) of least loss at C = 6 N D, where ratio (N_c/N)^ratio = D_c / D."""

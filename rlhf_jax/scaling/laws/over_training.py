@@ -59,7 +59,7 @@ class OverTraining(ScalingLaw):
     def optimal_ratio(self) -> float:
         """Tokens a parameter of least loss, the same at every compute: (b/a)^(1 / (2 eta))."""
         with np.errstate(all="ignore"):
-            return float(np.float64(self.b / self.a) ** (1 / (2 * self.eta)))
+            return float((np.float64(self.b) / self.a) ** (0.5 / np.float64(self.eta)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,399 @@
+"""Files to records: CSV by any separator and encoding, JSON lines, JSON, parquet, each also gzipped."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.scaling.columns import FitError
+from rlhf_jax.scaling.numbers import parse
+
+SEPARATORS = (",", ";", "\t", "|")
+TAKES = "a quote is opened and not closed in its row: it takes the rows below with it"
+ROWS = (
+    "runs",
+    "rows",
+    "data",
+    "records",
+    "results",
+    "points",
+)  # of a JSON object, the list of runs
+
+
+@dataclass
+class Table:
+    """Records as they are in a file.
+
+    Attributes:
+      header: column names in order of appearance. records: (where, {column: cell}), where as `file:line`.
+      separator: between the fields of a CSV, else "".
+      left_out: (where, reason) of lines that hold no record. notes: how the file was read.
+      twice: column names that the header has more than once; the first column counts.
+    """
+
+    header: list[str]
+    records: list[tuple[str, dict[str, Any]]]
+    separator: str = ""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    twice: set[str] = field(default_factory=set)
+
+
+def read_file(path: Path) -> Table:
+    """The records of a file; `.gz` is unpacked first.
+
+    Raises:
+      FitError: it is not such a file, is damaged, or holds no rows.
+    """
+    kind = path.suffix.lower()
+    if kind == ".gz":
+        kind = Path(path.stem).suffix.lower()
+    readers: dict[str, Callable[[str, str], Table]] = {
+        ".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json
+    }  # fmt: skip
+    if not path.is_file():
+        raise FitError(f"{path} is not a file")
+    if kind not in (*readers, ".parquet"):
+        raise FitError(
+            f"{path.name}: expected a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or one of them "
+            "with .gz; save it as CSV"
+        )
+    data = _bytes(path)
+    if kind == ".parquet":
+        table = _parquet(path.name, data)
+    else:
+        text, note = _text(path.name, data)
+        if not text.strip():
+            raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
+        table = readers[kind](path.name, text)
+        table.notes[:0] = note
+    if not table.records:
+        first = f" that can be read: {' '.join(table.left_out[0])}" if table.left_out else ""
+        raise FitError(f"{path.name} has no rows{first}")
+    return table
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise FitError(f"{path.name} is not readable as gzip: {e}; make or copy it again") from None
+    except OSError as e:
+        raise FitError(f"{path} cannot be read: {e.strerror or e}") from None
+
+
+def _text(name: str, data: bytes) -> tuple[str, list[str]]:
+    """(text, notes) by the byte-order mark, else UTF-8, else Windows-1252."""
+    if data[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        raise FitError(f"{name} is a spreadsheet or zip archive, not text: save it as CSV in UTF-8")
+    marks = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+             (b"\xfe\xff", "utf-16"))  # fmt: skip
+    encoding = next((of for mark, of in marks if data.startswith(mark)), "utf-8-sig")
+    head = data[:1000]
+    if encoding == "utf-8-sig" and len(head) > 3 and b"\0" in head:  # UTF-16 without its mark
+        odd, even = head[1::2].count(0), head[::2].count(0)
+        if max(odd, even) > 0.8 * (len(head) // 2) and min(odd, even) == 0:
+            encoding = "utf-16-le" if odd else "utf-16-be"
+    notes = []
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig":
+            raise FitError(f"{name} is not whole {encoding}: save it as CSV in UTF-8") from None
+        text = data.decode("cp1252", errors="replace")
+        notes = [f"{name} is not UTF-8; read as Windows-1252"]
+    control = sum(text.count(chr(i)) for i in (*range(9), 14, 15, 16, 127))
+    if "\0" in text or control > 0.01 * len(text) or text.count("\ufffd") > 0.05 * len(text):
+        raise FitError(f"{name} is not text: save it as CSV in UTF-8")
+    return text, notes
+
+
+# --- separated values ------------------------------------------------------------------------
+
+
+def _csv(name: str, text: str) -> Table:
+    text = re.sub(r"\r\n?", "\n", text)
+    lines, skipped, comment = text.split("\n"), 0, ""
+    while skipped < len(lines) and _no_header(lines[skipped]):
+        comment = lines[skipped].strip().lstrip("#").strip() or comment
+        skipped += 1
+    if skipped == len(lines):
+        raise FitError(f"{name} has no rows, only comments")
+    separator = _separator(lines[skipped], lines[skipped + 1 : skipped + 20])
+    if separator not in lines[skipped] and _spaced(lines[skipped:]):
+        separator = " "  # as numpy writes them
+        lines = [" ".join(line.split()) for line in lines]
+    rows = _fields(name, "\n".join(lines[skipped:]), separator, skipped)
+    first, header = rows[0]
+    if all(_is_number(cell) for cell in header if cell.strip()):
+        named = [
+            cell.strip() for cell in comment.split(separator if separator in comment else None)
+        ]
+        if len(named) != len(header) or any(map(_is_number, named)):
+            raise FitError(
+                f"{name}: the first line, {lines[skipped][:200]!r}, is not a header; put the names of the "
+                "columns above it"
+            )
+        header = named
+    else:
+        rows = rows[1:]
+    header = [re.sub(r"\s+", " ", cell.strip().lstrip("#").strip()) for cell in header]
+    if len([cell for cell in header if cell]) < 2 and not any(len(cells) > 1 for _, cells in rows):
+        raise FitError(
+            f"{name}:{first} has one column, {header[0][:80]!r}; the separators , ; tab and | are known"
+        )
+    return _records(name, header, rows, separator)
+
+
+def _no_header(line: str) -> bool:
+    """Blank, a comment, or Excel's `sep=;`."""
+    line = line.strip()
+    return not line or line.startswith("#") or line.casefold().startswith("sep=")
+
+
+def _spaced(lines: Sequence[str]) -> bool:
+    """Whether every line has as many words, two at least."""
+    counts = {len(line.split()) for line in lines if line.strip() and not line.startswith("#")}
+    return len(counts) == 1 and counts.pop() > 1
+
+
+def _separator(header: str, below: Sequence[str]) -> str:
+    """The one that cuts the header into most fields, the same in the lines below where that tells."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    counts = {mark: bare.count(mark) for mark in SEPARATORS}
+    agree = {
+        mark: sum(line.count(mark) >= counts[mark] for line in below if line.strip())
+        for mark in SEPARATORS
+    }
+    return max(SEPARATORS, key=lambda mark: (counts[mark] > 0, agree[mark] if counts[mark] else 0,
+                                             counts[mark]))  # fmt: skip
+
+
+def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[int, list[str]]]:
+    """[(line, cells)], the header first; comments and blank lines left out."""
+    rows: list[tuple[int, list[str]]] = []
+    limit = csv.field_size_limit(sys.maxsize)
+    reader, begun = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 0
+    try:
+        while True:
+            begun = skipped + reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as e:
+                if "unexpected end" in str(e):
+                    raise FitError(f"{name}:{begun}: a quote is opened and never closed") from None
+                if skipped + reader.line_num > begun:
+                    raise FitError(f"{name}:{begun}: {TAKES}") from None
+                rows.append((begun, []))  # such as `"a"b`: said where the row is left out
+                continue
+            _swallowed(name, begun, cells, len(rows[0][1]) if rows else 0, separator)
+            if (
+                any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#")
+            ) or not rows:
+                rows.append((begun, cells))
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _swallowed(name: str, line: int, cells: Sequence[str], width: int, separator: str) -> None:
+    """A quote that closes in a later row takes the rows between with it."""
+    for cell in cells:
+        if "\n" not in cell or len(cell) > 10**6 or not width:
+            continue
+        for i, inner in enumerate(cell.split("\n")):
+            parts = inner.split(separator)
+            if i and len(parts) >= max(width - 1, 2) and sum(map(_is_number, parts)) >= 2:
+                raise FitError(f"{name}:{line}: {TAKES}")
+
+
+def _records(
+    name: str, header: list[str], rows: Sequence[tuple[int, list[str]]], separator: str
+) -> Table:
+    width = len(header)
+    while width and not header[width - 1]:
+        width -= 1
+    named = _row_names(header[:width], rows)
+    columns = ([""] if named else []) + header[:width]
+    kept: list[int] = []
+    for i, column in enumerate(columns):
+        if column and column not in columns[:i]:
+            kept.append(i)
+    table = Table([columns[i] for i in kept], [], separator)
+    table.twice = {column for i, column in enumerate(columns) if column and column in columns[:i]}
+    for line, cells in rows:
+        where = f"{name}:{line}"
+        while len(cells) > len(columns) and not cells[-1].strip():
+            cells = cells[:-1]
+        if not cells:
+            table.left_out.append((where, "its quotes are not those of CSV"))
+        elif len(cells) != len(columns):
+            hint = " (numbers such as 1,000 need quotes)" if len(cells) > len(columns) and separator == "," else ""  # fmt: skip
+            table.left_out.append(
+                (
+                    where,
+                    f"does not have {len(columns)} fields as the header does, but {len(cells)}{hint}",
+                )
+            )
+        else:
+            table.records.append((where, {columns[i]: cells[i] for i in kept}))
+    return table
+
+
+def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
+    """R writes row names under no header: every row has one cell more, in front."""
+    if len(rows) < 2 or any(
+        len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows
+    ):
+        return False
+    first = [cells[0].strip() for _, cells in rows]
+    return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        parse(cell)
+    except ValueError:
+        return False
+    return True
+
+
+# --- JSON and parquet ------------------------------------------------------------------------
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _jsonl(name: str, text: str) -> Table:
+    """Lines end at \\n alone: U+2028 and the like may be in a string."""
+    if text.lstrip()[:1] == "[":
+        return _json(name, text)
+    table = Table([], [])
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = _loads(line)
+        except ValueError as e:
+            table.left_out.append((where, f"is not JSON: {e}"))
+            continue
+        _add(table, where, row)
+    return table
+
+
+def _json(name: str, text: str) -> Table:
+    """A list of objects, an object of columns, or an object that holds a list of runs."""
+    try:
+        data = _loads(text)
+    except ValueError as e:
+        if "\n" in text.strip() and text.lstrip().startswith("{"):
+            table = _jsonl(name, text)  # JSON lines under the wrong name
+            if table.records:
+                return table
+        raise FitError(f"{name} is not JSON: {e}") from None
+    if isinstance(data, dict):
+        inner = next((data[key] for key in ROWS if isinstance(data.get(key), list)), None)
+        if inner is not None:
+            data = inner
+        elif isinstance(data.get("columns"), list) and isinstance(data.get("data"), list):
+            data = [dict(zip(data["columns"], row, strict=False)) for row in data["data"]]
+        elif data and all(isinstance(v, list) for v in data.values()):
+            longest = max(map(len, data.values()))
+            data = [
+                {k: v[i] if i < len(v) else None for k, v in data.items()} for i in range(longest)
+            ]
+        elif data and all(isinstance(v, dict) for v in data.values()):
+            keys = list(dict.fromkeys(key for column in data.values() for key in column))
+            if keys and all(key.isdigit() for key in keys):  # pandas: {column: {row: cell}}
+                data = [{column: cells.get(key) for column, cells in data.items()} for key in keys]
+            else:  # {run: {column: cell}}
+                data = [{"label": key, **row} for key, row in data.items()]
+        else:
+            data = [data]
+    if not isinstance(data, list):
+        raise FitError(f"{name} is JSON without a list of runs; give a list of objects, one a run")
+    table = Table([], [])
+    for number, row in enumerate(data, 1):
+        _add(table, f"{name}:{number}", row)
+    return table
+
+
+def _add(table: Table, where: str, row: Any) -> None:
+    if not isinstance(row, dict):
+        table.left_out.append((where, "is not a JSON object"))
+        return
+    record = _flat(row)
+    known = set(table.header)
+    table.header += [key for key in record if key not in known]
+    table.records.append((where, record))
+
+
+def _flat(row: Mapping[str, Any], depth: int = 4) -> dict[str, Any]:
+    """Nested objects as `outer.inner`, as W&B's config and summary are; {"value": x} as x."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict) and "value" in value and set(value) <= {"value", "desc"}:
+            value = value["value"]
+        if isinstance(value, dict) and depth:
+            out |= {f"{key}.{k}": v for k, v in _flat(value, depth - 1).items()}
+        else:
+            out[str(key)] = value
+    return out
+
+
+def unfold(table: Table) -> None:
+    """Cells that are the text of an object (W&B's `config`, `summary` in a CSV), as columns."""
+    for name in list(table.header):
+        cells = [record.get(name) for _, record in table.records]
+        texts = [c for c in cells if isinstance(c, str) and c.lstrip().startswith("{")]
+        if name.casefold() not in ("config", "summary", "metrics", "params") or not texts:
+            continue
+        for _, record in table.records:
+            row = _object(record.get(name))
+            if row is not None:
+                found = _flat({name: row})
+                table.header += [key for key in found if key not in table.header]
+                record |= found
+
+
+def _object(cell: Any) -> dict[str, Any] | None:
+    if not isinstance(cell, str) or len(cell) > 10**6:
+        return None
+    for read in (_loads, ast.literal_eval):
+        try:
+            row = read(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+        return row if isinstance(row, dict) else None
+    return None
+
+
+def _parquet(name: str, data: bytes) -> Table:
+    from pyarrow import ArrowException, BufferReader, parquet
+
+    try:
+        rows = parquet.ParquetFile(BufferReader(data)).read().to_pylist()
+    except (ArrowException, OSError, ValueError) as e:
+        raise FitError(f"{name} is not readable as parquet: {e}") from None
+    table = Table([], [])
+    for number, row in enumerate(rows, 1):
+        _add(table, f"{name}:{number}", row)
+    return table
