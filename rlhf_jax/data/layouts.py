@@ -1,49 +1,51 @@
 """Public data sets as records: the layouts in which preferences, instructions and conversations are
-commonly published, recognised by the fields of the first row.
+commonly published, recognised by a row's fields.
 
 | layout | a row | record |
 |---|---|---|
 | records | what `feedback.write` writes | any kind |
-| pairs | chosen, rejected, optionally prompt: texts, transcripts (hh-rlhf) or lists of messages | comparison |
+| pairs | chosen, rejected, optionally prompt (or instruction, question): texts, transcripts (hh-rlhf) or lists of messages | comparison |
 | kwise | prompt, responses (or answers, completions), ranking (or ranks, scores) | comparison |
-| instructions | instruction, optionally input, output (Alpaca); or prompt, completion (or response); or question, answer | demonstration |
+| scored | prompt, response (or completion), score (or reward, rating; or rank) | comparison of a prompt's rows |
+| labelled | prompt, completion, label (KTO) | demonstration, if the label is true |
+| instructions | instruction, optionally input or context, output or response (Alpaca, Dolly); or prompt, completion (or response); or question, answer | demonstration |
 | chat | messages of role and content, or conversations of from and value | demonstration |
 
-Fields that a layout does not name are ignored. Files are .jsonl or .json (lines, or one list), each also
-with .gz.
+A `system` text is kept in the prompt, as the system's turn. Fields that change what may be learned from
+a row are followed (`rlhf_jax.data.marks`); others are ignored. Rows that cannot be used are left out,
+counted and named. Files are .jsonl or .json (lines, or one list), each also with .gz; .parquet; .csv.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import ConfigError, suggest
-from .chat import MARKERS, Role, Turn, has_marker, transcript
-from .feedback import Comparison, Demonstration, Record, from_json, rows
-
-Row = dict[str, Any]
+from . import marks
+from .chat import MARKERS, Turn, has_marker, transcript
+from .feedback import Comparison, Demonstration, Record, from_json
+from .files import LeftOut, rows
+from .marks import Row
+from .messages import OPENINGS, Unusable, asking, prompt_of, turns, with_system
 
 QUESTIONS = (
     ("instruction", "output"),
+    ("instruction", "response"),
     ("prompt", "completion"),
     ("prompt", "response"),
     ("question", "answer"),
 )
+ASKED = ("prompt", "instruction", "question", "query")
+GIVEN = ("input", "context")  # what an instruction or question is about
+SYSTEM = ("system", "system_prompt", "system_message")
 RESPONSES = ("responses", "answers", "completions")
 RANKS = ("ranking", "ranks", "scores")
-MESSAGES = (("messages", "role", "content"), ("conversations", "from", "value"))
-ROLES: dict[str, Role] = {
-    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-    "system": "system",
-}  # fmt: skip
-_OPENINGS = (MARKERS["user"], MARKERS["system"])
-
-
-class Unusable(ConfigError):
-    """A row that is as its layout says, but from which nothing can be learned."""
+SCORES = ("score", "reward", "rating", "rank")
+MESSAGES = ("messages", "conversations")
+MOST = 9  # responses of a comparison
 
 
 class Loaded(NamedTuple):
@@ -51,44 +53,107 @@ class Loaded(NamedTuple):
 
     Attributes:
         rows: the row of each record, from 1.
-        layout: a key of `LAYOUTS`.
+        layout: a key of `LAYOUTS`, that of most rows.
         skipped: rows that were left out.
+        left_out: which, and why.
     """
 
     records: list[Record]
     rows: list[int]
     layout: str
     skipped: int
+    left_out: LeftOut
 
 
 def load(path: str | Path, layout: str | None = None, strict: bool = False) -> Loaded:
     """The records of a file in any of the `LAYOUTS`.
 
     Args:
-        layout: None: the one that the fields of the first row show.
+        layout: None: the one that each row's fields show.
         strict: refuse a row that is unusable, instead of leaving it out.
 
     Raises:
-        ConfigError: an unknown layout, a malformed row (with its number from 1), no usable row.
+        ConfigError: an unknown layout, an unreadable file, no usable row (with what the first one is).
     """
     path = Path(path)
     if layout is not None and layout not in LAYOUTS:
         raise ConfigError(f"layout = {layout!r}.{suggest(layout, list(LAYOUTS))}")
-    records: list[Record] = []
-    numbers: list[int] = []
-    skipped = 0
-    for number, row in rows(path):
+    found: list[tuple[int, str, Record]] = []
+    scored: dict[str, list[tuple[int, str, float]]] = {}
+    left = LeftOut()
+    for number, value, reason in rows(path):
         try:
-            layout = layout or layout_of(row)
-            records.append(LAYOUTS[layout](row))
-            numbers.append(number)
+            if value is None:
+                raise ConfigError(reason)
+            row = {k: v for k, v in value.items() if v is not None}
+            shown = layout or layout_of(row)
+            marks.check(row)
+            if shown == "scored":
+                prompt, response, score = _scored(row)
+                scored.setdefault(prompt, []).append((number, response, score))
+            else:
+                found.append((number, shown, _consistent(LAYOUTS[shown](row))))
         except ConfigError as e:
-            if strict or not isinstance(e, Unusable):
+            if strict:
                 raise ConfigError(f"{path}, row {number}: {e}") from None
-            skipped += 1
-    if layout is None or not records:
-        raise ConfigError(f"{path}: no usable rows, {skipped} left out; expected one record a row")
-    return Loaded(records, numbers, layout, skipped)
+            left.add(number, str(e))
+    found = _answered(found, bool(scored), left)
+    for prompt, group in scored.items():
+        found += [(number, "scored", c) for number, c in _compared(prompt, group, left)]
+    if scored:
+        found.sort(key=lambda item: item[0])
+    if not found:
+        where = ", row {}: {}. The file has".format(*left.first) if left.rows else ":"
+        raise ConfigError(f"{path}{where} no usable rows, {left.rows} left out")
+    numbers, layouts, records = zip(*found, strict=True)
+    layout = layout or Counter(layouts).most_common(1)[0][0]
+    return Loaded(list(records), list(numbers), layout, left.rows, left)
+
+
+def _consistent(record: Record) -> Record:
+    """Raises:
+    Unusable: a comparison that ranks a text above itself.
+    """
+    if isinstance(record, Comparison):
+        ranked = set(zip(record.responses, record.ranking, strict=True))
+        if len(ranked) > len({text for text, _ in ranked}):
+            raise Unusable("two responses are the same text and have different ranks")
+    return record
+
+
+def _answered(
+    found: list[tuple[int, str, Record]], scored: bool, left: LeftOut
+) -> list[tuple[int, str, Record]]:
+    """Without answers that nobody has judged, in a file whose other answers are judged."""
+    if not scored and not any(layout == "labelled" for _, layout, _ in found):
+        return found
+    for number, layout, _ in found:
+        if layout == "instructions":
+            left.add(number, "no label or score, which other rows have")
+    return [item for item in found if item[1] != "instructions"]
+
+
+def _compared(
+    prompt: str, group: list[tuple[int, str, float]], left: LeftOut
+) -> list[tuple[int, Record]]:
+    """The responses to a prompt, each in a row of its own, ranked by their scores; more than 9 in
+    several comparisons."""
+    found: list[tuple[int, Record]] = []
+    for at in range(0, len(group), MOST):
+        part = group[at : at + MOST]
+        numbers, responses, scores = zip(*part, strict=True)
+        order = sorted(set(scores), reverse=True)
+        try:
+            if len(part) < 2:
+                raise Unusable("a score of one response alone compares nothing")
+            if len(order) < 2:
+                raise Unusable("all responses to the prompt have the same score")
+            ranking = tuple(order.index(s) + 1 for s in scores)
+            found.append((numbers[0], _consistent(Comparison(prompt, responses, ranking))))
+        except ConfigError as e:
+            for number in numbers:
+                left.add(number, str(e))
+    return found
 
 
 def layout_of(row: Row) -> str:
@@ -103,36 +168,42 @@ def layout_of(row: Row) -> str:
         return "pairs"
     if _present(row, RESPONSES) and _present(row, RANKS):
         return "kwise"
-    if _present(row, [field for field, _, _ in MESSAGES]):
+    if _present(row, MESSAGES):
         return "chat"
     if any(q in row and a in row for q, a in QUESTIONS):
-        return "instructions"
+        if "label" in row:
+            return "labelled"
+        return "scored" if _present(row, SCORES) else "instructions"
+    fields = ", ".join(map(str, row))[:200]
     raise ConfigError(
-        f"a row with fields {', '.join(row) or 'none'} is in no known layout ({', '.join(LAYOUTS)}); "
+        f"a row with fields {fields or 'none'} is in no known layout ({', '.join(LAYOUTS)}); "
         "rename its fields to those of one"
     )
 
 
 def pairs(row: Row) -> Comparison:
-    """Two responses, the better one chosen. Without a field `prompt`, both are whole transcripts, and
+    """Two responses, the better one chosen. Without a field that asks, both are whole transcripts, and
     the prompt is what comes before the last turn of each; so it is where they are whole transcripts
     all the same.
 
     Raises:
         Unusable: the transcripts differ before the last turn, do not end in the assistant's, or say
-            the same.
+            the same; scores that do not say that chosen is better.
     """
+    marks.check_pair(row)
     texts = [_said(row, name) for name in ("chosen", "rejected")]
-    if all(text.startswith(_OPENINGS) for text in texts) or "prompt" not in row:
+    asked = _present(row, (*ASKED, *MESSAGES))
+    if all(text.startswith(OPENINGS) for text in texts) or asked is None:
         (prompt, first), (other, second) = map(_last_turn, texts)
         if prompt != other:
             raise Unusable("chosen and rejected differ before the last turn")
         responses = [first, second]
     else:
-        prompt = _asked(row)
-        if isinstance(row["chosen"], list) and not prompt.startswith(_OPENINGS):
-            prompt = _prompt([Turn("user", prompt)])
+        prompt = _question(row, asked)
+        if not isinstance(row["chosen"], str) and not prompt.startswith(OPENINGS):
+            prompt = prompt_of([Turn("user", prompt)])
         responses = [t.removeprefix(prompt).removeprefix(MARKERS["assistant"]) for t in texts]
+    prompt, responses = _under_system(row, prompt, responses)
     if responses[0] == responses[1]:
         raise Unusable("chosen and rejected are the same text")
     return Comparison(prompt, tuple(responses), (1, 2))
@@ -143,33 +214,53 @@ def kwise(row: Row) -> Comparison:
     responses = _list(row, _named(row, RESPONSES))
     by = _named(row, RANKS)
     values = _list(row, by)
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and v == v for v in values):
-        raise ConfigError(f"{by} = {values}; expected a number for each response")
+    if not all(_finite(v) for v in values):
+        raise ConfigError(f"{by} = {str(values)[:80]}; expected a number for each response")
+    if by != "scores" and any(v < 0 for v in values):
+        raise ConfigError(
+            f"{by} = {str(values)[:80]}; ranks are not negative, and the best is the lowest"
+        )
     if len(values) != len(responses):
         raise ConfigError(f"{by}: {len(values)} numbers for {len(responses)} responses")
     order = sorted(set(values), reverse=by == "scores")
     ranking = tuple(order.index(v) + 1 for v in values)
-    return Comparison(_asked(row), tuple(responses), ranking)
+    if not all(isinstance(text, str) for text in responses):
+        raise ConfigError(f"responses = {str(responses)[:80]}; expected texts")
+    prompt, responses = _under_system(
+        row, _question(row, _present(row, ASKED) or "prompt"), responses
+    )
+    return Comparison(prompt, tuple(responses), ranking)
 
 
 def instructions(row: Row) -> Demonstration:
-    """An instruction or a question and its answer; Alpaca's `input` follows after a blank line. Nothing
-    is put between prompt and answer: the chat template separates them.
+    """An instruction or a question and its answer; what it is about (Alpaca's `input`, Dolly's
+    `context`) follows after a blank line. Nothing is put between prompt and answer: the chat template
+    separates them.
 
     Raises:
         Unusable: a blank answer.
     """
-    found = next((names for names in QUESTIONS if all(name in row for name in names)), None)
-    if found is None:
-        raise ConfigError(
-            f"fields {', '.join(row)}; expected {' or '.join(' and '.join(q) for q in QUESTIONS)}"
-        )
-    prompt, answer = (_text(row, name) for name in found)
-    if found[0] == "instruction" and row.get("input"):
-        prompt += "\n\n" + _text(row, "input")
-    if not answer.strip():
-        raise Unusable(f"{found[1]} is blank")
+    prompt, answer = _exchange(row)
     return Demonstration(prompt, answer)
+
+
+def labelled(row: Row) -> Demonstration:
+    """An answer whose label says that it is good.
+
+    Raises:
+        Unusable: it says that it is not, or the answer is blank.
+    """
+    if not marks.label(row):
+        raise Unusable("label is false: not an answer to imitate")
+    return instructions(row)
+
+
+def _scored(row: Row) -> tuple[str, str, float]:
+    """Prompt, response and score, of which a higher one is better."""
+    name = _named(row, SCORES)
+    score = marks.number(row, name)
+    prompt, answer = _exchange(row)
+    return prompt, answer, -score if name == "rank" else score
 
 
 def chat(row: Row) -> Demonstration:
@@ -179,21 +270,63 @@ def chat(row: Row) -> Demonstration:
     Raises:
         Unusable: the assistant answers nobody or with a blank, or a text holds a transcript's marker.
     """
-    turns = _asking(_turns(row, _named(row, [field for field, _, _ in MESSAGES])))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if len(turns) < 2 or not turns[-1].text.strip():
+    field = _named(row, MESSAGES)
+    found = asking(turns(_list(row, field), field))
+    while found and found[-1].role != "assistant":
+        found.pop()
+    if len(found) < 2 or not found[-1].text.strip():
         raise Unusable("the assistant answers nobody, or with a blank")
-    return Demonstration(_prompt(turns[:-1]), turns[-1].text)
+    return Demonstration(with_system(prompt_of(found[:-1]), _system(row)), found[-1].text)
+
+
+def _no_rows_alone(row: Row) -> Record:
+    raise ConfigError("rows with scores are compared with each other; load the file")
 
 
 LAYOUTS: dict[str, Callable[[Row], Record]] = {
     "records": from_json,
     "pairs": pairs,
     "kwise": kwise,
+    "scored": _no_rows_alone,
+    "labelled": labelled,
     "instructions": instructions,
     "chat": chat,
 }
+
+
+def _exchange(row: Row) -> tuple[str, str]:
+    """Prompt and answer of a row that holds one of each."""
+    names = next((names for names in QUESTIONS if all(name in row for name in names)), None)
+    if names is None:
+        raise ConfigError(
+            f"fields {', '.join(row)}; expected {' or '.join(' and '.join(q) for q in QUESTIONS)}"
+        )
+    prompt = _question(row, names[0])
+    answer = row[names[1]]
+    if isinstance(answer, list | dict):
+        said = turns(answer if isinstance(answer, list) else [answer], names[1])
+        if [turn.role for turn in said] != ["assistant"]:
+            raise Unusable(f"{names[1]} is not one turn of the assistant")
+        answer = said[0].text
+    answer = _text({names[1]: answer}, names[1])
+    if not answer.strip():
+        raise Unusable(f"{names[1]} is blank")
+    prompt, (answer,) = _under_system(row, prompt, [answer])
+    return prompt, answer
+
+
+def _under_system(row: Row, prompt: str, responses: Sequence[str]) -> tuple[str, list[str]]:
+    """Prompt and responses with the row's system text. In a conversation what the assistant says
+    begins with a space."""
+    prompt = with_system(prompt, _system(row))
+    if prompt.startswith(OPENINGS) and prompt.endswith(MARKERS["assistant"]):
+        responses = [t if t[:1].isspace() or not t else f" {t}" for t in responses]
+    return prompt, list(responses)
+
+
+def _system(row: Row) -> str:
+    name = _present(row, SYSTEM)
+    return _text(row, name) if name else ""
 
 
 def _present(row: Row, names: Sequence[str]) -> str | None:
@@ -207,20 +340,30 @@ def _named(row: Row, names: Sequence[str]) -> str:
     return name
 
 
+def _finite(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    )
+
+
 def _text(row: Row, name: str) -> str:
     if not isinstance(value := row.get(name), str):
-        raise ConfigError(f"{name} = {value!r}; expected a string")
+        raise ConfigError(f"{name} = {str(value)[:80]}; expected a string")
     return value
 
 
 def _list(row: Row, name: str) -> list[Any]:
     if not isinstance(value := row.get(name), list):
-        raise ConfigError(f"{name} = {value!r}; expected a list")
+        raise ConfigError(f"{name} = {str(value)[:80]!r}; expected a list")
     return value
 
 
-def _prompt(turns: Sequence[Turn]) -> str:
-    return transcript([*turns, Turn("assistant", "")])
+def _opened(text: str) -> str:
+    """A transcript whose leading blank lines were stripped, with them; any other text as it is."""
+    for opening in OPENINGS:
+        if text.startswith(opening.lstrip()) and MARKERS["assistant"] in text:
+            return "\n\n" + text
+    return text
 
 
 def _last_turn(text: str) -> tuple[str, str]:
@@ -228,47 +371,45 @@ def _last_turn(text: str) -> tuple[str, str]:
     at = text.rfind(MARKERS["assistant"])
     at += len(MARKERS["assistant"]) if at >= 0 else 0
     head, response = text[:at], text[at:]
-    if not head.startswith(_OPENINGS) or has_marker(response):
+    if not head.startswith(OPENINGS) or has_marker(response):
         raise Unusable('no transcript that opens with "Human:" and ends in an "Assistant:" turn')
     return head, response
 
 
 def _said(row: Row, name: str) -> str:
-    """A text as it is, a list of messages as a transcript."""
+    """A text as it is, a message or a list of messages as a transcript."""
+    value = row.get(name)
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        return transcript(turns(value, name))
+    return _opened(_text(row, name))
+
+
+def _question(row: Row, name: str) -> str:
+    """The field that asks, with what it is about: a text as it is, a list of messages as a transcript
+    to be answered."""
     if isinstance(row.get(name), list):
-        return transcript(_turns({"messages": row[name]}, "messages"))
-    return _text(row, name)
+        found = asking(turns(row[name], name))
+        if not found or found[-1].role == "assistant":
+            raise Unusable(f"{name} holds no turn that an answer could follow")
+        return prompt_of(found)
+    parts = [_opened(_text(row, name))]
+    if name != "prompt":
+        parts += [_text(row, given) for given in GIVEN if row.get(given)]
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    return _after(row["history"], prompt) if row.get("history") else prompt
 
 
-def _asked(row: Row) -> str:
-    """The field `prompt`: a text as it is, a list of messages as a transcript to be answered."""
-    if not isinstance(row.get("prompt"), list):
-        return _text(row, "prompt")
-    turns = _asking(_turns({"messages": row["prompt"]}, "messages"))
-    if not turns or turns[-1].role == "assistant":
-        raise Unusable("prompt holds no turn that an answer could follow")
-    return _prompt(turns)
-
-
-def _asking(turns: list[Turn]) -> list[Turn]:
-    """Turns from the first that is not the assistant's."""
-    return list(itertools.dropwhile(lambda turn: turn.role == "assistant", turns))
-
-
-def _turns(row: Row, field: str) -> list[Turn]:
-    """The turns of a list of messages."""
-    _, role_of, text_of = next(names for names in MESSAGES if names[0] == field)
-    turns: list[Turn] = []
-    for i, message in enumerate(_list(row, field), 1):
-        if not isinstance(message, dict):
-            raise ConfigError(f"{field}: message {i} is {message!r}; expected an object")
-        role, text = message.get(role_of), message.get(text_of)
-        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
-            raise ConfigError(
-                f"{field}: message {i} has {role_of} = {role!r} and {text_of} of type "
-                f"{type(text).__name__}; expected one of {', '.join(ROLES)}, and a string"
-            )
-        if has_marker(text):
-            raise Unusable(f"{field}: message {i} holds what opens a turn of a transcript")
-        turns.append(Turn(ROLES[role], f" {text}" if ROLES[role] == "assistant" else text))
-    return turns
+def _after(history: Any, prompt: str) -> str:
+    """A prompt after earlier exchanges, a list of question and answer each."""
+    if not isinstance(history, list) or not all(
+        isinstance(x, list) and len(x) == 2 for x in history
+    ):
+        raise ConfigError(f"history = {str(history)[:80]}; expected pairs of question and answer")
+    messages = [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return prompt_of(turns([*messages, {"role": "user", "content": prompt}], "history"))
