@@ -113,10 +113,16 @@ class Tokenizer:
         return cls(path.read_bytes())
 
 
-def train(texts: Sequence[str], vocab: int) -> Tokenizer:
+def every(size: int) -> int:
+    """Of a text of `size` characters at most about 20 MB is learned from: each document of so many."""
+    return max(1, -(-size // _SAMPLE_BYTES))
+
+
+def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenizer:
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
 
-    At most 20 MB of text is used: whole texts, evenly spaced.
+    Args:
+        size: characters of the text that `texts` were chosen from (`every`); None: choose them here.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -128,8 +134,8 @@ def train(texts: Sequence[str], vocab: int) -> Tokenizer:
             f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and byte "
             "tokens, and a few must be left for pieces"
         )
-    total = sum(len(t) for t in texts)
-    sample = texts[:: max(1, -(-total // _SAMPLE_BYTES))]
+    total = sum(map(len, texts)) if size is None else size
+    sample = texts[:: every(total)] if size is None else texts
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
