@@ -303,12 +303,26 @@ def _unpackable(path: Path) -> tuple[int, int]:
     """Bytes and whole lines before the damage of a gzip file."""
     size = lines = 0
     unpack = zlib.decompressobj(31)
-    with path.open("rb") as file, contextlib.suppress(zlib.error):
-        while block := file.read(256):
-            while block:
-                text = unpack.decompress(block)
-                size, lines = size + len(text), lines + text.count(b"\n")
-                block = unpack.unused_data
-                if unpack.eof:
-                    unpack = zlib.decompressobj(31)
+    with path.open("rb") as file:
+        while block := file.read(4096):
+            before = unpack.copy()
+            try:
+                text, unpack = _unpacked(unpack, block)
+            except zlib.error:
+                text = b""
+                with contextlib.suppress(zlib.error):
+                    for i in range(len(block)):
+                        more, before = _unpacked(before, block[i : i + 1])
+                        text += more
+                return size + len(text), lines + text.count(b"\n")
+            size, lines = size + len(text), lines + text.count(b"\n")
     return size, lines
+
+
+def _unpacked(unpack: Any, block: bytes) -> tuple[bytes, Any]:
+    """What a block of one or several gzip files that follow each other holds."""
+    text = unpack.decompress(block)
+    while unpack.eof and (block := unpack.unused_data):
+        unpack = zlib.decompressobj(31)
+        text += unpack.decompress(block)
+    return text, unpack

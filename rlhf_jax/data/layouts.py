@@ -43,9 +43,10 @@ GIVEN = ("input", "context")  # what an instruction or question is about
 SYSTEM = ("system", "system_prompt", "system_message")
 RESPONSES = ("responses", "answers", "completions")
 RANKS = ("ranking", "ranks", "scores")
-SCORES = ("score", "reward", "rating", "rank")
+SCORES = (*marks.SCORES, "rank")
 MESSAGES = ("messages", "conversations")
 MOST = 9  # responses of a comparison
+_STRIPPED = tuple(opening.lstrip() for opening in OPENINGS)
 
 
 class Loaded(NamedTuple):
@@ -85,7 +86,9 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         try:
             if value is None:
                 raise ConfigError(reason)
-            row = {k: v for k, v in value.items() if v is not None}
+            row = value
+            if None in row.values():
+                row = {k: v for k, v in row.items() if v is not None}
             shown = layout or layout_of(row)
             marks.check(row)
             if shown == "scored":
@@ -103,8 +106,14 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
     if scored:
         found.sort(key=lambda item: item[0])
     if not found:
-        where = ", row {}: {}. The file has".format(*left.first) if left.rows else ":"
-        raise ConfigError(f"{path}{where} no usable rows, {left.rows} left out")
+        if not left.rows:
+            raise ConfigError(
+                f"{path}: no usable rows: the file is empty; expected one record a row"
+            )
+        number, reason = left.first
+        raise ConfigError(
+            f"{path}, row {number}: {reason}. The file has no usable rows, {left.rows} left out"
+        )
     numbers, layouts, records = zip(*found, strict=True)
     layout = layout or Counter(layouts).most_common(1)[0][0]
     return Loaded(list(records), list(numbers), layout, left.rows, left)
@@ -114,7 +123,7 @@ def _consistent(record: Record) -> Record:
     """Raises:
     Unusable: a comparison that ranks a text above itself.
     """
-    if isinstance(record, Comparison):
+    if isinstance(record, Comparison) and len(set(record.responses)) < len(record.responses):
         ranked = set(zip(record.responses, record.ranking, strict=True))
         if len(ranked) > len({text for text, _ in ranked}):
             raise Unusable("two responses are the same text and have different ranks")
@@ -191,9 +200,10 @@ def pairs(row: Row) -> Comparison:
             the same; scores that do not say that chosen is better.
     """
     marks.check_pair(row)
+    marks.check_score(row)
     texts = [_said(row, name) for name in ("chosen", "rejected")]
     asked = _present(row, (*ASKED, *MESSAGES))
-    if all(text.startswith(OPENINGS) for text in texts) or asked is None:
+    if asked is None or (texts[0].startswith(OPENINGS) and texts[1].startswith(OPENINGS)):
         (prompt, first), (other, second) = map(_last_turn, texts)
         if prompt != other:
             raise Unusable("chosen and rejected differ before the last turn")
@@ -270,13 +280,15 @@ def chat(row: Row) -> Demonstration:
     Raises:
         Unusable: the assistant answers nobody or with a blank, or a text holds a transcript's marker.
     """
+    marks.check_score(row)
     field = _named(row, MESSAGES)
     found = asking(turns(_list(row, field), field))
     while found and found[-1].role != "assistant":
         found.pop()
     if len(found) < 2 or not found[-1].text.strip():
         raise Unusable("the assistant answers nobody, or with a blank")
-    return Demonstration(with_system(prompt_of(found[:-1]), _system(row)), found[-1].text)
+    prompt, (answer,) = _under_system(row, prompt_of(found[:-1]), [found[-1].text])
+    return Demonstration(prompt, answer)
 
 
 def _no_rows_alone(row: Row) -> Record:
@@ -318,19 +330,18 @@ def _exchange(row: Row) -> tuple[str, str]:
 def _under_system(row: Row, prompt: str, responses: Sequence[str]) -> tuple[str, list[str]]:
     """Prompt and responses with the row's system text. In a conversation what the assistant says
     begins with a space."""
-    prompt = with_system(prompt, _system(row))
+    if name := _present(row, SYSTEM):
+        prompt = with_system(prompt, _text(row, name))
     if prompt.startswith(OPENINGS) and prompt.endswith(MARKERS["assistant"]):
         responses = [t if t[:1].isspace() or not t else f" {t}" for t in responses]
     return prompt, list(responses)
 
 
-def _system(row: Row) -> str:
-    name = _present(row, SYSTEM)
-    return _text(row, name) if name else ""
-
-
 def _present(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+    for name in names:
+        if name in row:
+            return name
+    return None
 
 
 def _named(row: Row, names: Sequence[str]) -> str:
@@ -360,10 +371,8 @@ def _list(row: Row, name: str) -> list[Any]:
 
 def _opened(text: str) -> str:
     """A transcript whose leading blank lines were stripped, with them; any other text as it is."""
-    for opening in OPENINGS:
-        if text.startswith(opening.lstrip()) and MARKERS["assistant"] in text:
-            return "\n\n" + text
-    return text
+    stripped = text.startswith(_STRIPPED) and MARKERS["assistant"] in text
+    return "\n\n" + text if stripped else text
 
 
 def _last_turn(text: str) -> tuple[str, str]:
@@ -379,11 +388,11 @@ def _last_turn(text: str) -> tuple[str, str]:
 def _said(row: Row, name: str) -> str:
     """A text as it is, a message or a list of messages as a transcript."""
     value = row.get(name)
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        return transcript(turns(value, name))
-    return _opened(_text(row, name))
+    if isinstance(value, str):
+        return _opened(value)
+    if isinstance(value, list | dict):
+        return transcript(turns([value] if isinstance(value, dict) else value, name))
+    return _text(row, name)
 
 
 def _question(row: Row, name: str) -> str:
@@ -394,10 +403,10 @@ def _question(row: Row, name: str) -> str:
         if not found or found[-1].role == "assistant":
             raise Unusable(f"{name} holds no turn that an answer could follow")
         return prompt_of(found)
-    parts = [_opened(_text(row, name))]
+    prompt = _opened(_text(row, name))
     if name != "prompt":
-        parts += [_text(row, given) for given in GIVEN if row.get(given)]
-    prompt = "\n\n".join(part for part in parts if part.strip())
+        parts = [prompt, *(_text(row, given) for given in GIVEN if row.get(given))]
+        prompt = "\n\n".join(part for part in parts if part.strip())
     return _after(row["history"], prompt) if row.get("history") else prompt
 
 

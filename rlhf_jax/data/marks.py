@@ -27,6 +27,7 @@ UNSUPPORTED = {
     "videos": "videos are not supported",
     "audios": "sound is not supported",
 }
+SCORES = ("score", "reward", "rating")  # of a response or a row, higher is better
 SCORED_PAIRS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -36,10 +37,17 @@ SCORED_PAIRS = (
 )
 
 
+MARKS = {"status", "split", "weight", "label", *DISMISSED, *UNSUPPORTED}
+_SCORES = set(SCORES)
+_PAIR_MARKS = {"margin", *(name for names in SCORED_PAIRS for name in names)}
+
+
 def check(row: Row) -> None:
     """Raises:
     Unusable: the row says that it is not for training, or needs what cannot be given.
     """
+    if MARKS.isdisjoint(row):
+        return
     for name in DISMISSED:
         if _true(row.get(name)):
             raise Unusable(f"{name} = {repr(row[name])[:40]}")
@@ -85,6 +93,8 @@ def check_pair(row: Row) -> None:
     """Raises:
     Unusable: scores of chosen and rejected that do not say that chosen is better.
     """
+    if _PAIR_MARKS.isdisjoint(row):
+        return
     for better, worse in SCORED_PAIRS:
         if better in row and worse in row:
             a, b = number(row, better), number(row, worse)
@@ -94,6 +104,17 @@ def check_pair(row: Row) -> None:
                 raise Unusable(f"{better} is below {worse}")
     if "margin" in row and number(row, "margin") < 0:
         raise Unusable("margin is below 0")
+
+
+def check_score(row: Row) -> None:
+    """Raises:
+    Unusable: a score of the whole row that says that it is bad.
+    """
+    if _SCORES.isdisjoint(row):
+        return
+    for name in SCORES:
+        if isinstance(score := row.get(name), int | float) and score < 0:
+            raise Unusable(f"{name} = {score!r}: below 0")
 
 
 def number(row: Row, name: str) -> float:

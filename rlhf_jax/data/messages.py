@@ -14,7 +14,7 @@ ROLES: dict[str, Role] = {
     "chatgpt": "assistant", "model": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 OPENINGS = (MARKERS["user"], MARKERS["system"])
-_CALLS = ("tool_calls", "function_call")
+_CALLS = {"tool_calls", "function_call"}
 
 
 class Unusable(ConfigError):
@@ -31,33 +31,31 @@ def turns(messages: Sequence[Any], field: str) -> list[Turn]:
     """
     found: list[Turn] = []
     for i, message in enumerate(messages, 1):
-        where = f"{field}: message {i}"
         if not isinstance(message, dict):
-            raise ConfigError(f"{where} is {_short(message)}; expected an object")
+            raise ConfigError(f"{field}: message {i} is {_short(message)}; expected an object")
         by, holds = ("from", "value") if "from" in message else ("role", "content")
-        name = message.get(by)
+        name, text = message.get(by), message.get(holds)
         role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             raise ConfigError(
-                f"{where} has {by} = {_short(name)}; expected one of {', '.join(ROLES)}"
+                f"{field}: message {i} has {by} = {_short(name)}; expected one of {', '.join(ROLES)}"
             )
-        if any(message.get(call) for call in _CALLS):
-            raise Unusable(f"{where} calls a tool")
-        if message.get("weight", 1) not in (1, None):
+        if not _CALLS.isdisjoint(message) and any(message.get(call) for call in _CALLS):
+            raise Unusable(f"{field}: message {i} calls a tool")
+        if "weight" in message and message["weight"] not in (1, None):
             raise Unusable(
-                f"{where} has weight = {_short(message['weight'])}; turns have no weights here"
+                f"{field}: message {i} has weight = {_short(message['weight'])}; turns have no weights here"
             )
-        text = _text(message.get(holds), f"{where} has {holds}")
+        if not isinstance(text, str):
+            text = _text(text, f"{field}: message {i} has {holds}")
         if has_marker(text):
-            raise Unusable(f"{where} holds what opens a turn of a transcript")
+            raise Unusable(f"{field}: message {i} holds what opens a turn of a transcript")
         found.append(Turn(role, f" {text}" if role == "assistant" else text))
     return found
 
 
 def _text(content: Any, where: str) -> str:
-    """A message's content: a string, or parts that are all text."""
-    if isinstance(content, str):
-        return content
+    """A message's content in parts that are all text."""
     if isinstance(content, list) and content:
         texts = [_part(part) for part in content]
         if all(text is not None for text in texts):

@@ -108,9 +108,13 @@ def documents(source: str, cache: Path, log: Callable[[str], None] = lambda _: N
     else:
         paths, field = files(source)
         for path in paths:
+            empty = True
             for row, text in _texts(path, field, SHARES // len(paths), log):
                 if text.strip():
+                    empty = False
                     yield f"{path.name}:{row}", text.replace("\r\n", "\n")
+            if empty:
+                log(f"{path}: no text in it")
 
 
 def _given(source: str) -> Documents:
