@@ -21,6 +21,7 @@ NGRAM = 8
 CHARACTERS = 24  # about as many make 8 words
 SEEN = 0.5
 PART = 1 << 25  # n-grams that are sorted at once
+READ = 1 << 22  # n-grams that are read at once
 KNOWN = 1 << 20  # words whose hashes are remembered
 
 _WORD = re.compile(rb"[a-z0-9\x80-\xff]+")
@@ -93,22 +94,33 @@ class Shingles:
         self.file.seek(8 * start)
         return np.frombuffer(self.file.read(8 * (stop - start)), np.uint64)
 
-    def _blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
-        for start in range(0, self.ends[-1], size):
-            yield self._read(start, min(start + size, self.ends[-1]))
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.ends[-1], READ):
+            yield self._read(start, min(start + READ, self.ends[-1]))
 
     def _repeated(self) -> np.ndarray:
         """The n-grams that occur more than once, sorted: part by part of the range of hashes."""
         bits = max(0, -(-self.ends[-1] // PART) - 1).bit_length()
         found = []
         for part in range(1 << bits):
-            chosen = [b[b >> np.uint64(64 - bits) == part] if bits else b for b in self._blocks()]
-            grams = np.concatenate(chosen) if chosen else np.zeros(0, np.uint64)
-            del chosen
-            grams.sort()
-            again = grams[1:][grams[1:] == grams[:-1]]
-            found.append(again[np.append(True, again[1:] != again[:-1])] if len(again) else again)
+            held, size, most = [np.zeros(0, np.uint64)], 0, 2 * PART
+            for block in self._blocks():
+                held.append(block[block >> np.uint64(64 - bits) == part] if bits else block)
+                size += len(held[-1])
+                if size > most:  # of hashes that are not spread evenly
+                    held = [_at_most_twice(np.concatenate(held))]
+                    size, most = len(held[0]), 2 * max(PART, len(held[0]))
+            grams = _at_most_twice(np.concatenate(held))
+            found.append(grams[1:][grams[1:] == grams[:-1]])
         return np.concatenate(found)
+
+
+def _at_most_twice(grams: np.ndarray) -> np.ndarray:
+    """N-grams, sorted, without the third and later copies of each."""
+    grams.sort()
+    keep = np.ones(len(grams), bool)
+    keep[2:] = grams[2:] != grams[:-2]
+    return grams[keep]
 
 
 def _grams(text: str, known: dict[bytes, int]) -> np.ndarray:

@@ -25,9 +25,9 @@ def files(source: str) -> tuple[list[Path], str]:
     """
     pattern, field = pattern_of(source)
     found = _matches(pattern)
-    if not found and os.path.isdir(pattern):
+    if not found and (folder := next(filter(os.path.isdir, (source, pattern)), None)):
         raise ConfigError(
-            f"source {source!r} is a folder; name its files, as {str(Path(pattern) / '*.jsonl')!r}"
+            f"source {source!r} is a folder; name its files, as {str(Path(folder) / '*.jsonl')!r}"
         )
     if not found:
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""

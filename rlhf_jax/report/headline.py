@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.runs import CellFolder
 
-
 NOTE = 200  # characters
 
 
