@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,8 +71,8 @@ def write(path: Path, megabytes: float) -> int:
     return size
 
 
-def prepare_once(path: Path, root: Path) -> dict[str, float]:
-    """Seconds and peak memory in bytes of preparing a file in this process."""
+def prepare_once(path: Path, root: Path) -> dict[str, Any]:
+    """Seconds, seconds of CPU and peak memory in bytes of preparing a file in this process."""
     from rlhf_jax.config import CorpusConfig
     from rlhf_jax.data.corpus import prepare
 
@@ -79,8 +80,12 @@ def prepare_once(path: Path, root: Path) -> dict[str, float]:
     corpus = prepare(CorpusConfig((str(path),), vocab=4096, seq_len=256), root, print)
     seconds = time.monotonic() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"id": corpus.content_hash, "seconds": round(seconds, 1), "memory": peak}))
-    return {"seconds": seconds, "memory": peak}
+    return {
+        "id": corpus.content_hash,
+        "seconds": seconds,
+        "cpu": time.process_time(),
+        "memory": peak,
+    }
 
 
 def main() -> None:
@@ -89,9 +94,11 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:
-        prepare_once(args.prepare, args.prepare.parent / "runs")
+        print(json.dumps(prepare_once(args.prepare, args.prepare.parent / "runs")))
         return
-    print(f"{'text MB':>8} {'seconds':>8} {'memory GB':>10} {'memory / text':>14}  corpus")
+    print(
+        f"{'text MB':>8} {'seconds':>8} {'of CPU':>8} {'memory GB':>10} {'memory / text':>14}  corpus"
+    )
     for megabytes in args.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.jsonl"
@@ -101,8 +108,8 @@ def main() -> None:
         found = json.loads(done.stdout.splitlines()[-1])
         memory = found["memory"]
         print(
-            f"{size / 1e6:8.1f} {found['seconds']:8.1f} {memory / 1e9:10.2f} {memory / size:14.1f}"
-            f"  {found['id']}",
+            f"{size / 1e6:8.1f} {found['seconds']:8.1f} {found['cpu']:8.1f} {memory / 1e9:10.2f} "
+            f"{memory / size:14.2f}  {found['id']}",
             flush=True,
         )
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from ..config import ConfigError, suggest
 from . import marks
 from .chat import MARKERS, Turn, has_marker, transcript
+from .compared import compared, consistent
 from .feedback import Comparison, Demonstration, Record, from_json
 from .files import LeftOut, rows
 from .marks import Row
@@ -45,7 +46,6 @@ RESPONSES = ("responses", "answers", "completions")
 RANKS = ("ranking", "ranks", "scores")
 SCORES = (*marks.SCORES, "rank")
 MESSAGES = ("messages", "conversations")
-MOST = 9  # responses of a comparison
 _STRIPPED = tuple(opening.lstrip() for opening in OPENINGS)
 
 
@@ -95,14 +95,14 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
                 prompt, response, score = _scored(row)
                 scored.setdefault(prompt, []).append((number, response, score))
             else:
-                found.append((number, shown, _consistent(LAYOUTS[shown](row))))
+                found.append((number, shown, consistent(LAYOUTS[shown](row))))
         except ConfigError as e:
             if strict:
                 raise ConfigError(f"{path}, row {number}: {e}") from None
             left.add(number, str(e))
     found = _answered(found, bool(scored), left)
     for prompt, group in scored.items():
-        found += [(number, "scored", c) for number, c in _compared(prompt, group, left)]
+        found += [(number, "scored", c) for number, c in compared(prompt, group, left)]
     if scored:
         found.sort(key=lambda item: item[0])
     if not found:
@@ -119,17 +119,6 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
     return Loaded(list(records), list(numbers), layout, left.rows, left)
 
 
-def _consistent(record: Record) -> Record:
-    """Raises:
-    Unusable: a comparison that ranks a text above itself.
-    """
-    if isinstance(record, Comparison) and len(set(record.responses)) < len(record.responses):
-        ranked = set(zip(record.responses, record.ranking, strict=True))
-        if len(ranked) > len({text for text, _ in ranked}):
-            raise Unusable("two responses are the same text and have different ranks")
-    return record
-
-
 def _answered(
     found: list[tuple[int, str, Record]], scored: bool, left: LeftOut
 ) -> list[tuple[int, str, Record]]:
@@ -140,29 +129,6 @@ def _answered(
         if layout == "instructions":
             left.add(number, "no label or score, which other rows have")
     return [item for item in found if item[1] != "instructions"]
-
-
-def _compared(
-    prompt: str, group: list[tuple[int, str, float]], left: LeftOut
-) -> list[tuple[int, Record]]:
-    """The responses to a prompt, each in a row of its own, ranked by their scores; more than 9 in
-    several comparisons."""
-    found: list[tuple[int, Record]] = []
-    for at in range(0, len(group), MOST):
-        part = group[at : at + MOST]
-        numbers, responses, scores = zip(*part, strict=True)
-        order = sorted(set(scores), reverse=True)
-        try:
-            if len(part) < 2:
-                raise Unusable("a score of one response alone compares nothing")
-            if len(order) < 2:
-                raise Unusable("all responses to the prompt have the same score")
-            ranking = tuple(order.index(s) + 1 for s in scores)
-            found.append((numbers[0], _consistent(Comparison(prompt, responses, ranking))))
-        except ConfigError as e:
-            for number in numbers:
-                left.add(number, str(e))
-    return found
 
 
 def layout_of(row: Row) -> str:

@@ -35,6 +35,17 @@ _SAMPLE_BYTES = 20_000_000
 _COVERAGE = 0.9995
 
 
+class NotUnicode(ConfigError, UnicodeEncodeError):
+    """A text that UTF-8 cannot write: bytes in another encoding became half of a surrogate pair."""
+
+    def __str__(self) -> str:
+        near = self.object[max(0, self.start - 20) : self.end + 20]
+        return (
+            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is half of a "
+            "surrogate pair; give the text in UTF-8"
+        )
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A trained tokenizer. Picklable: the processor is made on first use in each process.
@@ -84,9 +95,12 @@ class Tokenizer:
         """Token ids of a text, without BOS and EOS. No text gives a control token.
 
         Raises:
-            UnicodeEncodeError: the text holds a lone surrogate, which UTF-8 cannot write.
+            NotUnicode: the text holds a lone surrogate, which UTF-8 cannot write.
         """
-        text.encode()
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise NotUnicode(*e.args) from None
         if _SPACE not in text:
             return self._processor.encode(text)
         ids: list[int] = []
