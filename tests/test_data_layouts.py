@@ -73,6 +73,14 @@ def test_pairs_with_a_prompt_of_their_own(tmp_path):
         ({"responses": ["a", "b", "c"], "ranking": [2, 1, 2]}, (2, 1, 2)),
         ({"answers": ["a", "b", "c"], "ranks": [0, 5, 3]}, (1, 3, 2)),
         ({"completions": ["a", "b", "c"], "scores": [0.5, 7, 0.5]}, (2, 1, 2)),
+        (
+            {"answers": [{"answer": t, "rank": r} for t, r in zip("abc", (2, 1, 3), strict=True)]},
+            (2, 1, 3),
+        ),
+        (
+            {"outputs": [{"text": t, "score": r} for t, r in zip("abc", (-2, 1, 3), strict=True)]},
+            (3, 2, 1),
+        ),
     ],
 )
 def test_scores_descend_to_ranks_and_ties_stay(tmp_path, fields, ranking):

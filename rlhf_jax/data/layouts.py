@@ -5,7 +5,7 @@ commonly published, recognised by a row's fields.
 |---|---|---|
 | records | what `feedback.write` writes | any kind |
 | pairs | chosen, rejected, optionally prompt (or instruction, question): texts, transcripts (hh-rlhf) or lists of messages | comparison |
-| kwise | prompt, responses (or answers, completions), ranking (or ranks, scores) | comparison |
+| kwise | prompt, responses (or answers, completions, outputs), ranking (or ranks, scores); or objects with a text and a rank or score each | comparison |
 | scored | prompt, response (or completion), score (or reward, rating; or rank) | comparison of a prompt's rows |
 | labelled | prompt, completion, label (KTO) | demonstration, if the label is true |
 | instructions | instruction, optionally input or context, output or response (Alpaca, Dolly); or prompt, completion (or response); or question, answer | demonstration |
@@ -42,7 +42,8 @@ QUESTIONS = (
 ASKED = ("prompt", "instruction", "question", "query")
 GIVEN = ("input", "context")  # what an instruction or question is about
 SYSTEM = ("system", "system_prompt", "system_message")
-RESPONSES = ("responses", "answers", "completions")
+RESPONSES = ("responses", "answers", "completions", "outputs", "candidates")
+TEXTS = ("response", "answer", "completion", "output", "text", "content")
 RANKS = ("ranking", "ranks", "scores")
 SCORES = (*marks.SCORES, "rank")
 MESSAGES = ("messages", "conversations")
@@ -141,7 +142,7 @@ def layout_of(row: Row) -> str:
         return "records"
     if "chosen" in row and "rejected" in row:
         return "pairs"
-    if _present(row, RESPONSES) and _present(row, RANKS):
+    if (name := _present(row, RESPONSES)) and (_present(row, RANKS) or _objects(row[name])):
         return "kwise"
     if _present(row, MESSAGES):
         return "chat"
@@ -186,26 +187,42 @@ def pairs(row: Row) -> Comparison:
 
 
 def kwise(row: Row) -> Comparison:
-    """K responses with a rank (lower is better) or a score (higher is better) each. Equal ones tie."""
-    responses = _list(row, _named(row, RESPONSES))
-    by = _named(row, RANKS)
-    values = _list(row, by)
+    """K responses with a rank (lower is better) or a score (higher is better) each, in a list beside
+    theirs or in an object with each. Equal ones tie."""
+    name = _named(row, RESPONSES)
+    by, responses, values = ranked(_list(row, name), name, row)
     if not all(_finite(v) for v in values):
         raise ConfigError(f"{by} = {str(values)[:80]}; expected a number for each response")
-    if by != "scores" and any(v < 0 for v in values):
+    lower = by in ("ranking", "ranks", "rank")
+    if lower and any(v < 0 for v in values):
         raise ConfigError(
             f"{by} = {str(values)[:80]}; ranks are not negative, and the best is the lowest"
         )
     if len(values) != len(responses):
         raise ConfigError(f"{by}: {len(values)} numbers for {len(responses)} responses")
-    order = sorted(set(values), reverse=by == "scores")
+    order = sorted(set(values), reverse=not lower)
     ranking = tuple(order.index(v) + 1 for v in values)
     if not all(isinstance(text, str) for text in responses):
-        raise ConfigError(f"responses = {str(responses)[:80]}; expected texts")
+        raise ConfigError(f"{name} = {str(responses)[:80]}; expected texts")
     prompt, responses = _under_system(
         row, _question(row, _present(row, ASKED) or "prompt"), responses
     )
     return Comparison(prompt, tuple(responses), ranking)
+
+
+def ranked(items: list[Any], name: str, row: Row) -> tuple[str, list[Any], list[Any]]:
+    """Which numbers rank the responses, the responses, and their numbers."""
+    if by := _present(row, RANKS):
+        return by, items, _list(row, by)
+    first = items[0] if items else None
+    by = _present(first, SCORES) if isinstance(first, dict) else None
+    text = _present(first, TEXTS) if isinstance(first, dict) else None
+    if by is None or text is None or not all(isinstance(x, dict) for x in items):
+        raise ConfigError(
+            f"{name}: expected texts and one of {', '.join(RANKS)} beside them, or objects with one of "
+            f"{', '.join(TEXTS)} and one of {', '.join(SCORES)}"
+        )
+    return by, [x.get(text) for x in items], [x.get(by) for x in items]
 
 
 def instructions(row: Row) -> Demonstration:
@@ -315,6 +332,10 @@ def _named(row: Row, names: Sequence[str]) -> str:
     if name is None:
         raise ConfigError(f"fields {', '.join(row)}; expected one of: {', '.join(names)}")
     return name
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _finite(value: Any) -> bool:

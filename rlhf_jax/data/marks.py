@@ -27,7 +27,14 @@ UNSUPPORTED = {
     "videos": "videos are not supported",
     "audios": "sound is not supported",
 }
-SCORES = ("score", "reward", "rating")  # of a response or a row, higher is better
+SCORES = (
+    "score",
+    "reward",
+    "rating",
+    "overall_score",
+    "helpfulness",
+    "quality",
+)  # of a response or a row, higher is better
 SCORED_PAIRS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
