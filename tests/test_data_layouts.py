@@ -390,3 +390,12 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, content, m
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"odd\.jsonl.*{message}"):
         load(path)
+
+
+def test_a_row_that_is_labelled_or_scored_as_bad_is_left_out_in_every_layout(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for row in (GOOD, {"messages": MESSAGES}, pair):
+        for mark in ({"label": False}, {"score": -1}, {"split": "test"}):
+            if row is not GOOD or "score" not in mark:
+                label = {"label": True} if "label" in mark else {}
+                assert usable(tmp_path, row | mark, row | label)[1] == 1
