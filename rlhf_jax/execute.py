@@ -121,6 +121,8 @@ def _finish(ctx: Any, results: dict[str, Any]) -> None:
     from rlhf_jax.runs import read_json, write_json
 
     path = ctx.folder.path
+    if ctx.left_out:
+        results = results | {"left_out": ctx.left_out}
     for name, result in results.items():
         write_json(path / "results" / f"{name}.json", result)
     sessions = read_json(path / "provenance.json")["sessions"]

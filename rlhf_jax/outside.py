@@ -8,10 +8,11 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,33 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
     return scores.astype(np.float64)
 
 
+def call_for_each(
+    import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
+) -> Iterator[Any]:
+    """The objects of some kinds that a callable gives, one at a time: a generator's are never all held."""
+    found, name = _call(import_path, where, *arguments)
+    if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
+        raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
+    split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
+    items = iter(found)
+    for i in itertools.count(1):
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                item = next(items)
+        except StopIteration:
+            return
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # of a generator
+            raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
+        if not isinstance(item, kinds):
+            raise ConfigError(
+                f"{name} gave {shown(item)}{split}; expected {what} (number {i} is of type "
+                f"{type(item).__name__})"
+            )
+        yield item
+
+
 def call_for_list(
     import_path: str,
     where: str,
@@ -228,40 +256,38 @@ def call_for_list(
     count: int | None = None,
 ) -> list[Any]:
     """The list of objects of some kinds that a callable gives; `count`: so many."""
-    found, name = _call(import_path, where, *arguments)
-    if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
-        raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            items = list(found)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # of a generator
-        raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
-    split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
-    if count is not None and len(items) != count:
-        raise ConfigError(f"{name} gave {len(items)}{split}; expected {count} {what}")
-    for i, item in enumerate(items, 1):
-        if not isinstance(item, kinds):
-            raise ConfigError(
-                f"{name} gave {shown(item)}{split}; expected {what} ({i} of {len(items)} is of type "
-                f"{type(item).__name__})"
-            )
+    items = list(call_for_each(import_path, where, arguments, kinds, what))
+    _check_count(len(items), count, import_path, where, arguments, what)
     return items
+
+
+def _check_count(
+    found: int, count: int | None, import_path: str, where: str, arguments: Sequence[Any], what: str
+) -> None:
+    if count is not None and found != count:
+        split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
+        name = f"{where} = {import_path!r}{_place(load_callable(import_path))}"
+        raise ConfigError(f"{name} gave {found}{split}; expected {count} {what}")
+
+
+def call_for_each_text(import_path: str, where: str, *arguments: Any) -> Iterator[str]:
+    """The texts that a callable gives, one at a time."""
+    for i, text in enumerate(call_for_each(import_path, where, arguments, str, "texts"), 1):
+        if text.encode(errors="replace").decode() != text:
+            raise ConfigError(
+                f"{where} = {import_path!r}: text {i}, {shown(text)}, holds what UTF-8 cannot write; "
+                "leave it out"
+            )
+        yield str(text)
 
 
 def call_for_texts(
     import_path: str, where: str, *arguments: Any, count: int | None = None
 ) -> list[str]:
     """The texts that a callable gives."""
-    texts = call_for_list(import_path, where, arguments, str, "texts", count)
-    for i, text in enumerate(texts):
-        if text.encode(errors="replace").decode() != text:
-            raise ConfigError(
-                f"{where} = {import_path!r}: text {i + 1} of {len(texts)}, {shown(text)}, holds what UTF-8 "
-                "cannot write; leave it out"
-            )
-    return [str(t) for t in texts]
+    texts = list(call_for_each_text(import_path, where, *arguments))
+    _check_count(len(texts), count, import_path, where, arguments, "texts")
+    return texts
 
 
 def source_hash(import_path: str) -> str:

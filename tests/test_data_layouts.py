@@ -73,6 +73,14 @@ def test_pairs_with_a_prompt_of_their_own(tmp_path):
         ({"responses": ["a", "b", "c"], "ranking": [2, 1, 2]}, (2, 1, 2)),
         ({"answers": ["a", "b", "c"], "ranks": [0, 5, 3]}, (1, 3, 2)),
         ({"completions": ["a", "b", "c"], "scores": [0.5, 7, 0.5]}, (2, 1, 2)),
+        (
+            {"answers": [{"answer": t, "rank": r} for t, r in zip("abc", (2, 1, 3), strict=True)]},
+            (2, 1, 3),
+        ),
+        (
+            {"outputs": [{"text": t, "score": r} for t, r in zip("abc", (-2, 1, 3), strict=True)]},
+            (3, 2, 1),
+        ),
     ],
 )
 def test_scores_descend_to_ranks_and_ties_stay(tmp_path, fields, ranking):
@@ -156,3 +164,238 @@ def test_a_named_layout_is_kept_to(tmp_path):
         load(path, "kwise")
     with pytest.raises(ConfigError, match=r"layout = 'pair'\. Did you mean 'pairs'"):
         load(path, "pair")
+
+
+def usable(tmp_path, *rows, name="f.jsonl"):
+    """Records, rows left out, and why."""
+    loaded = load(rows_in(tmp_path / name, rows))
+    return loaded.records, loaded.skipped, str(loaded.left_out)
+
+
+GOOD = {"prompt": "1 + 2", "completion": "3"}
+ANSWER = Demonstration("1 + 2", "3")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"label": False}, "label is false"),
+        ({"label": "False"}, "label is false"),
+        ({"label": 0}, "label is false"),
+        ({"label": "perhaps"}, "label = 'perhaps'; expected true or false"),
+        ({"deleted": True}, "deleted = True"),
+        ({"is_deleted": "true"}, "is_deleted"),
+        ({"status": "discarded"}, "status = 'discarded'"),
+        ({"split": "test"}, "split = 'test'"),
+        ({"split": "Validation"}, "split = 'Validation'"),
+        ({"weight": 0}, "weight = 0"),
+        ({"weight": 0.5}, "weight = 0.5"),
+        ({"weight": "heavy"}, "weight = 'heavy'"),
+        ({"tools": [{"name": "search"}]}, "tools are not supported"),
+        ({"image": "a.png"}, "images are not supported"),
+        ({"system": ["Be brief."]}, "expected a string"),
+        ({"system": "a\n\nHuman: b"}, "opens a turn"),
+    ],
+)  # fmt: skip
+def test_a_field_that_changes_what_a_row_means_is_never_ignored(tmp_path, change, reason):
+    fine = GOOD | ({"label": True} if "label" in change else {})
+    records, skipped, why = usable(tmp_path, GOOD | change, fine)
+    assert (records, skipped) == ([ANSWER], 1)
+    assert reason in why and "(row 1)" in why
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": True}, {"label": "1"}, {"deleted": False}, {"is_deleted": "false"}, {"split": "train"},
+        {"weight": 1}, {"weight": "1.0"}, {"status": "submitted"}, {"tools": []}, {"system": ""},
+        {"system": None}, {"label": None}, {"category": "sums", "id": 7},
+    ],
+)  # fmt: skip
+def test_fields_that_change_nothing_leave_the_row_as_it_is(tmp_path, change):
+    assert usable(tmp_path, GOOD | change)[:2] == ([ANSWER], 0)
+
+
+def test_answers_without_a_label_are_left_out_where_others_have_one(tmp_path):
+    records, skipped, why = usable(tmp_path, GOOD | {"label": True}, GOOD | {"prompt": "x"})
+    assert (records, skipped) == ([ANSWER], 1) and "no label or score" in why and "(row 2)" in why
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"score_chosen": 3.0, "score_rejected": 8}, "score_chosen is below score_rejected"),
+        (
+            {"score_chosen": 3.0, "score_rejected": 3},
+            "score_chosen and score_rejected are the same",
+        ),
+        ({"chosen_rating": "?", "rejected_rating": 3}, "chosen_rating = '?'; expected a number"),
+        ({"margin": -1}, "margin is below 0"),
+    ],
+)
+def test_pairs_whose_scores_contradict_them_are_left_out(tmp_path, scores, message):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    right = {"score_chosen": -1, "score_rejected": -8.5, "margin": 0}
+    records, skipped, why = usable(tmp_path, pair | scores, pair | right)
+    assert (len(records), skipped) == (1, 1) and message in why
+
+
+def test_a_system_text_stands_in_the_prompt_of_every_layout(tmp_path):
+    system, asked = "\n\nSystem: Be brief.", "\n\nHuman: 1 + 2\n\nAssistant:"
+    expected = Demonstration(system + asked, " 3")
+    turns = [{"from": "human", "value": "1 + 2"}, {"from": "gpt", "value": "3"}]
+    brief = {"system": "Be brief."}
+    for row in (
+        GOOD | brief,
+        {"instruction": "1 + 2", "input": "", "output": "3", "system_prompt": "Be brief."},
+        {"conversations": turns} | brief,
+        {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "1 + 2"},
+                      {"role": "assistant", "content": "3"}]} | brief,
+    ):  # fmt: skip
+        assert usable(tmp_path, row)[0] == [expected]
+    pair = Comparison(system + asked, (" 3", " 4"), (1, 2))
+    assert usable(tmp_path, {"question": "1 + 2", "chosen": "3", "rejected": "4"} | brief)[0] == [
+        pair
+    ]
+    ranked = {"prompt": "1 + 2", "responses": ["3", "4"], "scores": [0, -1]} | brief
+    assert usable(tmp_path, ranked)[0] == [pair]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "tool", "content": "12"}, "message 2 has role = 'tool'"),
+        ({"role": "assistant", "content": None, "tool_calls": [{}]}, "message 2 calls a tool"),
+        ({"role": "assistant", "content": None}, "message 2 has content of type NoneType"),
+        ({"role": "assistant", "content": "no", "weight": 0}, "message 2 has weight = 0"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}, "parts that are not text"),
+        ({"from": "observation", "value": "12"}, "message 2 has from = 'observation'"),
+        ("12", "message 2 is '12'"),
+    ],
+)  # fmt: skip
+def test_turns_that_cannot_be_learned_leave_their_row_out(tmp_path, message, reason):
+    turns = [MESSAGES[1], message, MESSAGES[1], MESSAGES[4]]
+    records, skipped, why = usable(tmp_path, {"messages": MESSAGES}, {"messages": turns})
+    assert (records, skipped) == ([Demonstration(LATER, " Pike.")], 1)
+    assert reason in why and "(row 2)" in why
+
+
+def test_content_in_parts_of_text_is_read(tmp_path):
+    parts = [{"type": "text", "text": "Name "}, {"type": "text", "text": "a fish."}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": ["Trout."]}]
+    expected = Demonstration("\n\nHuman: Name a fish.\n\nAssistant:", " Trout.")
+    assert usable(tmp_path, {"messages": messages})[0] == [expected]
+    assert usable(tmp_path, {"prompt": messages[:1], "completion": messages[1:]})[0] == [expected]
+
+
+def test_a_stripped_transcript_is_the_same_transcript(tmp_path):
+    pair = {"chosen": ASK + " Pike.", "rejected": ASK + " A cow."}
+    stripped = {k: v.strip() for k, v in pair.items()}
+    assert usable(tmp_path, pair)[0] == usable(tmp_path, stripped)[0]
+    given = {"prompt": ASK.strip(), "chosen": "Pike.", "rejected": "A cow."}
+    assert usable(tmp_path, given)[0] == usable(tmp_path, pair)[0]
+
+
+def test_what_an_instruction_is_about_follows_it(tmp_path):
+    dolly = {"instruction": "Sum.", "context": "1, 2", "response": "3", "category": "closed_qa"}
+    squad = {"question": "Sum.", "context": "1, 2", "answer": "3"}
+    for row in (dolly, squad):
+        assert usable(tmp_path, row)[0] == [Demonstration("Sum.\n\n1, 2", "3")]
+    history = dolly | {"context": "", "history": [["Hello.", "Hi."]]}
+    asked = "\n\nHuman: Hello.\n\nAssistant: Hi.\n\nHuman: Sum.\n\nAssistant:"
+    assert usable(tmp_path, history)[0] == [Demonstration(asked, " 3")]
+
+
+def test_rows_with_a_score_each_become_comparisons_of_their_prompts(tmp_path):
+    def row(prompt, response, **score):
+        return {"prompt": prompt, "response": response, **score}
+
+    rows = [
+        row("p", "a", score=-2), row("q", "b", score=1), row("p", "c", score=-1), row("p", "d", score=-2),
+        row("r", "e", score=0), row("r", "f", score=0), row("s", "g", score="high"),
+    ]  # fmt: skip
+    records, skipped, why = usable(tmp_path, *rows)
+    assert records == [Comparison("p", ("a", "c", "d"), (2, 1, 2))]
+    assert skipped == 4 and "one response alone" in why and "the same score" in why
+    ranked = [row("p", "a", rank=2), row("p", "b", rank=1)]
+    assert usable(tmp_path, *ranked)[0] == [Comparison("p", ("a", "b"), (2, 1))]
+
+
+def test_equal_texts_with_different_ranks_are_left_out(tmp_path):
+    ranked = {"prompt": "p", "responses": ["a", "b", "a"]}
+    records, skipped, why = usable(
+        tmp_path, ranked | {"ranks": [1, 2, 3]}, ranked | {"ranks": [1, 2, 1]}, ranked | {"ranks": [-1, 1, -1]}
+    )  # fmt: skip
+    assert records == [Comparison("p", ("a", "b", "a"), (1, 2, 1))]
+    assert skipped == 2 and "same text and have different ranks" in why and "not negative" in why
+
+
+def test_one_bad_row_stops_nothing_and_is_named(tmp_path):
+    junk = [b"{", b"[1]", b"null", b'"text"', b"\xe9", b'{"a": 1}', b"[" * 9000, b"1" * 5000,
+            b'{"prompt": "a", "completion": "\\ud800"}', b'{"prompt": null, "completion": 1}']  # fmt: skip
+    line = json.dumps(GOOD).encode()
+    for bad in junk:
+        path = tmp_path / "junk.jsonl"
+        path.write_bytes(b"\n".join([line, bad, line, b""]))
+        loaded = load(path)
+        assert (loaded.rows, loaded.skipped) == ([1, 3], 1) and "(row 2)" in str(loaded.left_out)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    path = tmp_path / "u.jsonl"
+    texts = ["a\u2028b", "a\u0085b", "a\x0cb"]
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + b"\r\n".join(
+            json.dumps({"prompt": t, "completion": t}, ensure_ascii=False).encode() for t in texts
+        )
+    )
+    assert load(path).records == [Demonstration(t, t) for t in texts]
+
+
+def test_parquet_and_csv_hold_what_lines_hold(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    table = pa.Table.from_pylist([pair, {**pair, "rejected": None}])
+    parquet.write_table(table, tmp_path / "p.parquet")
+    parquet.write_table(table, tmp_path / "train-00000")
+    for name in ("p.parquet", "train-00000"):
+        loaded = load(tmp_path / name)
+        assert loaded.records == [Comparison("p", ("a", "b"), (1, 2))] and loaded.skipped == 1
+    (tmp_path / "d.csv").write_text('instruction,input,output\n"Sum, now.",,3\nAdd.,"1\n2",3\nx\n')
+    loaded = load(tmp_path / "d.csv")
+    assert loaded.records == [Demonstration("Sum, now.", "3"), Demonstration("Add.\n\n1\n2", "3")]
+    assert loaded.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 999)[:-30],
+            "damaged gzip.*[0-9]+ bytes .* row [0-9]+",
+        ),
+        ('{"a": 1}\n'.encode("utf-16"), "UTF-16.*iconv"),
+        ('{"a": 1}\n'.encode("utf-16-le"), "UTF-16.*iconv"),
+        (b"\x28\xb5\x2f\xfd....", "zstd"),
+        (b"PAR1....", "not readable as parquet"),
+        (b"", "no usable rows"),
+        (b'[{"prompt": "a"},', "not JSON"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, content, message):
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"odd\.jsonl.*{message}"):
+        load(path)
+
+
+def test_a_row_that_is_labelled_or_scored_as_bad_is_left_out_in_every_layout(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for row in (GOOD, {"messages": MESSAGES}, pair):
+        for mark in ({"label": False}, {"score": -1}, {"split": "test"}):
+            if row is not GOOD or "score" not in mark:
+                label = {"label": True} if "label" in mark else {}
+                assert usable(tmp_path, row | mark, row | label)[1] == 1

@@ -18,7 +18,8 @@ from rlhf_jax.config import ConfigError
 from rlhf_jax.data.archives import Archive
 from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packaged import PACKAGED, text_hash
-from rlhf_jax.data.sources import PASSAGE, documents
+from rlhf_jax.data.passages import PASSAGE
+from rlhf_jax.data.sources import documents
 from rlhf_jax.data.wikitext import prose
 
 CACHE = Path(__file__).parents[1] / "runs" / "data" / "archives"
@@ -56,11 +57,11 @@ def test_a_big_text_file_becomes_passages_cut_at_blank_lines(tmp_path):
 
 def test_errors_name_file_row_and_remedy(tmp_path):
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": "a"}\n{"text": \n')
+    bad.write_text('\n{"text": \n')
     with pytest.raises(ConfigError, match=r"bad\.jsonl, row 2: not JSON"):
         read(bad)
-    bad.write_text('{"text": "a"}\n\n{"txt": "b"}\n')
-    with pytest.raises(ConfigError, match=r"row 3: no string in field 'text'.*'txt'.*#FIELD"):
+    bad.write_text('{"text": 3}\n\n{"txt": "b"}\n')
+    with pytest.raises(ConfigError, match=r"row 1: no string in field 'text'.*'text'.*#FIELD"):
         read(bad)
     bad.write_text('{"text": "\\ud800"}\n')
     with pytest.raises(ConfigError, match="row 1: not valid Unicode"):

@@ -149,7 +149,7 @@ def test_conversations_are_learned_turn_by_turn(context, root):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([MIXED[0], Demonstration("a", " ")], "record 2: the response is ' '"),
+        ([Demonstration("a", " ")], "record 1: the response is ' '"),
         ([Demonstration("a king " * 40, " b")], "record 1: the prompt takes .* at most 33"),
         ([MIXED[3]], "1 records, none of which shows an answer"),
     ],
@@ -159,6 +159,20 @@ def test_records_that_teach_nothing_are_refused_with_their_number(context, root,
     write(path, rows)
     with pytest.raises(ConfigError, match=rf"bad: .*bad\.jsonl.* {message}"):
         learned(context, SFT("bad", base="base", task=TASK, records=str(path)))
+
+
+def test_records_that_teach_nothing_are_left_out_counted_and_named(context, root):
+    path = root / "some.jsonl"
+    write(
+        path, [Demonstration("a", " "), *MIXED[:2], Demonstration("a king " * 40, " b"), MIXED[3]]
+    )
+    cell = SFT("some", base="base", task=TASK, records=str(path))
+    ctx = context(cell)
+    shown, examples = from_records(ctx, cell, source(ctx, cell))
+    assert (len(shown), len(examples)) == (2, 2)
+    said = ctx.left_out[str(path)]
+    assert said.startswith("3 rows left out: the response is ' '") and "(row 1)" in said
+    assert "at most 33" in said and "(row 4)" in said and "shows no answer to learn (row 5)" in said
 
 
 def test_records_are_numbered_by_their_rows_in_the_file(context, root):

@@ -263,10 +263,17 @@ def test_the_split_of_a_file_does_not_depend_on_the_order_of_its_records():
         heldout_prompts(["a", "a"], "f")
 
 
-def test_a_record_that_is_too_long_is_named(bench, tmp_path):
+def test_a_record_that_is_too_long_is_left_out_and_named(bench, tmp_path):
     path = tmp_path / "c.jsonl"
-    write(path, [*RECORDS, Comparison("The king", (" good" * 40, "b"), (1, 2))])
-    with pytest.raises(ConfigError, match=r"c\.jsonl, row 61: \d+ tokens .* max_positions = 32"):
+    long = Comparison("The king", (" good" * 40, "b"), (1, 2))
+    write(path, [RECORDS[0], long, *RECORDS[1:]])
+    cell = Reward("rm", base="base", comparisons=str(path))
+    ctx = bench.context(bench.study(cell), "rm")
+    assert sum(len(rows["ranks"]) for rows in rankings(ctx, cell).values()) == len(RECORDS)
+    assert ctx.left_out[str(path)].startswith("1 row left out: 45 tokens (4 of prompt)")
+    assert ctx.left_out[str(path)].endswith("(row 2)")
+    write(path, [long])
+    with pytest.raises(ConfigError, match=r"c\.jsonl, row 1: \d+ tokens .* max_positions = 32"):
         arrays(bench, Reward("rm", base="base", comparisons=str(path)))
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ConfigError, CorpusConfig, content_id
-from .dedup import near_duplicates
+from .collected import Collected, Document
 from .integrity import (
     MANIFEST,
     Damaged,
@@ -44,22 +44,14 @@ from .integrity import (
 from .loader import batch_rows, permute
 from .packing import Batch, batch_of, pack
 from .recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
-from .sources import PACKAGED, documents
-from .tokenizer import PAD, Tokenizer, train
+from .sources import PACKAGED
+from .tokenizer import PAD, Tokenizer, every, train
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 _HELDOUT_KEY = 0x4E1D
 _SUBSET_KEY = 0x5B5E7
-
-
-@dataclass(frozen=True)
-class _Document:
-    id: str
-    source: str
-    text: str
-    digest: bytes  # sha256 of the text
 
 
 @dataclass(frozen=True)
@@ -291,71 +283,60 @@ def _build(
     cfg: CorpusConfig, folder: Path, cache: Path, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """Everything of a corpus into `folder`; returns its manifest."""
-    from . import store
 
     begin = time.monotonic()
     folder.mkdir(parents=True)
-    kept, dropped = _deduplicated(_collect(cfg, cache, log), cfg.dedup, log)
-    parts: dict[str, list[_Document]] = {split: [] for split in SPLITS}
+    with Collected(cfg, cache, folder, log) as found:
+        manifest = _written(cfg, folder, found, log)
+    manifest["seconds"] = round(time.monotonic() - begin, 1)
+    for split in (s for s in SPLITS if manifest["splits"][s]["rows"]):
+        log(f"{split}: {manifest['splits'][split]}")
+    log(f"prepared corpus {manifest['content_hash']} in {manifest['seconds']} s")
+    return manifest
+
+
+def _written(
+    cfg: CorpusConfig, folder: Path, found: Collected, log: Callable[[str], None]
+) -> dict[str, Any]:
+    from . import store
+
+    kept, dropped = found.deduplicated(log)
+    parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
     for document in kept:
         parts[split_of(document.digest, cfg)].append(document)
     _check_sizes(cfg, parts)
     store.write_documents(
         folder,
         {
-            split: ({"id": d.id, "source": d.source, "text": d.text} for d in part)
+            split: ({"id": d.id, "source": d.source, "text": found.text(d)} for d in part)
             for split, part in parts.items()
             if part
         },
     )
-    texts = [record["text"] for record in store.read_documents(folder, "train")]
-    tokenizer = train(texts, cfg.vocab)
+    size = sum(found.characters[d.number] for d in parts["train"])
+    chosen = parts["train"][:: every(size)]
+    tokenizer = train([found.text(d) for d in chosen], cfg.vocab, size)
     tokenizer.save(folder / "tokenizer.model")
-    log(f"trained a tokenizer of {cfg.vocab} tokens on {len(texts):,} documents")
+    log(f"trained a tokenizer of {cfg.vocab} tokens on {len(parts['train']):,} documents")
 
-    ids = {split: [tokenizer.encode(d.text) for d in part] for split, part in parts.items()}
-    rows = {s: pack(ids[s], cfg.seq_len, cfg.vocab, cfg.seed) for s in SPLITS if ids[s]}
+    tokens = {split: np.zeros(len(part), np.int64) for split, part in parts.items()}
+
+    def encoded(split: str) -> Iterator[list[int]]:
+        for i, document in enumerate(parts[split]):
+            ids = tokenizer.encode(found.text(document))
+            tokens[split][i] = len(ids)
+            yield ids
+
+    rows = {
+        s: pack(encoded(s), cfg.seq_len, cfg.vocab, cfg.seed, folder / f"rows-{s}.npy")
+        for s in SPLITS
+        if parts[s]
+    }
     store.write_rows(folder, rows)
-    for split in rows:
-        decode(folder, split)
-    manifest = _manifest(cfg, parts, ids, rows, dropped, tokenizer)
-    manifest["seconds"] = round(time.monotonic() - begin, 1)
-    for split in rows:
-        log(f"{split}: {manifest['splits'][split]}")
-    log(f"prepared corpus {manifest['content_hash']} in {manifest['seconds']} s")
-    return manifest
+    return _manifest(cfg, parts, found, tokens, rows, dropped, tokenizer)
 
 
-def _collect(cfg: CorpusConfig, cache: Path, log: Callable[[str], None]) -> list[_Document]:
-    """All documents, sorted by content, so that nothing depends on the order of sources."""
-    found: list[_Document] = []
-    for source in sorted(set(cfg.sources)):
-        before = len(found)
-        for id, text in documents(source, cache):
-            found.append(_Document(id, source, text, hashlib.sha256(text.encode()).digest()))
-        size = sum(len(d.text.encode()) for d in found[before:])
-        log(f"{source}: {len(found) - before:,} documents, {size / 1e6:.2f} MB")
-    if not found:
-        raise ConfigError(f"sources {list(cfg.sources)} hold no text; name at least one that does")
-    return sorted(found, key=lambda d: (d.digest, d.source, d.id))
-
-
-def _deduplicated(
-    found: list[_Document], dedup: bool, log: Callable[[str], None]
-) -> tuple[list[_Document], dict[str, dict[str, int]]]:
-    """What is kept, and per source the documents and bytes removed."""
-    dropped = {source: {"documents": 0, "bytes": 0} for source in {d.source for d in found}}
-    if not dedup:
-        return found, dropped
-    drop = near_duplicates([d.text for d in found], [d.digest for d in found])
-    for document in (d for d, gone in zip(found, drop, strict=True) if gone):
-        dropped[document.source]["documents"] += 1
-        dropped[document.source]["bytes"] += len(document.text.encode())
-    log(f"near-duplicates removed: {int(drop.sum()):,} of {len(found):,} documents")
-    return [d for d, gone in zip(found, drop, strict=True) if not gone], dropped
-
-
-def _check_sizes(cfg: CorpusConfig, parts: dict[str, list[_Document]]) -> None:
+def _check_sizes(cfg: CorpusConfig, parts: dict[str, list[Document]]) -> None:
     shares = {"train": 1.0, "validation": cfg.validation, "test": cfg.test}
     for split, share in shares.items():
         if share > 0 and not parts[split]:
@@ -368,8 +349,9 @@ def _check_sizes(cfg: CorpusConfig, parts: dict[str, list[_Document]]) -> None:
 
 def _manifest(
     cfg: CorpusConfig,
-    parts: dict[str, list[_Document]],
-    ids: dict[str, list[list[int]]],
+    parts: dict[str, list[Document]],
+    found: Collected,
+    tokens: dict[str, np.ndarray],
     rows: dict[str, np.ndarray],
     dropped: dict[str, dict[str, int]],
     tokenizer: Tokenizer,
@@ -384,15 +366,15 @@ def _manifest(
             "near_duplicates": dropped[source],
             "splits": {
                 split: _counts(
-                    [(d, n) for d, n in zip(parts[split], ids[split], strict=True)
-                     if d.source == source]
+                    found, parts[split], tokens[split],
+                    [i for i, d in enumerate(parts[split]) if d.source == source],
                 )
                 for split in SPLITS
             },
         }  # fmt: skip
     splits = {}
     for split in SPLITS:
-        splits[split] = _counts(list(zip(parts[split], ids[split], strict=True)))
+        splits[split] = _counts(found, parts[split], tokens[split], range(len(parts[split])))
         splits[split]["targets"] = splits[split]["tokens"] + len(parts[split])  # EOS of each
         splits[split]["rows"] = len(rows.get(split, ()))
     text = {s: hashlib.sha256(b"".join(d.digest for d in parts[s])).hexdigest() for s in SPLITS}
@@ -409,9 +391,11 @@ def _manifest(
     }
 
 
-def _counts(part: list[tuple[_Document, list[int]]]) -> dict[str, int]:
+def _counts(
+    found: Collected, part: list[Document], tokens: np.ndarray, chosen: Sequence[int]
+) -> dict[str, int]:
     return {
-        "documents": len(part),
-        "bytes": sum(len(d.text.encode()) for d, _ in part),
-        "tokens": sum(len(n) for _, n in part),
+        "documents": len(chosen),
+        "bytes": sum(found.size(part[i]) for i in chosen),
+        "tokens": int(sum(tokens[i] for i in chosen)),
     }

@@ -1,25 +1,38 @@
 """Near-duplicate removal: a document goes when half of its word 8-grams were seen before.
 
-Containment of hashed word n-grams (Broder 1997), exact rather than sketched: at these sizes one
-sort of all n-grams is cheap. Duplicates are found within a source and across sources, and what is
-kept does not depend on the order in which documents or sources are given.
+Containment of hashed word n-grams (Broder 1997), exact rather than sketched. Duplicates are found
+within a source and across sources, and what is kept does not depend on the order in which documents or
+sources are given. N-grams are kept in a file; only those that occur more than once are held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 NGRAM = 8
+CHARACTERS = 24  # about as many make 8 words
 SEEN = 0.5
+PART = 1 << 25  # n-grams that are sorted at once
+READ = 1 << 22  # n-grams that are read at once
+KNOWN = 1 << 20  # words whose hashes are remembered
 
 _WORD = re.compile(rb"[a-z0-9\x80-\xff]+")
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
-def near_duplicates(texts: Sequence[str], digests: Sequence[bytes]) -> np.ndarray:
+def near_duplicates(texts: Iterable[str], digests: Sequence[bytes]) -> np.ndarray:
     """Which documents to drop.
 
     Args:
@@ -28,40 +41,107 @@ def near_duplicates(texts: Sequence[str], digests: Sequence[bytes]) -> np.ndarra
 
     Returns:
         (len(texts),) bool: True where at least half of the document's word 8-grams (of a shorter
-        document: its one n-gram) already occur in documents that are kept.
+        document: its one n-gram) already occur in documents that are kept. Where a quarter of a text
+        is in scripts without spaces, their characters count as words, and it has 24-grams.
     """
-    grams = _grams(texts)
-    sizes = np.array([len(g) for g in grams], np.int64)
-    ends = np.cumsum(sizes)
-    flat = np.concatenate(grams) if grams else np.zeros(0, np.uint64)
-    unique, ids = np.unique(flat, return_inverse=True)
-    seen = np.zeros(len(unique), bool)
-    drop = np.zeros(len(texts), bool)
-    for i in sorted(range(len(texts)), key=lambda i: (digests[i], i)):
-        mine = ids[ends[i] - sizes[i] : ends[i]]
-        if seen[mine].mean() >= SEEN:
-            drop[i] = True
-        else:
-            seen[mine] = True
-    return drop
+    with Shingles() as shingles:
+        for text in texts:
+            shingles.add(text)
+        return shingles.duplicates(sorted(range(len(digests)), key=lambda i: (digests[i], i)))
 
 
-def _grams(texts: Sequence[str]) -> list[np.ndarray]:
-    """Per text the 64-bit hashes of its word n-grams; case and punctuation do not count."""
-    known: dict[bytes, int] = {}
-    factors = np.array([pow(0x9E3779B97F4A7C15, k, 1 << 64) for k in range(NGRAM)], np.uint64)
-    out = []
-    for text in texts:
-        words = _WORD.findall(text.encode().lower()) or [text.encode()]
-        for word in words:
-            if word not in known:
-                digest = hashlib.blake2b(word, digest_size=8).digest()
-                known[word] = int.from_bytes(digest, "little")
-        hashes = np.fromiter((known[w] for w in words), np.uint64, len(words))
-        n = min(NGRAM, len(hashes))
-        count = len(hashes) - n + 1
-        gram = np.full(count, n, np.uint64)
-        for k in range(n):
-            gram += hashes[k : k + count] * factors[k]
-        out.append(gram)
-    return out
+class Shingles:
+    """The n-grams of documents, in a temporary file in `folder`."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.ends = array("q", [0])  # n-grams before each document
+        self.known: dict[bytes, int] = {}
+
+    def __enter__(self) -> Shingles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, text: str) -> None:
+        gram = _grams(text, self.known)
+        self.file.write(gram.data)
+        self.ends.append(self.ends[-1] + len(gram))
+
+    def duplicates(self, order: Iterable[int]) -> np.ndarray:
+        """The documents, numbered as they were added, that repeat others which come before in
+        `order`."""
+        self.file.flush()
+        repeated = self._repeated()
+        seen = np.zeros(len(repeated) + 1, bool)  # the last one stands for all that occur once
+        drop = np.zeros(len(self.ends) - 1, bool)
+        for i in order:
+            grams = self._read(self.ends[i], self.ends[i + 1])
+            mine = np.searchsorted(repeated, grams)
+            found = (
+                repeated[np.minimum(mine, len(repeated) - 1)] == grams if len(repeated) else False
+            )
+            mine = np.where(found, mine, len(repeated))
+            if seen[mine].mean() >= SEEN:
+                drop[i] = True
+            else:
+                seen[mine] = True
+                seen[-1] = False
+        return drop
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        self.file.seek(8 * start)
+        return np.frombuffer(self.file.read(8 * (stop - start)), np.uint64)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.ends[-1], READ):
+            yield self._read(start, min(start + READ, self.ends[-1]))
+
+    def _repeated(self) -> np.ndarray:
+        """The n-grams that occur more than once, sorted: part by part of the range of hashes."""
+        bits = max(0, -(-self.ends[-1] // PART) - 1).bit_length()
+        found = []
+        for part in range(1 << bits):
+            held, size, most = [np.zeros(0, np.uint64)], 0, 2 * PART
+            for block in self._blocks():
+                held.append(block[block >> np.uint64(64 - bits) == part] if bits else block)
+                size += len(held[-1])
+                if size > most:  # of hashes that are not spread evenly
+                    held = [_at_most_twice(np.concatenate(held))]
+                    size, most = len(held[0]), 2 * max(PART, len(held[0]))
+            grams = _at_most_twice(np.concatenate(held))
+            found.append(grams[1:][grams[1:] == grams[:-1]])
+        return np.concatenate(found)
+
+
+def _at_most_twice(grams: np.ndarray) -> np.ndarray:
+    """N-grams, sorted, without the third and later copies of each."""
+    grams.sort()
+    keep = np.ones(len(grams), bool)
+    keep[2:] = grams[2:] != grams[:-2]
+    return grams[keep]
+
+
+def _grams(text: str, known: dict[bytes, int]) -> np.ndarray:
+    """The 64-bit hashes of a text's word n-grams; case and punctuation do not count."""
+    n = NGRAM
+    if not text.isascii() and 4 * len(_UNSPACED.findall(text)) >= len(text):
+        text, n = _UNSPACED.sub(r" \g<0> ", text), CHARACTERS
+    words = _WORD.findall(text.encode().lower()) or [text.encode()]
+    if len(known) > KNOWN:
+        known.clear()
+    for word in words:
+        if word not in known:
+            digest = hashlib.blake2b(word, digest_size=8).digest()
+            known[word] = int.from_bytes(digest, "little")
+    hashes = np.fromiter((known[w] for w in words), np.uint64, len(words))
+    n = min(n, len(hashes))
+    count = len(hashes) - n + 1
+    gram = np.full(count, n, np.uint64)
+    for k in range(n):
+        gram += hashes[k : k + count] * _FACTORS[k]
+    return gram
+
+
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, k, 1 << 64) for k in range(CHARACTERS)], np.uint64)

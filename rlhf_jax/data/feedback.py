@@ -15,15 +15,15 @@ A prompt is a text. A conversation is a text as well, in the form that `rlhf_jax
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from ..config import ConfigError, suggest
+from . import files
 
 VERSION = 1
 Verdict = Literal["good", "bad"]
@@ -183,34 +183,15 @@ def read(path: Path, kind: type[Any] | None = None) -> list[Any]:
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, object) of JSON lines, or of a file that is one JSON list, each also with
-    .gz.
+    """(row number from 1, object) of a file of rows (`rlhf_jax.data.files`).
 
     Raises:
         ConfigError: not readable as UTF-8, a row that is not JSON or not an object.
     """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not readable: {e}") from None
-    if text.lstrip().startswith("["):
-        found: Iterable[tuple[int, Any]] = enumerate(_json(text, str(path)), 1)
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        found = ((row, _json(line, f"{path}, row {row}")) for row, line in lines if line.strip())
-    for row, data in found:
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}, row {row}: expected an object, got {type(data).__name__}")
-        yield row, data
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{where}: not JSON ({e})") from None
+    for number, row, reason in files.rows(Path(path)):
+        if row is None:
+            raise ConfigError(f"{path}, row {number}: {reason}")
+        yield number, row
 
 
 def from_json(data: dict[str, Any], kind: type[Record] | None = None) -> Record:

@@ -10,12 +10,17 @@ Dimension letters: N rows, B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from ..config import ConfigError
 from .tokenizer import BOS, EOS, PAD
+
+BLOCK = 4096  # rows made at once
 
 Batch = dict[str, np.ndarray]
 """tokens, targets, segments, positions, bytes int32 and weights float32, each (B, T).
@@ -32,7 +37,13 @@ def row_dtype(vocab: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
 
 
-def pack(documents: Sequence[Sequence[int]], seq_len: int, vocab: int, seed: int) -> np.ndarray:
+def pack(
+    documents: Iterable[Sequence[int]],
+    seq_len: int,
+    vocab: int,
+    seed: int,
+    path: Path | None = None,
+) -> np.ndarray:
     """Rows (N, T+1) of the documents' token ids.
 
     Args:
@@ -40,19 +51,63 @@ def pack(documents: Sequence[Sequence[int]], seq_len: int, vocab: int, seed: int
         seq_len: T.
         vocab: V; it decides the dtype.
         seed: of the order of documents, which depends on their tokens and the seed alone.
+        path: the .npy file to write the rows to, a block at a time, so that they need no memory.
 
     Returns:
-        (N, T+1) uint16 or uint32, the last row filled up with PAD. N = ceil((tokens - 1) / T).
+        (N, T+1) uint16 or uint32, the last row filled up with PAD. N = ceil((tokens - 1) / T). With
+        `path` they are mapped from the file.
     """
     dtype, key = row_dtype(vocab), str(seed).encode()
-    parts = [np.array([BOS, *ids, EOS], dtype) for ids in documents]
-    parts.sort(key=lambda p: hashlib.blake2b(p.tobytes(), digest_size=16, key=key).digest())
-    stream = np.concatenate(parts) if parts else np.zeros(1, dtype)
-    n_rows = -(-(len(stream) - 1) // seq_len)
+    found: list[tuple[bytes, int, int]] = []  # hash of a document, where its tokens begin and end
+    with tempfile.SpooledTemporaryFile(1 << 26, dir=str(path.parent) if path else None) as file:
+        end = 0
+        for ids in documents:
+            raw = np.array([BOS, *ids, EOS], dtype).tobytes()
+            order = hashlib.blake2b(raw, digest_size=16, key=key).digest()
+            file.write(raw)
+            found.append((order, end, end := end + len(raw)))
+        found.sort()
+        n_rows = -(-(max(1, end // dtype.itemsize) - 1) // seq_len)
+        blocks = _blocks(file, found, dtype, seq_len, n_rows)
+        if path is None:
+            return np.concatenate([np.zeros((0, seq_len + 1), dtype), *blocks])
+        with path.open("wb") as out:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (n_rows, seq_len + 1)}
+            np.lib.format.write_array_header_1_0(out, header)
+            for block in blocks:
+                out.write(np.ascontiguousarray(block).data)
+    rows: np.ndarray = np.load(path, mmap_mode="r")
+    return rows
+
+
+def _blocks(
+    file: IO[bytes],
+    documents: Iterable[tuple[bytes, int, int]],
+    dtype: np.dtype,
+    seq_len: int,
+    n_rows: int,
+) -> Iterator[np.ndarray]:
+    """Blocks of rows of the stream of documents, in this order, the last row filled up with PAD."""
+    parts, held = [], 0
+    for _, start, stop in documents:
+        file.seek(start)
+        parts.append(np.frombuffer(file.read(stop - start), dtype))
+        held += len(parts[-1])
+        if (full := (held - 1) // seq_len) >= BLOCK:
+            stream = np.concatenate(parts)
+            yield _windows(stream, seq_len, full)
+            parts, n_rows = [stream[full * seq_len :]], n_rows - full
+            held = len(parts[0])
     padded = np.full(n_rows * seq_len + 1, PAD, dtype)
-    padded[: len(stream)] = stream
-    windows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)
-    return np.ascontiguousarray(windows[::seq_len])
+    if parts:
+        padded[:held] = np.concatenate(parts)
+    if n_rows:
+        yield _windows(padded, seq_len, n_rows)
+
+
+def _windows(stream: np.ndarray, seq_len: int, rows: int) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)
+    return np.ascontiguousarray(windows[::seq_len][:rows])
 
 
 def batch_of(rows: np.ndarray, token_bytes: np.ndarray) -> Batch:

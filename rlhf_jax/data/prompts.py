@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,28 @@ from .loader import permute
 from .tokenizer import BOS
 
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
+_START = re.compile(r"[\"'“‘(]?[A-Z]")
+# Of other scripts: with or without a space after it, and letters that have no capitals.
+_ANY_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s|$)|[。！？｡।॥۔؟։።။།][\"'”’»」』）)\]]*")
+_QUOTES = "\"'“”‘’«„(「『（¿¡—–- "
+# Scripts without spaces between words, and those of them that end a sentence with a space.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+_SPACE_ENDS = re.compile("[\u0e00-\u0eff]")
+_LETTERS = 4000  # characters by which a document's script is known
+
+
+class _Script(NamedTuple):
+    """How sentences of a document are found."""
+
+    end: re.Pattern[str]
+    latin: bool
+
+
+_LATIN = _Script(_SENTENCE_END, True)
+_OTHER = _Script(_ANY_END, False)
+_THAI = _Script(re.compile(_ANY_END.pattern + r"|(?=\s|$)"), False)  # spaces are between sentences
 
 
 @dataclass(frozen=True)
@@ -55,17 +79,18 @@ def prompts_from(
     if length < 2:
         raise ConfigError(f"length = {length}; a prompt is BOS and at least one token of text")
     starts = [
-        (f"{d['source']}:{d['id']}", paragraph, at)
+        (f"{d['source']}:{d['id']}", paragraph, at, script)
         for d in corpus.documents(split)
+        for script in [_script_of(d["text"][:_LETTERS])]
         for paragraph in d["text"].split("\n\n")
-        for at in _sentence_starts(paragraph)
+        for at in _sentence_starts(paragraph, script)
     ]
     found: dict[str, Prompt] = {}
     for i in permute(np.arange(len(starts)), len(starts), seed, length):
         if len(found) == n:
             break
-        document, paragraph, at = starts[i]
-        opening = _opening(corpus, paragraph[at:], length, max_response)
+        document, paragraph, at, script = starts[i]
+        opening = _opening(corpus, paragraph[at:], length, max_response, script)
         if opening and opening[0] not in found:
             found[opening[0]] = Prompt(*opening, document)
     if len(found) < n:
@@ -76,15 +101,42 @@ def prompts_from(
     return list(found.values())
 
 
-def _sentence_starts(paragraph: str) -> list[int]:
-    after = (re.match(r"\s*", paragraph[m.end() :]) for m in _SENTENCE_END.finditer(paragraph))
-    ends = (m.end() for m in _SENTENCE_END.finditer(paragraph))
+def _script_of(text: str) -> _Script:
+    """The rules for a document: those of English where half of its letters are English ones."""
+    if text.isascii():
+        return _LATIN
+    letters = len(re.findall(r"[^\W\d_]", text))
+    if 2 * len(re.findall(r"[A-Za-z]", text)) >= letters:
+        return _LATIN
+    return _THAI if 2 * len(_SPACE_ENDS.findall(text)) >= letters else _OTHER
+
+
+def _sentence_starts(paragraph: str, script: _Script) -> list[int]:
+    ends = [m.end() for m in script.end.finditer(paragraph)]
+    after = (re.match(r"\s*", paragraph[end : end + 100]) for end in ends)
     starts = [0, *(end + space.end() for end, space in zip(ends, after, strict=True) if space)]
-    return [at for at in starts if re.match(r"[\"'“‘(]?[A-Z]", paragraph[at:])]
+    if script.latin:
+        return [at for at in starts if _START.match(paragraph, at)]
+    return [
+        at for at in dict.fromkeys(starts) if _begins(paragraph[at : at + 3].lstrip(_QUOTES)[:1])
+    ]
+
+
+def _begins(letter: str) -> bool:
+    """Whether a sentence may begin so: with a capital, or a letter of a script without capitals."""
+    return letter.isalpha() and (letter.isupper() or letter.upper() == letter.lower())
+
+
+def _between_words(before: str, after: str, script: _Script) -> bool:
+    """Whether a text can be cut here."""
+    if after.isspace():
+        return True
+    whole = not script.latin and bool(after) and not unicodedata.category(after).startswith("M")
+    return whole and bool(_UNSPACED.match(before) and _UNSPACED.match(after))
 
 
 def _opening(
-    corpus: Corpus, text: str, length: int, max_response: int
+    corpus: Corpus, text: str, length: int, max_response: int, script: _Script
 ) -> tuple[str, str, tuple[int, ...], tuple[int, ...]] | None:
     """Prompt, response and their ids at the start of `text`, if it can be cut there."""
     tokenizer = corpus.tokenizer
@@ -92,10 +144,12 @@ def _opening(
     head = tokenizer.encode(text)[: length - 1]
     prompt = tokenizer.decode(head)
     rest = text[len(prompt) :]
-    if len(head) < length - 1 or not text.startswith(prompt) or not rest[:1].isspace():
+    if len(head) < length - 1 or not text.startswith(prompt):
         return None
-    end = _SENTENCE_END.search(rest)
-    if not end or _SENTENCE_END.search(prompt[-3:]):
+    if not _between_words(prompt[-1:], rest[:1], script):
+        return None
+    end = script.end.search(rest, 0 if script.latin else 1)
+    if not end or (_SENTENCE_END if script.latin else _ANY_END).search(prompt[-3:]):
         return None
     response = rest[: end.end()]
     tail = tokenizer.encode(response)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import glob
-import gzip
-import io
-import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..config import ConfigError, suggest
-from ..outside import call_for_texts, is_callable
+from ..outside import call_for_each_text, is_callable
+from .files import LeftOut, is_parquet, rows, text_blocks
 from .packaged import PACKAGED, Documents, text_hash
+from .passages import SHARES, passages
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
-PASSAGE = 4000  # characters
 
 
 def files(source: str) -> tuple[list[Path], str]:
@@ -25,9 +24,11 @@ def files(source: str) -> tuple[list[Path], str]:
         ConfigError: no such file, an unknown format, or (for one word) an unknown packaged source.
     """
     pattern, field = pattern_of(source)
-    found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
-    if Path(pattern).is_file():  # whatever its name looks like
-        found = [Path(pattern)]
+    found = _matches(pattern)
+    if not found and (folder := next(filter(os.path.isdir, (source, pattern)), None)):
+        raise ConfigError(
+            f"source {source!r} is a folder; name its files, as {str(Path(folder) / '*.jsonl')!r}"
+        )
     if not found:
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
@@ -43,26 +44,53 @@ def files(source: str) -> tuple[list[Path], str]:
 
 
 def pattern_of(source: str) -> tuple[str, str]:
-    """The path or glob of a source of files, and the field that holds the text."""
+    """The path or glob of a source of files, and the field that holds the text: of the ways to read it
+    (no field; what follows the last #; the first) the one that finds files, else the last."""
+    path, mark, field = source.rpartition("#")
+    for pattern, named in [(source, "text"), (path, field or "text")] if mark else []:
+        if _matches(pattern):
+            return pattern, named
     pattern, _, field = source.partition("#")
-    return (source, "text") if Path(source).is_file() else (pattern, field or "text")
+    return pattern, field or "text"
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files of a path or glob, sorted. What exists is meant as it is written, whatever is in its
+    name: [, ], * and ? too."""
+    try:
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        found = glob.glob(_literal_head(pattern), recursive=True)
+        return sorted(Path(p) for p in found if Path(p).is_file())
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return []
+
+
+def _literal_head(pattern: str) -> str:
+    """A glob in which the folders that exist are escaped."""
+    parts = Path(pattern).parts
+    n = 0
+    while n < len(parts) and Path(*parts[: n + 1]).is_dir():
+        n += 1
+    return os.path.join(*map(glob.escape, parts[:n]), *parts[n:]) if parts else pattern
 
 
 def is_tfds(source: str) -> bool:
-    return source.startswith("tfds:") and not Path(source.partition("#")[0]).is_file()
+    return source.startswith("tfds:") and not Path(pattern_of(source)[0]).is_file()
 
 
-def documents(source: str, cache: Path) -> Documents:
+def documents(source: str, cache: Path, log: Callable[[str], None] = lambda _: None) -> Documents:
     """(id, text) of every document of a source; see `CorpusConfig.sources` for the forms.
 
     Args:
         source: a packaged name, `tfds:NAME[/CONFIG]`, or a path or glob; optionally `#FIELD`; or
             `MODULE:FUNCTION`, which gives texts and must give the same ones each time.
         cache: the folder in which archives of packages are kept.
+        log: told which rows of a file are left out, and why.
 
     Raises:
-        ConfigError: unknown source, unreadable or malformed file (with file and row number), a
-            text that is not the pinned one.
+        ConfigError: unknown source, an unreadable file (with the place) or one without a usable row,
+            a text that is not the pinned one.
     """
     if source in PACKAGED:
         packaged = PACKAGED[source]
@@ -76,82 +104,80 @@ def documents(source: str, cache: Path) -> Documents:
     elif is_tfds(source):
         yield from _tfds(source.removeprefix("tfds:"))
     elif is_callable(source):
-        for i, text in enumerate(call_for_texts(source, "corpus.sources")):
+        for i, text in enumerate(call_for_each_text(source, "corpus.sources")):
             yield str(i), text
     else:
         paths, field = files(source)
         for path in paths:
-            for row, text in _texts(path, field):
+            empty = True
+            for row, text in _texts(path, field, SHARES // len(paths), log):
                 if text.strip():
+                    empty = False
                     yield f"{path.name}:{row}", text.replace("\r\n", "\n")
+            if empty:
+                log(f"{path}: no text in it")
 
 
-def _texts(path: Path, field: str) -> Iterator[tuple[int, str]]:
-    """(row number from 1, text) of one file; of a .txt file the passages."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path, field)
-        return
-    raw = path.read_bytes()
-    try:
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not readable as UTF-8 text: {e}") from None
+def _texts(
+    path: Path, field: str, shares: int, log: Callable[[str], None]
+) -> Iterator[tuple[int, str]]:
+    """(row number from 1, text) of one file; of a .txt file the `passages`."""
     if path.name.removesuffix(".gz").endswith(".txt"):
-        yield from enumerate(passages(text), 1)
+        yield from enumerate(passages(text_blocks(path), shares), 1)
         return
-    for row, line in enumerate(io.StringIO(text), 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise ConfigError(
-                    f"{path}, row {row}: not JSON ({e}); expected one object a line"
-                ) from None
-            yield row, _field(record, field, f"{path}, row {row}")
+    if is_parquet(path):
+        _check_column(path, field)
+    left, used = LeftOut(), 0
+    for number, row, reason in rows(path, [field]):
+        try:
+            if row is None:
+                raise ConfigError(reason)
+            text = _field(row, field)
+        except ConfigError as e:
+            left.add(number, str(e))
+            continue
+        used += 1
+        yield number, text
+    if left.rows and not used:
+        number, reason = left.first
+        raise ConfigError(f"{path}, row {number}: {reason}. No row of the file can be used")
+    if left.rows:
+        log(f"{path}: {left}")
 
 
-def passages(text: str) -> Iterator[str]:
-    """A long text in documents: cut at blank lines into passages of at least `PASSAGE` characters,
-    so that one big file can be split into training and validation at all."""
-    passage = ""
-    for paragraph in re.split(r"(?:\r?\n){2,}", text):
-        passage += f"\n\n{paragraph}" if passage else paragraph
-        if len(passage) >= PASSAGE:
-            yield passage
-            passage = ""
-    if passage.strip():
-        yield passage
-
-
-def _field(record: object, field: str, where: str) -> str:
-    value = record.get(field) if isinstance(record, dict) else None
+def _field(row: dict, field: str) -> str:
+    value = row.get(field)
     if not isinstance(value, str):
-        keys = list(record) if isinstance(record, dict) else type(record).__name__
+        has = f"it is of type {type(value).__name__}; " if field in row else ""
         raise ConfigError(
-            f"{where}: no string in field {field!r}; the row has {keys}. Name the field that holds "
-            "the text with #FIELD after the path"
+            f"no string in field {field!r}; {has}the row has {str(list(row))[:200]}. Name the field that "
+            "holds the text with #FIELD after the path"
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        raise ConfigError(f"{where}: not valid Unicode text: {e}") from None
+    if not _is_unicode(value):
+        raise ConfigError(
+            f"not valid Unicode text in field {field!r}: it holds half of a surrogate pair"
+        )
     return value
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[int, str]]:
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write a text: a lone surrogate it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_column(path: Path, field: str) -> None:
     from pyarrow import ArrowException, parquet
 
     try:
-        table = parquet.ParquetFile(path)
+        names = parquet.ParquetFile(path).schema_arrow.names
     except (ArrowException, OSError) as e:
         raise ConfigError(f"{path}: not readable as parquet: {e}") from None
-    if field not in (names := table.schema_arrow.names):
+    if field not in names:
         raise ConfigError(f"{path}: no column {field!r}; the columns are {names}. Add #FIELD")
-    row = 0
-    for batch in table.iter_batches(columns=[field]):
-        for value in batch.column(0).to_pylist():
-            row += 1
-            yield row, _field({field: value}, field, f"{path}, row {row}")
 
 
 def _tfds(source: str) -> Documents:
@@ -167,5 +193,8 @@ def _tfds(source: str) -> Documents:
     for split in sorted(data):
         for i, record in enumerate(data[split]):
             value = record.get(field)
-            text = value.decode() if isinstance(value, bytes) else value
-            yield f"{split}:{i}", _field({**record, field: text}, field, f"tfds:{name} {split} {i}")
+            try:
+                text = value.decode() if isinstance(value, bytes) else value
+                yield f"{split}:{i}", _field({**record, field: text}, field)
+            except (ConfigError, UnicodeDecodeError) as e:
+                raise ConfigError(f"tfds:{name} {split} {i}: {e}") from None

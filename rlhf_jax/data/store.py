@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 VERSION = "1.0.0"
 
@@ -54,6 +57,39 @@ class Rows(_Builder, skip_registration=True):  # type: ignore[call-arg]
     name = "rows"
 
 
+class _InOrder:
+    """Takes the place of TFDS's shuffler, which holds all records in memory to sort them by number:
+    ours come in that order, and wait in a file."""
+
+    def __init__(self, dirpath: Any, **_: Any) -> None:
+        self._file = tempfile.TemporaryFile(dir=dirpath)  # noqa: SIM115
+        self._sizes = array("q")
+
+    size = property(lambda self: sum(self._sizes))
+    num_examples = property(lambda self: len(self._sizes))
+    bucket_lengths = property(lambda self: [len(self._sizes)])
+
+    def add(self, key: int, data: bytes) -> None:
+        self._sizes.append(len(data))
+        self._file.write(data)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        self._file.seek(0)
+        for key, size in enumerate(self._sizes):
+            yield key, self._file.read(size)
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _in_order() -> Iterator[None]:
+    before = shuffle.Shuffler
+    shuffle.Shuffler = _InOrder
+    try:
+        yield
+    finally:
+        shuffle.Shuffler = before
+
+
 def write_documents(folder: Path, splits: Mapping[str, Iterable[Mapping[str, str]]]) -> None:
     """Write `{id, source, text}` records, split by split, under `folder`."""
     features = {key: tfds.features.Text() for key in ("id", "source", "text")}
@@ -70,7 +106,10 @@ def write_rows(folder: Path, splits: Mapping[str, np.ndarray]) -> None:
 
 def _write(builder: type[_Builder], folder: Path, features: Mapping, splits: Mapping) -> None:
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download that is none
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        _in_order(),
+    ):  # it announces a download that is none
         builder(features=features, splits=splits, data_dir=str(folder)).download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
 

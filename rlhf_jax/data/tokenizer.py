@@ -35,6 +35,17 @@ _SAMPLE_BYTES = 20_000_000
 _COVERAGE = 0.9995
 
 
+class NotUnicode(ConfigError, UnicodeEncodeError):
+    """A text that UTF-8 cannot write: bytes in another encoding became half of a surrogate pair."""
+
+    def __str__(self) -> str:
+        near = self.object[max(0, self.start - 20) : self.end + 20]
+        return (
+            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is half of a "
+            "surrogate pair; give the text in UTF-8"
+        )
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A trained tokenizer. Picklable: the processor is made on first use in each process.
@@ -84,9 +95,12 @@ class Tokenizer:
         """Token ids of a text, without BOS and EOS. No text gives a control token.
 
         Raises:
-            UnicodeEncodeError: the text holds a lone surrogate, which UTF-8 cannot write.
+            NotUnicode: the text holds a lone surrogate, which UTF-8 cannot write.
         """
-        text.encode()
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise NotUnicode(*e.args) from None
         if _SPACE not in text:
             return self._processor.encode(text)
         ids: list[int] = []
@@ -113,10 +127,16 @@ class Tokenizer:
         return cls(path.read_bytes())
 
 
-def train(texts: Sequence[str], vocab: int) -> Tokenizer:
+def every(size: int) -> int:
+    """Of a text of `size` characters at most about 20 MB is learned from: each document of so many."""
+    return max(1, -(-size // _SAMPLE_BYTES))
+
+
+def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenizer:
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
 
-    At most 20 MB of text is used: whole texts, evenly spaced.
+    Args:
+        size: characters of the text that `texts` were chosen from (`every`); None: choose them here.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -128,8 +148,8 @@ def train(texts: Sequence[str], vocab: int) -> Tokenizer:
             f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and byte "
             "tokens, and a few must be left for pieces"
         )
-    total = sum(len(t) for t in texts)
-    sample = texts[:: max(1, -(-total // _SAMPLE_BYTES))]
+    total = sum(map(len, texts)) if size is None else size
+    sample = texts[:: every(total)] if size is None else texts
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from rlhf_jax.cells import SFT, Cell, Ensemble, TaskConfig, names_cell
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.model import param_axes
@@ -44,6 +45,15 @@ class Context:
     corpus: Corpus
     runtime: Runtime
     beat: Heartbeat
+    left_out: dict[str, str] = field(
+        default_factory=dict
+    )  # file -> rows that were not used, and why
+
+    def leave_out(self, where: str, left: LeftOut) -> None:
+        """Says, in the log and in the cell's results, which rows of a file could not be used."""
+        if left.rows:
+            self.left_out[where] = "; ".join(filter(None, (self.left_out.get(where), str(left))))
+            self.runtime.log(f"{self.cell.name}: {where}: {left}")
 
     @property
     def folder(self) -> CellFolder:

@@ -4,8 +4,9 @@ file of records."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +15,12 @@ from rlhf_jax.cells import DPO, Cell, Compare, Feedback, Reward, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.feedback import Comparison
+from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import comparisons_of
-from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
+from rlhf_jax.data.tokenizer import EOS, PAD
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.feedback import FILES
@@ -107,14 +109,12 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
     if given:
         folder = ctx.folders[name]
         return {
-            s: encoded(
-                compared_in(str(folder.result_file(f))), ctx.corpus.tokenizer, template, most
-            )
+            s: encoded(_fitting(ctx, str(folder.result_file(f)), template, most))
             for s, f in FILES.items()
         }
-    records = compared_in(ctx.study.unchanged(name))
-    whole = encoded(records, ctx.corpus.tokenizer, template, most)
-    held = heldout_prompts([r.prompt for r in records.values()], name)
+    records = _fitting(ctx, ctx.study.unchanged(name), template, most)
+    whole = encoded(records)
+    held = heldout_prompts([r.prompt for r in records], name)
     return {"train": _only(whole, ~held), "validation": _only(whole, held)}
 
 
@@ -141,14 +141,16 @@ def _template(study: Study, cell: Cell) -> Template:
     return template
 
 
-def compared_in(path: str) -> dict[str, Comparison]:
-    """The comparisons that a file of records shows, by where they stand in it."""
+def compared_in(ctx: Context, path: str) -> dict[int, Comparison]:
+    """The comparisons that a file of records shows, by row."""
     loaded = load(path)
-    found = {
-        f"{path}, row {row}": comparison
-        for row, record in zip(loaded.rows, loaded.records, strict=True)
-        for comparison in comparisons_of([record])
-    }
+    left, found = loaded.left_out, {}
+    for row, record in zip(loaded.rows, loaded.records, strict=True):
+        if comparisons := comparisons_of([record]):
+            found[row] = comparisons[0]
+        else:
+            left.add(row, "it prefers no response to another")
+    ctx.leave_out(path, left)
     if not found:
         raise ConfigError(
             f"{path}: {len(loaded.records)} records of layout {loaded.layout!r} that prefer no response to "
@@ -173,34 +175,55 @@ def heldout_prompts(prompts: Sequence[str], name: str) -> np.ndarray:
     return np.array([p in held for p in prompts])
 
 
-def encoded(
-    records: Mapping[str, Comparison], tokenizer: Tokenizer, template: Template, longest: int
-) -> Arrays:
-    """Prompts (n, P), responses and mask (n, K, R) and ranks (n, K) of comparisons, each with a name for
-    messages. Responses end in EOS.
+class Encoded(NamedTuple):
+    """A comparison as token ids: its prompt, and its responses, which end in EOS."""
+
+    prompt: str
+    prompt_ids: list[int]
+    responses: list[list[int]]
+    ranking: tuple[int, ...]
+
+
+def _fitting(ctx: Context, path: str, template: Template, longest: int) -> list[Encoded]:
+    """The comparisons of a file of records, at most `longest` tokens; the others are left out and counted.
 
     Raises:
-        ConfigError: a prompt and response of more than `longest` tokens.
+        ConfigError: none is.
     """
-    prompts = [prompt_ids(tokenizer, r.prompt, template) for r in records.values()]
-    texts = [[[*tokenizer.encode(t), EOS] for t in r.responses] for r in records.values()]
-    for where, prompt, responses in zip(records, prompts, texts, strict=True):
+    tokenizer, found, left = ctx.corpus.tokenizer, [], LeftOut()
+    for row, record in compared_in(ctx, path).items():
+        prompt = prompt_ids(tokenizer, record.prompt, template)
+        responses = [[*tokenizer.encode(text), EOS] for text in record.responses]
         size = len(prompt) + max(map(len, responses))
         if size > longest:
-            raise ConfigError(
-                f"{where}: {size} tokens ({len(prompt)} of prompt), but the model has max_positions = "
-                f"{longest}; shorten or drop it, or take a base with more positions"
+            left.add(
+                row,
+                f"{size} tokens ({len(prompt)} of prompt), but the model has max_positions = {longest}",
             )
-    K = max(map(len, texts))
-    R = max(len(t) for responses in texts for t in responses)
+            continue
+        found.append(Encoded(record.prompt, prompt, responses, record.ranking))
+    if not found:
+        raise ConfigError(
+            "{}, row {}: {}; shorten its rows, or take a base with more positions".format(
+                path, *left.first
+            )
+        )
+    ctx.leave_out(path, left)
+    return found
+
+
+def encoded(records: Sequence[Encoded]) -> Arrays:
+    """Prompts (n, P), responses and mask (n, K, R) and ranks (n, K) of comparisons."""
+    K = max(len(r.responses) for r in records)
+    R = max(len(t) for r in records for t in r.responses)
     out = np.full((len(records), K, R), PAD, np.int32)
     mask, ranks = np.zeros(out.shape, np.float32), np.full(out.shape[:2], -1, np.int32)
-    for i, (record, responses) in enumerate(zip(records.values(), texts, strict=True)):
-        ranks[i, : len(responses)] = record.ranking
-        for k, ids in enumerate(responses):
+    for i, record in enumerate(records):
+        ranks[i, : len(record.ranking)] = record.ranking
+        for k, ids in enumerate(record.responses):
             out[i, k, : len(ids)] = ids
             mask[i, k, : len(ids)] = 1
-    padded = left_padded(prompts, max(map(len, prompts)))
+    padded = left_padded([r.prompt_ids for r in records], max(len(r.prompt_ids) for r in records))
     return {"prompts": padded, "responses": out, "mask": mask, "ranks": ranks}
 
 

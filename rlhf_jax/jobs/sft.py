@@ -13,6 +13,7 @@ from rlhf_jax.config import ConfigError
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.chat import Example, example_ids, pack_masked
 from rlhf_jax.data.feedback import Comparison, Demonstration, Record, read, write
+from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import Batch
@@ -67,6 +68,10 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     if given:
         cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
         report |= {"examples": len(examples), "cut": cut}
+        if cut:
+            run.log(
+                f"{cell.name}: {cut} of {len(examples)} answers are cut at the end of a row of {T} tokens"
+            )
         if judge := judge_report(ctx, cell, trained, given.records):
             results["judge"] = judge
     return results
@@ -108,12 +113,14 @@ def continuations(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Ex
 def from_records(
     ctx: Context, cell: SFT, given: Source
 ) -> tuple[list[Demonstration], list[Example]]:
-    """The first `cell.examples` of what the records teach; the end of one that is too long for a row is
-    cut off."""
+    """The first `cell.examples` of what the records teach; the end of an answer that is too long for a row
+    is cut off. Records whose prompt leaves no room for an answer, or whose answer is blank, are left
+    out."""
     length = ctx.study.corpus.seq_len + 1
     shown: list[Demonstration] = []
     examples: list[Example] = []
     where, records, numbers = given
+    left = LeftOut()
     for record, number in zip(records, numbers, strict=True):
         if len(examples) >= cell.examples:
             break
@@ -124,9 +131,15 @@ def from_records(
                 for pair in pairs
             ]
         except ConfigError as e:
-            raise ConfigError(f"{cell.name}: {where}, record {number}: {e}") from None
+            left.add(number, str(e))
+            continue
+        if not pairs and not names_cell(str(cell.records)):
+            left.add(number, "it shows no answer to learn")
         if answer := answer_of(record):
             shown.append(Demonstration(record.prompt, answer))
+    ctx.leave_out(where, left)
+    if not examples and (why := left.without("it shows no answer to learn")):
+        raise ConfigError("{}: {}, record {}: {}".format(cell.name, where, *why))
     if not examples:
         raise ConfigError(
             f"{cell.name}: {where} has {len(records)} records, none of which shows an answer"
@@ -145,6 +158,7 @@ def source(ctx: Context, cell: SFT) -> Source:
         ctx.runtime.log(
             f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
         )
+        ctx.leave_out(name, loaded.left_out)
         return Source(name, loaded.records, loaded.rows)
     given, where = ("train", cell.examples, cell.seed), f"{cell.name}.records"
     records = call_for_list(

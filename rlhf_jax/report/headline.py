@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.runs import CellFolder
 
+NOTE = 200  # characters
+
 
 class Headline(NamedTuple):
     """What was measured.
@@ -14,6 +16,7 @@ class Headline(NamedTuple):
     Attributes:
         name: what it is. value, error, low, high: the result, and its standard error or 95% interval.
         form: how its numbers are written. unit: of them, empty where there is none.
+        note: which rows of its records were left out, if any.
     """
 
     name: str
@@ -23,6 +26,7 @@ class Headline(NamedTuple):
     high: float | None = None
     form: str = ".4f"
     unit: str = ""
+    note: str = ""
 
     def text(self) -> str:
         said = f"{self.name} {self.value:{self.form}}"
@@ -30,7 +34,8 @@ class Headline(NamedTuple):
             said += f" ± {self.error:{self.form}}"
         if self.low is not None and self.high is not None:
             said += f" [{self.low:{self.form}}, {self.high:{self.form}}]"
-        return f"{said} {self.unit}".rstrip()
+        said = f"{said} {self.unit}".rstrip()
+        return f"{said}; {self.note}" if self.note else said
 
     def to_json(self) -> dict[str, Any]:
         found = {"name": self.name, "value": self.value, "stderr": self.error, "unit": self.unit}
@@ -49,7 +54,10 @@ def headline(kind: str, folder: CellFolder) -> Headline | None:
     file, make = HEADLINES[kind]
     found = folder.result(file)
     try:
-        return make(found) if found else None
+        if not found:
+            return None
+        left = folder.result("left_out") or {}
+        return make(found)._replace(note="; ".join(left.values())[:NOTE])
     except (
         KeyError,
         IndexError,

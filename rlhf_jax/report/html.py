@@ -230,6 +230,9 @@ def _limits(study: StudyResults, fits: Fits) -> str:
             "The gold reward is a rule that stands in for people. Samples shown are the first of those that "
             "the evaluation's seed chose, not a selection."
         )
+    for cell in study.cells:
+        for where, said in (cell.results.get("left_out") or {}).items():
+            lines.append(f"{cell.name}, {where}: {said}.")
     if any(c.provenance.get("dirty") for c in study.cells):
         lines.append("Some cells ran from a checkout with uncommitted changes (marked + below).")
     return "".join(map(paragraph, lines))

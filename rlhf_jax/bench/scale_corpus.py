@@ -1,0 +1,118 @@
+"""Time and memory of preparing corpora of growing size: `python -m rlhf_jax.bench.scale_corpus 20 60 200`.
+
+The text is generated: words of random syllables by Zipf's law, whose number of kinds grows with the
+text, sentences and paragraphs of varied length, and one document in fifty nearly a copy of another, so
+that deduplication and the tokenizer have to do what real text asks of them. Each size is prepared in a
+process of its own; its memory is the peak of the resident set, which includes about 0.3 GB of imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KINDS = 300_000  # of words
+COPIES = 0.02  # share of documents that nearly repeat another
+_SYLLABLES = [c + v for c in "bdfghklmnprstvz" for v in ("a", "e", "i", "o", "u", "ai", "en", "or")]
+
+
+def texts(megabytes: float, seed: int = 0) -> Iterator[str]:
+    """Documents of about `megabytes` in all."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.geometric(0.4, KINDS) + (np.arange(KINDS) > 100)
+    parts = rng.integers(0, len(_SYLLABLES), (KINDS, int(lengths.max())))
+    words = np.array(
+        ["".join(_SYLLABLES[p] for p in row[:n]) for row, n in zip(parts, lengths, strict=True)],
+        object,
+    )
+    frequency = 1 / (np.arange(KINDS) + 2.7) ** 1.05
+    cumulative = np.cumsum(frequency / frequency.sum())
+    left, earlier = megabytes * 1e6, [words[:100]]
+    while left > 0:
+        if rng.random() < COPIES:
+            chosen = earlier[int(rng.integers(len(earlier)))].copy()
+            chosen[rng.integers(0, len(chosen), max(1, len(chosen) // 50))] = words[7]
+        else:
+            count = int(np.clip(rng.lognormal(5.8, 0.9), 30, 20_000))
+            chosen = words[np.searchsorted(cumulative, rng.random(count))]
+            earlier = [*earlier[-200:], chosen]
+        text = _document(chosen, rng)
+        left -= len(text)
+        yield text
+
+
+def _document(words: np.ndarray, rng: np.random.Generator) -> str:
+    sentences, at = [], 0
+    while at < len(words):
+        n = int(rng.integers(4, 25))
+        sentence = " ".join(words[at : at + n]).capitalize()
+        sentences.append(sentence + (".\n\n" if rng.random() < 0.2 else ". "))
+        at += n
+    return "".join(sentences).strip()
+
+
+def write(path: Path, megabytes: float) -> int:
+    """A file of JSON lines; returns the bytes of its text."""
+    size = 0
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts(megabytes):
+            size += len(text.encode())
+            file.write(json.dumps({"text": text}) + "\n")
+    return size
+
+
+def prepare_once(path: Path, root: Path) -> dict[str, Any]:
+    """Seconds, seconds of CPU and peak memory in bytes of preparing a file in this process."""
+    from rlhf_jax.config import CorpusConfig
+    from rlhf_jax.data.corpus import prepare
+
+    begin = time.monotonic()
+    corpus = prepare(CorpusConfig((str(path),), vocab=4096, seq_len=256), root, print)
+    seconds = time.monotonic() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "id": corpus.content_hash,
+        "seconds": seconds,
+        "cpu": time.process_time(),
+        "memory": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("megabytes", type=float, nargs="*", default=[20, 60, 200])
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.prepare:
+        print(json.dumps(prepare_once(args.prepare, args.prepare.parent / "runs")))
+        return
+    print(
+        f"{'text MB':>8} {'seconds':>8} {'of CPU':>8} {'memory GB':>10} {'memory / text':>14}  corpus"
+    )
+    for megabytes in args.megabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text.jsonl"
+            size = write(path, megabytes)
+            command = [sys.executable, "-m", __spec__.name, "--prepare", str(path)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        memory = found["memory"]
+        print(
+            f"{size / 1e6:8.1f} {found['seconds']:8.1f} {found['cpu']:8.1f} {memory / 1e9:10.2f} "
+            f"{memory / size:14.2f}  {found['id']}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Fields beside a row's texts that change what may be learned from it. None is ignored: such a row is
+used as the field says, or left out with the reason."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..config import ConfigError
+from .messages import Unusable
+
+Row = dict[str, Any]
+
+YES = (True, 1, "1", "true", "yes", "good", "desirable", "chosen", "positive")
+NO = (False, 0, -1, "0", "-1", "false", "no", "bad", "undesirable", "rejected", "negative")
+HELD_OUT = ("test", "val", "dev", "eval", "held")
+DISMISSED = (
+    "deleted", "is_deleted", "removed", "discarded", "excluded", "exclude", "ignore", "skip", "flagged",
+    "spam",
+)  # fmt: skip
+STATES = ("deleted", "removed", "discarded", "rejected", "failed", "error")
+UNSUPPORTED = {
+    "tools": "tools are not supported",
+    "functions": "tools are not supported",
+    "images": "images are not supported",
+    "image": "images are not supported",
+    "videos": "videos are not supported",
+    "audios": "sound is not supported",
+}
+SCORES = (
+    "score",
+    "reward",
+    "rating",
+    "overall_score",
+    "helpfulness",
+    "quality",
+)  # of a response or a row, higher is better
+SCORED_PAIRS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("reward_chosen", "reward_rejected"),
+)
+
+
+MARKS = {"status", "split", "weight", "label", *DISMISSED, *UNSUPPORTED}
+_SCORES = set(SCORES)
+_PAIR_MARKS = {"margin", *(name for names in SCORED_PAIRS for name in names)}
+
+
+def check(row: Row) -> None:
+    """Raises:
+    Unusable: the row says that it is not for training, or needs what cannot be given.
+    """
+    if MARKS.isdisjoint(row):
+        return
+    for name in DISMISSED:
+        if _true(row.get(name)):
+            raise Unusable(f"{name} = {repr(row[name])[:40]}")
+    if isinstance(state := row.get("status"), str) and state.lower() in STATES:
+        raise Unusable(f"status = {state!r}")
+    if isinstance(split := row.get("split"), str) and split.lower().startswith(HELD_OUT):
+        raise Unusable(f"split = {split!r}: not for training")
+    for name, why in UNSUPPORTED.items():
+        if row.get(name) not in (None, "", [], {}, "[]", "null"):
+            raise Unusable(f"{name}: {why}")
+    if "weight" in row and number(row, "weight") != 1:
+        raise Unusable(
+            f"weight = {row['weight']!r}: rows have no weights here; drop the field or repeat rows"
+        )
+    if "label" in row and not label(row):
+        raise Unusable("label is false: not an answer to imitate")
+
+
+def _true(value: Any) -> bool:
+    return bool(value) and not (isinstance(value, str) and value.strip().lower() in NO)
+
+
+def label(row: Row) -> bool:
+    """Whether a row's label says that its answer is good.
+
+    Raises:
+        ConfigError: it says neither.
+    """
+    value = row["label"]
+    value = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(value, str | int | float):
+        if value in YES:
+            return True
+        if value in NO:
+            return False
+    raise ConfigError(
+        f"label = {str(row['label'])[:40]!r}; expected true or false. Drop the field if it does not say "
+        "whether the answer is good"
+    )
+
+
+def check_pair(row: Row) -> None:
+    """Raises:
+    Unusable: scores of chosen and rejected that do not say that chosen is better.
+    """
+    if _PAIR_MARKS.isdisjoint(row):
+        return
+    for better, worse in SCORED_PAIRS:
+        if better in row and worse in row:
+            a, b = number(row, better), number(row, worse)
+            if a == b:
+                raise Unusable(f"{better} and {worse} are the same")
+            if a < b:
+                raise Unusable(f"{better} is below {worse}")
+    if "margin" in row and number(row, "margin") < 0:
+        raise Unusable("margin is below 0")
+
+
+def check_score(row: Row) -> None:
+    """Raises:
+    Unusable: a score of the whole row that says that it is bad.
+    """
+    if _SCORES.isdisjoint(row):
+        return
+    for name in SCORES:
+        if isinstance(score := row.get(name), int | float) and score < 0:
+            raise Unusable(f"{name} = {score!r}: below 0")
+
+
+def number(row: Row, name: str) -> float:
+    """A field that holds a number.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    value = row[name]
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ConfigError(f"{name} = {str(value)[:40]!r}; expected a number")
+    return found
