@@ -25,6 +25,7 @@ from rlhf_jax.runs import (
     Damaged,
     Runs,
     claim_study,
+    disk_words,
     find_cell,
     read_json,
     status,
@@ -67,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args, argv)
     except ConfigError as e:
         print(f"rlhf-jax: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if not (said := disk_words(e)):
+            raise
+        print(f"rlhf-jax: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
@@ -229,9 +235,7 @@ def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
     runs = Runs(args.runs)
     study = load_study(args.study, args.tiny, args.overrides, args.runs)
-    nearest = next(p for p in (runs.root, *runs.root.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"--runs {runs.root}: {nearest} is a file; give a folder")
+    runs.check()
     return study, runs
 
 
@@ -279,10 +283,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.data.corpus import prepare
 
     _check_placement(study, runs, args)
-    try:
-        runs.root.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"--runs {runs.root}: no folder can be made there ({e})") from None
+    runs.check(write=True)
+    runs.root.mkdir(parents=True, exist_ok=True)
     claim_study(study, runs, args.study, {})
     corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))

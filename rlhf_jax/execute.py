@@ -11,6 +11,7 @@ cell its launcher is dead, and so is it, at once: the cell resumes from its last
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -222,17 +223,22 @@ def _unready(name: str, parents: list[str], folders: Any) -> Exception:
 
 
 def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
-    from rlhf_jax.runs import write_sealed
+    """On a full disk the launcher is told all the same."""
+    from rlhf_jax.runs import disk_words, write_sealed
 
     reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    if said := disk_words(error):
+        reason = f"{said}. What was saved stays; the same command then goes on from it"
     log(trace)
     failure = {"reason": reason, "traceback": trace, "time": time.time()}
-    write_sealed(ctx.folder.path / "failed.json", failure)
+    with contextlib.suppress(OSError):
+        write_sealed(ctx.folder.path / "failed.json", failure)
     return "failed", reason
 
 
 def log(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log that has no room stops no cell
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

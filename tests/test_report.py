@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config import ConfigError, CorpusConfig, content_id
+from rlhf_jax.folders.files import write_text
 from rlhf_jax.report import html
 from rlhf_jax.report.foretell import foretell
 from rlhf_jax.report.study_results import read_study
@@ -218,7 +219,7 @@ def test_a_failure_leaves_the_old_report_whole(full, monkeypatch):
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        html._write(folder / "report.html", "half")
+        write_text(folder / "report.html", "half")
     assert text_of(folder) == old
     assert not list(folder.glob(".report*"))
 
