@@ -108,13 +108,9 @@ def test_an_export_that_finds_no_room_leaves_the_earlier_one_whole(command, fake
 
 
 def test_a_full_disk_is_recognised_in_the_errors_that_libraries_make_of_it():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
-        except OSError as e:
-            raise RuntimeError("checkpoint not saved") from e
-    except RuntimeError as e:
-        assert disk_words(e) == "/a/b: No space left on device: the disk is full; make room"
+    error = RuntimeError("checkpoint not saved")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/a/b")
+    assert disk_words(error) == "/a/b: No space left on device: the disk is full; make room"
     said = disk_words(ValueError("RESOURCE: write failed: No space left on device [os_error='28']"))
     assert said == "No space left on device: the disk is full; make room"
     assert disk_words(ValueError("something else")) == ""

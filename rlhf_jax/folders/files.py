@@ -15,7 +15,6 @@ from typing import Any
 
 from rlhf_jax.config import ConfigError, content_id, to_json
 
-
 WHAT_TO_DO = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
@@ -65,7 +64,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        e.filename = e.filename or (str(path) if e.errno else None)
+        if e.errno and not e.filename:
+            e.filename = str(path)
         raise
     finally:
         tmp.unlink(missing_ok=True)
