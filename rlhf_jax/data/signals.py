@@ -25,8 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .chat import Template, prompt_ids
 from .feedback import Comparison, Correction, Critique, Demonstration, Record
+from .tokenizer import EOS, Tokenizer
 
+VERDICTS = ("good", "bad")
 Pair = tuple[str, str]  # prompt and completion
 
 
@@ -56,6 +59,17 @@ def critique_prompt(prompt: str, response: str) -> str:
 def verdict_prompt(prompt: str, response: str) -> str:
     """What a verdict alone completes."""
     return f"{prompt}{_head('response')}{response}{_head('verdict')}"
+
+
+def verdict_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    """What each of `VERDICTS` is as a completion."""
+    return [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]
+
+
+def verdict_tokens(tokenizer: Tokenizer, template: Template = "plain") -> int:
+    """Tokens of a verdict prompt and the longest verdict beside those of prompt and response."""
+    around = prompt_ids(tokenizer, verdict_prompt("", ""), template)
+    return len(around) + max(map(len, verdict_ids(tokenizer)))
 
 
 def revision_prompt(prompt: str, response: str, critique: str) -> str:

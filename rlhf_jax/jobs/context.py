@@ -1,12 +1,12 @@
-"""What a running cell has at hand, and how models of finished cells are read back."""
+"""What a running cell has at hand, and how models of finished cells are read back. What jobs read of data
+(`rlhf_jax.jobs.needs`) imports no jax, so `plan` reads it in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rlhf_jax.cells import SFT, Cell, Ensemble, TaskConfig, names_cell
@@ -15,15 +15,13 @@ from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.model import param_axes
 from rlhf_jax.outside import load_callable
-from rlhf_jax.parallel import shardings
-from rlhf_jax.rl.critique import verdict_reward
-from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
 from rlhf_jax.runs import CellFolder, Heartbeat
 from rlhf_jax.study import Study
-from rlhf_jax.train import Runtime
-from rlhf_jax.train.loop import final_checkpoint
+
+if TYPE_CHECKING:
+    from rlhf_jax.rl.scores import Reward
+    from rlhf_jax.train import Runtime
 
 
 class TaskPrompts(NamedTuple):
@@ -60,6 +58,9 @@ class Context:
     def reward(self, name: str) -> Reward:
         """The reward that a cell's field names: a reward cell, an ensemble of them, a model of critiques, or
         a callable."""
+        from rlhf_jax.rl.critique import verdict_reward
+        from rlhf_jax.rl.scores import Member, callable_reward, model_reward
+
         if not names_cell(name):
             return callable_reward(load_callable(name), self.corpus.tokenizer.decode)
         cell, names = self.study[name], self.study.reward_models(name)
@@ -105,6 +106,11 @@ class Context:
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
     keeps one, without a value head."""
+    import jax
+
+    from rlhf_jax.model import param_axes
+    from rlhf_jax.parallel import shardings
+    from rlhf_jax.train.loop import final_checkpoint
 
     def laid_out(shapes: Any) -> Any:
         """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is read."""
