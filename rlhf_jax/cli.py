@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,9 +178,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
     p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
     p.add_argument("--prompt", required=True)
+    p.add_argument("--template", choices=("plain", "chat"),
+                   help="of the prompt (default: the one that the cell has learned)")  # fmt: skip
     p.add_argument("--top", type=_count, metavar="N", help="also show the N likeliest next tokens")
-    p.add_argument("--tokens", type=_count, default=40)
-    p.add_argument("--temperature", type=float, default=0.8)
+    p.add_argument("--tokens", type=_count, metavar="N",
+                   help="at most (default: as many as the cell's task takes, or 40)")  # fmt: skip
+    p.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
 
@@ -484,6 +488,8 @@ def _generate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.load import load_run, next_tokens, sample_text
 
     run = load_run(path)
+    if args.template:
+        run = replace(run, template=args.template)
     if args.top:
         tables.print_next_tokens(args.prompt, next_tokens(run, args.prompt, args.top))
     text = sample_text(run, args.prompt, args.tokens, args.temperature, args.seed)

@@ -96,12 +96,14 @@ def run_cells(ctxs: list[Any]) -> list[Exception | None]:
 
 def _begin(ctx: Any, members: int) -> None:
     from rlhf_jax.config import to_json
+    from rlhf_jax.jobs.context import task_of
     from rlhf_jax.runs import Damaged, provenance, read_json, write_json
 
     path, cell = ctx.folder.path, ctx.cell
     (path / "failed.json").unlink(missing_ok=True)
     config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
-    write_json(path / "config.json", {**config, "corpus": ctx.corpus.content_hash})
+    config |= {"corpus": ctx.corpus.content_hash, "learned_task": to_json(task_of(ctx.study, cell))}
+    write_json(path / "config.json", config)
     origin: dict[str, Any] = {"sessions": []}
     try:
         origin = read_json(path / "provenance.json") or origin

@@ -103,6 +103,16 @@ class Context:
         return np.asarray(load_callable(task.gold)(prompts, responses), np.float64)
 
 
+def task_of(study: Study, cell: Cell) -> TaskConfig | None:
+    """The task that a cell's model, or what it started from, learned; None: text alone."""
+    while not hasattr(cell, "task"):
+        if not cell.parents():
+            return None
+        cell = study[cell.parents()[0]]
+    task: TaskConfig = cell.task
+    return task
+
+
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
     keeps one, without a value head."""

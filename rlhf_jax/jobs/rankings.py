@@ -20,7 +20,7 @@ from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import comparisons_of
 from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.context import Context, task_of
 from rlhf_jax.study import Study
 
 if TYPE_CHECKING:
@@ -148,12 +148,8 @@ def _saved(path: Path, name: str) -> Arrays:
 
 def template_of(study: Study, cell: Cell) -> Template:
     """How prompts are written for a model: as in the task that it, or what it started from, learned."""
-    while not hasattr(cell, "task"):
-        if not cell.parents():
-            return "plain"
-        cell = study[cell.parents()[0]]
-    template: Template = cell.task.template
-    return template
+    task = task_of(study, cell)
+    return task.template if task else "plain"
 
 
 def compared_in(path: str) -> dict[str, Comparison]:
