@@ -60,7 +60,9 @@ def load_run(path: str | Path) -> Run:
             "`rlhf-jax status STUDY` lists the folders"
         )
     if config.get("kind") == "reward":
-        raise ConfigError(f"{path} is a reward model, which gives scores and no text; name a policy")
+        raise ConfigError(
+            f"{path} is a reward model, which gives scores and no text; name a policy"
+        )
     mesh = make_mesh(devices=jax.devices()[:1])  # a single prompt cannot be spread over more
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)
@@ -115,7 +117,9 @@ def _length(run: Run, prompt: int, tokens: int | None) -> int:
             f"{made_for}, and what it says beyond them means little"
         )
     if task and run.template != task.template:
-        warn(f"the cell has learned the {task.template} template, and is asked in the {run.template} one")
+        warn(
+            f"the cell has learned the {task.template} template, and is asked in the {run.template} one"
+        )
     if task and prompt > task.prompt_len:
         warn(f"the prompt takes {prompt} tokens; the cell's task has at most {task.prompt_len}")
     if task and given and tokens > task.response_len:
@@ -125,6 +129,4 @@ def _length(run: Run, prompt: int, tokens: int | None) -> int:
 
 def next_tokens(run: Run, prompt: str, top: int = 10) -> list[tuple[str, float]]:
     """The `top` likeliest next tokens and their probabilities."""
-    return likeliest(
-        run.params, run.model, run.tokenizer, prompt, run.runtime, top, run.template
-    )
+    return likeliest(run.params, run.model, run.tokenizer, prompt, run.runtime, top, run.template)

@@ -2,7 +2,7 @@
 
 | record | as (prompt, completion) | as a comparison |
 |---|---|---|
-| comparison | the best response, unless it ties or is blank | itself, unless all tie |
+| comparison | the best response, unless another text ties with it or it is blank | itself, unless all tie |
 | demonstration | the response | - |
 | correction | the edited response | edited over response |
 | critique | the revision; the texts below | revision over response |
@@ -48,7 +48,7 @@ def answer_of(record: Record) -> str | None:
                 for text, rank in zip(record.responses, record.ranking, strict=True)
                 if rank == min(record.ranking)
             ]
-            return best[0] if len(best) == 1 and best[0].strip() else None
+            return best[0] if len(set(best)) == 1 and best[0].strip() else None
 
 
 def critique_prompt(prompt: str, response: str) -> str:

@@ -31,6 +31,7 @@ VALIDATION = 0.1  # of a file's prompts, at least one
 SPLITS = ("train", "validation")
 COMPARED = ("prompts", "responses", "mask", "ranks")
 OPTIONAL = ("gold",)
+AGREE = "two annotators agree"  # of a report's baselines
 INPUTS = ("tokens", "segments", "positions", "last", "mask", "ranks")
 
 
@@ -80,7 +81,14 @@ def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]
     habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
     if len(sources) < len(names) or len(habits) > 1:
         return {}
-    return {"two annotators agree": annotators_agree(rows, *habits.pop())}
+    return {AGREE: annotators_agree(rows, *habits.pop())}
+
+
+def said(ctx: Context, notes: Sequence[str]) -> dict[str, list[str]]:
+    """Notes on a cell's labels or scores, logged, and as its report has them: not at all where there are none."""
+    for note in notes:
+        ctx.runtime.log(f"{ctx.cell.name}: {note}")
+    return {"notes": list(notes)} if notes else {}
 
 
 def rows_of(data: Arrays) -> Arrays:
