@@ -73,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as e:
         print(f"rlhf-jax: {e}", file=sys.stderr)
         return 2
-    except OSError as e:
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as e:  # of a library that writes, a full disk is an error of its own
         if not (said := disk_words(e)):
             raise
         print(f"rlhf-jax: {said}", file=sys.stderr)
@@ -81,9 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -113,6 +113,8 @@ def test_a_full_disk_is_recognised_in_the_errors_that_libraries_make_of_it():
     assert disk_words(error) == "/a/b: No space left on device: the disk is full; make room"
     said = disk_words(ValueError("RESOURCE: write failed: No space left on device [os_error='28']"))
     assert said == "No space left on device: the disk is full; make room"
+    numpys = OSError("122655 requested and 79808 written")
+    assert disk_words(numpys) == said
     assert disk_words(ValueError("something else")) == ""
     assert disk_words(FileNotFoundError(errno.ENOENT, "No such file", "x")) == ""
 

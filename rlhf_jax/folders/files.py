@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -29,6 +30,11 @@ WHAT_TO_DO = {
 }
 
 
+# What a disk's refusal looks like in the errors of libraries.
+PHRASES = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+HALF_AN_ARRAY = re.compile(r"^\d+ requested and \d+ written$")  # numpy's
+
+
 class Damaged(ConfigError):
     """A file of the runs folder that is not what was written."""
 
@@ -41,9 +47,10 @@ def disk_words(error: BaseException) -> str:
         if isinstance(at, OSError) and at.errno in WHAT_TO_DO:
             where = f"{at.filename}: " if at.filename else ""
             return f"{where}{os.strerror(at.errno)}: {WHAT_TO_DO[at.errno]}"
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            if os.strerror(number).lower() in str(at).lower():
-                return f"{os.strerror(number)}: {WHAT_TO_DO[number]}"
+        found = [number for phrase, number in PHRASES.items() if phrase in str(at)]
+        if found or (isinstance(at, OSError) and HALF_AN_ARRAY.match(str(at))):
+            number = found[0] if found else errno.ENOSPC
+            return f"{os.strerror(number)}: {WHAT_TO_DO[number]}"
         at = at.__cause__ or at.__context__
     return ""
 
