@@ -146,7 +146,8 @@ class CorpusConfig(Checked):
     seq_len: int = 128  # T: targets in a packed row
     validation: float = 0.02  # share of documents
     test: float = 0.02
-    heldout_tokens: int = 65_536  # the one fixed set that every cell is scored on
+    # The one fixed set that every cell is scored on. The default is at most all of the validation split.
+    heldout_tokens: int = 65_536
     dedup: bool = True
     seed: int = 0
 

@@ -414,6 +414,8 @@ def test_members_that_are_one_run_and_greedy_comparisons_are_named(base):
     study = Study("s", (base, compare, warm, *rewards, Ensemble("e", members=("a", "b", "c"))),
                   CorpusConfig(vocab=300, seq_len=32))  # fmt: skip
     said = remarks(study)
+    best = BestOfN("b", policy="base", reward="needs_tasks:few", task=TASK, n=8, temperature=0.0)
+    assert "8 samples of a prompt are one text" in remarks(replace(study, cells=(base, best)))[0]
     assert len(said) == 2 and "4 completions of a prompt are one text" in said[0]
     assert said[1].startswith("e.members: a, b are the same run")
     apart = replace(study, cells=(*study.cells[:-1], Ensemble("e", members=("a", "c"))))

@@ -136,6 +136,11 @@ def remarks(study: Study) -> list[str]:
                 f"{cell.name}.temperature = 0: the {cell.k} completions of a prompt are one text, so all tie "
                 "and no comparison says anything"
             )
+        if isinstance(cell, BestOfN) and cell.temperature == 0 and cell.n > 1:
+            said.append(
+                f"{cell.name}.temperature = 0: the {cell.n} samples of a prompt are one text, the best of which "
+                "is no better than any"
+            )
     return said
 
 
