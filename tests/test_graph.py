@@ -230,5 +230,5 @@ def test_cells_that_share_a_folder_are_forgotten_together(tmp_path):
     assert folders["a"].path == folders["b"].path
     write_json(folders["a"].path / "results" / "heldout.json", {})
     folders["a"].finish()
-    assert clear(study, folders, ["b"]) == ["b", "c"]
+    assert clear(study, folders, ["a", "b"]) == ["a", "b", "c"]
     assert not folders["a"].done() and not folders["a"].results.exists()

@@ -153,6 +153,10 @@ def cases(folder):
         ),
         "training prompts of comparisons": ([replace(compare, prompts=9999)], "cmp: asked for 9999"),
         "held-out prompts of comparisons": ([replace(compare, heldout_prompts=999)], "validation split"),
+        "prompts of one cell of three": (
+            [replace(compare, name=f"c{n}", prompts=n) for n in (5, 9999, 6)],
+            "c9999: asked for 9999",
+        ),
         "prompts of feedback": ([Feedback("f", policy="base", task=TASK, prompts=9999)], "f: asked for"),
         "prompts of a callable": ([replace(compare, task=few)], "gave 5 prompts"),
         "prompts too long": ([replace(compare, task=long)], "expected 1 to 6"),
@@ -166,7 +170,7 @@ def cases(folder):
         ),
         "prompts of an evaluation": (
             [Evaluate("e", before="base", after="base", reward="needs_tasks:few", task=TASK, prompts=999)],
-            "e: asked for 999",
+            "e: asked for 999 prompts of 6 tokens, but the test split",
         ),
         "comparisons fewer than a batch": (
             [Reward("rm", base="base", comparisons=pairs, batch=12)],
