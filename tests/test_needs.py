@@ -264,10 +264,33 @@ def test_without_validation_text_there_is_nothing_to_hold_out(folder, cfg, base)
     cfg = replace(cfg, validation=0.0, heldout_tokens=65_536)
     of = prepare(cfg, folder / "runs", lambda text: None)
     with pytest.raises(ConfigError, match=r"base: .*raise corpus\.validation"):
-        check(folder, of, base)
+        check_data(Study("s", (base,), cfg), {"base"}, of, folder / "other")
     task = [Compare("cmp", policy="base", task=TASK, prompts=4, heldout_prompts=2)]
     with pytest.raises(ConfigError, match="the validation split has 0"):
         check_data(Study("s", (base, *task), cfg), {"cmp"}, of, folder / "other")
+
+
+def test_a_split_without_a_share_is_refused_before_there_is_a_corpus(cfg, base):
+    best = BestOfN("b", policy="base", reward="m:f", task=TASK)
+    eval_ = Evaluate("e", before="base", after="base", reward="m:f", task=TASK)
+    own = replace(TASK, prompts="needs_tasks:few")
+    for cells, changes, said in (
+        (
+            (),
+            {"validation": 0.0},
+            "base needs text of the validation split, but corpus.validation = 0",
+        ),
+        ((eval_,), {"test": 0.0}, "e needs text of the test split, but corpus.test = 0"),
+        ((best,), {"test": 0.0}, "b needs text of the test split"),
+        ((replace(best, split="train"),), {"test": 0.0}, None),
+        ((replace(best, task=own),), {"test": 0.0}, None),
+    ):
+        study = Study("s", (base, *cells), replace(cfg, **changes))
+        if said:
+            with pytest.raises(ConfigError, match=said):
+                check_cells(study)
+        else:
+            check_cells(study)
 
 
 # --- plan and run ------------------------------------------------------------------------------

@@ -15,15 +15,16 @@ from rlhf_jax.cells import (
     Ensemble,
     Evaluate,
     Feedback,
+    Pretrain,
     Reward,
     names_cell,
 )  # fmt: skip
 from rlhf_jax.config import ConfigError
 from rlhf_jax.study import Study
 
-EXAMPLES = (
-    4  # of a critique, at most: a critique, a verdict, a revision, and the revision as an answer
-)
+HELD_OUT = (Pretrain, SFT, DPO, Evaluate)  # kinds that are scored on the held-out set
+# Of a critique, at most: the critique, a verdict, a revision, and the revision as an answer.
+EXAMPLES = 4
 
 
 def check_cells(study: Study) -> None:
@@ -34,6 +35,7 @@ def check_cells(study: Study) -> None:
     """
     for cell in study.cells:
         _check_positions(study, cell)
+        _check_splits(study, cell)
         if isinstance(cell, SFT | Reward | DPO):
             _check_records(study, cell)
         if isinstance(cell, Reward | DPO):
@@ -70,6 +72,21 @@ def _scored(study: Study, cell: Cell) -> Iterator[tuple[str, int, str]]:
     if isinstance(cell, Ensemble):
         for _, length, of in _scored(study, study[cell.members[0]]):
             yield from ((member, length, of) for member in cell.members)
+
+
+def _check_splits(study: Study, cell: Cell) -> None:
+    """Refuses to take prompts, or held-out text, from a split that the corpus has no share for."""
+    shares = {"validation": study.corpus.validation, "test": study.corpus.test}
+    asked = {"validation"} if isinstance(cell, HELD_OUT) else set()
+    if isinstance(cell, Compare | Feedback | Evaluate | BestOfN) and not cell.task.prompts:
+        of_kind = {"evaluate": "test", "best_of_n": getattr(cell, "split", "")}
+        asked.add(of_kind.get(cell.KIND, "validation"))
+    for split in sorted(asked):
+        if shares.get(split) == 0:
+            raise ConfigError(
+                f"{cell.name} needs text of the {split} split, but corpus.{split} = 0; set it to a share of the "
+                "documents, for instance 0.05"
+            )
 
 
 def _compared(cell: Reward | DPO) -> tuple[str, ...]:
