@@ -260,6 +260,13 @@ def test_a_held_out_set_that_was_asked_for_is_not_made_smaller(folder, corpus, b
                 check(folder, of, base, cfg=cfg)
 
 
+def test_a_held_out_set_of_a_row_is_said_to_have_no_error(folder, corpus, base):
+    for wanted, rows in ((63, 1), (64, 0)):
+        cfg = replace(corpus.cfg, heldout_tokens=wanted)
+        said = check(folder, replace(corpus, cfg=cfg), base, cfg=cfg)
+        assert len(said) == rows and all("63 targets, less than two rows" in s for s in said)
+
+
 def test_without_validation_text_there_is_nothing_to_hold_out(folder, cfg, base):
     cfg = replace(cfg, validation=0.0, heldout_tokens=65_536)
     of = prepare(cfg, folder / "runs", lambda text: None)

@@ -199,14 +199,22 @@ def check_data(study: Study, names: Collection[str], corpus: Corpus, runs: Path)
             found.add(at, enough)
         said += [f"{cell.name}: {name}: {rows}" for name, rows in enough["left out"].items()]
     found.save()
-    asked_for = study.corpus.heldout_tokens
-    if (
-        any(n.key[0] == "held out" for _, n in wanted.values())
-        and corpus.heldout_tokens < asked_for
-    ):
+    if any(need.key[0] == "held out" for _, need in wanted.values()):
+        said += _about_heldout(corpus)
+    return said
+
+
+def _about_heldout(corpus: Corpus) -> list[str]:
+    said, asked_for, size = [], corpus.cfg.heldout_tokens, corpus.heldout_tokens
+    if size < asked_for:
         said.append(
-            f"held-out losses are of all {corpus.heldout_tokens:,} targets of the validation split; the "
-            f"default, corpus.heldout_tokens = {asked_for:,}, is more than there are"
+            f"held-out losses are of all {size:,} targets of the validation split; the default, "
+            f"corpus.heldout_tokens = {asked_for:,}, is more than there are"
+        )
+    if size < 2 * corpus.cfg.seq_len:
+        said.append(
+            f"held-out losses are of {size:,} targets, less than two rows, whose standard error says nothing; "
+            "raise corpus.heldout_tokens or corpus.validation"
         )
     return said
 
