@@ -59,10 +59,6 @@ def load_run(path: str | Path) -> Run:
             f"{path} is not a folder of a trained cell (no config.json or no checkpoints); "
             "`rlhf-jax status STUDY` lists the folders"
         )
-    if config.get("kind") == "reward":
-        raise ConfigError(
-            f"{path} is a reward model, which gives scores and no text; name a policy"
-        )
     mesh = make_mesh(devices=jax.devices()[:1])  # a single prompt cannot be spread over more
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)
@@ -87,6 +83,7 @@ def sample_text(
     Raises:
         ConfigError: a number that cannot be, or more positions than the model has.
     """
+    _speaks(run)
     ids = encode_prompt(run.tokenizer, run.model, prompt, run.template)
     tokens = _length(run, ids.shape[1], tokens)
     if not 0 <= seed < 2**32:
@@ -97,6 +94,14 @@ def sample_text(
         )
     )(run.params, place_batch({"ids": ids}, run.runtime.mesh)["ids"], jax.random.key(seed))
     return run.tokenizer.decode(np.asarray(out.tokens_BR)[0].tolist())
+
+
+def _speaks(run: Run) -> None:
+    if run.config.get("kind") == "reward":
+        name = run.config.get("name")
+        raise ConfigError(
+            f"{name} is a reward model, which gives scores and no text; name a policy"
+        )
 
 
 def _length(run: Run, prompt: int, tokens: int | None) -> int:
@@ -129,4 +134,5 @@ def _length(run: Run, prompt: int, tokens: int | None) -> int:
 
 def next_tokens(run: Run, prompt: str, top: int = 10) -> list[tuple[str, float]]:
     """The `top` likeliest next tokens and their probabilities."""
+    _speaks(run)
     return likeliest(run.params, run.model, run.tokenizer, prompt, run.runtime, top, run.template)

@@ -179,11 +179,13 @@ def test_the_folder_of_a_cell_says_its_template(tmp_path, monkeypatch, config, t
     assert said == [template, "plain"]
 
 
-def test_a_reward_model_is_not_asked_for_text(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    write_json(tmp_path / "config.json", {"kind": "reward", "model": to_json(GQA), "corpus": "c"})
-    with pytest.raises(ConfigError, match="gives scores and no text"):
-        load.load_run(tmp_path)
+def test_a_reward_model_is_not_asked_for_text(run):
+    scores = replace(run, config={"kind": "reward", "name": "rm"})
+    for ask in (load.sample_text, load.next_tokens):
+        with pytest.raises(
+            ConfigError, match="rm is a reward model, which gives scores and no text"
+        ):
+            ask(scores, "abc")
 
 
 # --- labels and scores without information -----------------------------------------------------------
