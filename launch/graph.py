@@ -196,7 +196,9 @@ def clear(study: Study, folders: dict[str, CellFolder], force: Sequence[str]) ->
     doomed = forgotten(study, force)
     _allow_open_files(len(doomed) + 64)
     with ExitStack() as locks:
-        for name in sorted(doomed):
+        # Equal cells share a folder.
+        one_each = {folders[name].path: name for name in sorted(doomed)}
+        for name in one_each.values():
             folder = folders[name]
             if folder.path.is_dir() and not locks.enter_context(folder.held()):
                 raise ConfigError(

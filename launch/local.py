@@ -196,7 +196,7 @@ class _Launch:
             return self.graph.again(job)
         if worker.killed():
             reason = f"{ATTEMPTS} workers in turn: {reason}"
-        with job.folder.held() as ours:
+        with contextlib.suppress(OSError), job.folder.held() as ours:  # a full disk: it is said
             if ours:
                 failure = {
                     "reason": reason,

@@ -9,10 +9,11 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch import machine
 from launch.graph import forgotten, needed
@@ -28,6 +29,7 @@ from rlhf_jax.runs import (
     Damaged,
     Runs,
     claim_study,
+    disk_words,
     find_cell,
     read_json,
     status,
@@ -37,6 +39,9 @@ from rlhf_jax.scaling import cli as scaling_cli
 from rlhf_jax.scaling import cost_cli
 from rlhf_jax.scaling.grid import grid
 from rlhf_jax.study import Study, load_study
+
+if TYPE_CHECKING:
+    from rlhf_jax.data.corpus import Corpus
 
 DESCRIPTION = "Scaling experiments on language models and RLHF: one study file, one command."
 EXAMPLES = """examples:
@@ -69,17 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args, argv)
-    except (ConfigError, OSError) as e:
-        if isinstance(e, BrokenPipeError):
-            sys.stderr.close()
-            return 141
-        if args.debug:
-            traceback.print_exception(_whole(e))
-        print(f"rlhf-jax: {e}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as e:
+        said = str(e) if isinstance(e, ConfigError) else disk_words(e)
+        if not said and not isinstance(e, OSError):
+            raise
+        if args.debug:
+            traceback.print_exception(_whole(e))
+        print(f"rlhf-jax: {said or e}", file=sys.stderr)
+        return 2
 
 
 def _whole(error: BaseException) -> BaseException:
@@ -193,11 +201,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
                 'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
     p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
     p.add_argument("--prompt", required=True)
+    p.add_argument("--template", choices=("plain", "chat"),
+                   help="of the prompt (default: the one that the cell has learned)")  # fmt: skip
     p.add_argument(
         "--top", type=argument(Size), metavar="N", help="also show the N likeliest next tokens"
     )
-    p.add_argument("--tokens", type=argument(Size), default=40)
-    p.add_argument("--temperature", type=argument(Temperature), default=0.8)
+    p.add_argument("--tokens", type=argument(Size), metavar="N",
+                   help="at most (default: as many as the cell's task takes, or 40)")  # fmt: skip
+    p.add_argument("--temperature", type=argument(Temperature), default=0.8,
+                   help="0 is greedy (default 0.8)")  # fmt: skip
     p.add_argument("--seed", type=argument(Seed), default=0)
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
 
@@ -256,15 +268,18 @@ def _bench(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _load(args: argparse.Namespace) -> tuple[Study, Runs]:
     runs = Runs(args.runs)
     study = load_study(args.study, args.tiny, args.overrides, args.runs)
-    nearest = next(p for p in (runs.root, *runs.root.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"--runs {runs.root}: {nearest} is a file; give a folder")
+    runs.check()
     return study, runs
 
 
 def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | None:
-    """The corpus's content hash if it has been prepared. Refuses cells that it is too small for; brings
-    back kept results if asked to."""
+    corpus = _corpus(study, runs, args)
+    return corpus.content_hash if corpus else None
+
+
+def _corpus(study: Study, runs: Runs, args: argparse.Namespace) -> Corpus | None:
+    """The corpus if it has been prepared. Refuses cells that it is too small for; brings back kept results
+    if asked to."""
     from rlhf_jax.data.corpus import find, prepare
 
     corpus = find(study.corpus, runs.root)
@@ -274,7 +289,25 @@ def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | No
         return None
     study.check_corpus(corpus.tokens("train"))
     _restore(study, runs, corpus.content_hash, args)
-    return corpus.content_hash
+    return corpus
+
+
+def _check(study: Study, runs: Runs, corpus: Corpus | None, names: Collection[str]) -> None:
+    """Refuses what a job would refuse of the study or, if it is there, of the data. `names`: the cells that
+    would run. Says what is left out, or may be meant otherwise."""
+    from rlhf_jax.jobs.between_cells import check_cells, remarks
+    from rlhf_jax.jobs.needs import check_data
+
+    check_cells(study)
+    said = remarks(study)
+    if corpus is not None:
+        said += check_data(study, names, corpus, runs.root)
+    for text in said:
+        _say(text)
+
+
+def _say(text: str) -> None:
+    print(f"rlhf-jax: {text}", file=sys.stderr, flush=True)
 
 
 def _restore(study: Study, runs: Runs, corpus_hash: str, args: argparse.Namespace) -> None:
@@ -304,16 +337,17 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         return _dry_run(study, runs, args)
     from launch import local
     from rlhf_jax.data.corpus import prepare
+    from rlhf_jax.jobs.between_cells import check_cells
 
     _check_placement(study, runs, args)
-    try:
-        runs.root.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"--runs {runs.root}: no folder can be made there ({e})") from None
+    check_cells(study)
+    runs.check(write=True)
+    runs.root.mkdir(parents=True, exist_ok=True)
     claim_study(study, runs, args.study, {})
     corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))
     _restore(study, runs, corpus.content_hash, args)
+    _check(study, runs, corpus, _would_run(study, runs, args, corpus.content_hash))
     command = _again(argv)
     folder = _write_study(study, runs, corpus.content_hash, command, args)
     code = local.run(
@@ -356,12 +390,19 @@ def _check_placement(study: Study, runs: Runs, args: argparse.Namespace) -> None
 
     names = {c.name for c in study.cells}
     if args.command == "run":
-        corpus, done = find(study.corpus, runs.root), set()
-        if corpus is not None:
-            folders = runs.folders(study, corpus.content_hash)
-            done = {n for n, f in folders.items() if f.done()} - forgotten(study, args.force)
-        names = needed(study, done, args.only)
+        corpus = find(study.corpus, runs.root)
+        names = _would_run(study, runs, args, corpus.content_hash if corpus else None)
     check_placement(study, names, full_mesh(args.mesh, machine.devices()), args.accumulate)
+
+
+def _would_run(
+    study: Study, runs: Runs, args: argparse.Namespace, corpus_hash: str | None
+) -> set[str]:
+    done: set[str] = set()
+    if corpus_hash is not None:
+        folders = runs.folders(study, corpus_hash)
+        done = {n for n, f in folders.items() if f.done()} - forgotten(study, args.force)
+    return needed(study, done, args.only)
 
 
 def _build_report(folder: Path, runs: Runs) -> None:
@@ -392,7 +433,8 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[StudyPlan, str | None]:
-    corpus_hash = _corpus_hash(study, runs, args)
+    corpus = _corpus(study, runs, args)
+    corpus_hash = corpus.content_hash if corpus else None
     _check_placement(study, runs, args)
     devices = math.prod(full_mesh(args.mesh, machine.devices()).values())
     workers = args.workers or machine.default_workers(devices)
@@ -404,16 +446,25 @@ def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[Stud
         folders = runs.folders(study, corpus_hash)
         for name in damaged:
             print(f"rlhf-jax: {folders[name].state().get('reason')}", file=sys.stderr)
+    _check(study, runs, corpus, _left(plan, study, args))
     return plan, corpus_hash
+
+
+def _left(plan: StudyPlan, study: Study, args: argparse.Namespace) -> set[str]:
+    """The cells of a plan that would run: of `run --dry-run` those that are chosen."""
+    states = {c.name: c.state for c in plan.cells}
+    if args.command != "run":
+        return {n for n, s in states.items() if s not in ("done", "kept")}
+    again = forgotten(study, args.force)
+    states = {n: s for n, s in states.items() if n not in again}
+    done, kept = ({n for n, s in states.items() if s == state} for state in ("done", "kept"))
+    return needed(study, done, args.only, kept)
 
 
 def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
     plan, corpus_hash = _make_plan(study, runs, args)
     tables.print_plan(plan, corpus_hash is not None)
-    again = forgotten(study, args.force)
-    states = {c.name: c.state for c in plan.cells if c.name not in again}
-    done, kept = ({n for n, s in states.items() if s == state} for state in ("done", "kept"))
-    chosen = needed(study, done, args.only, kept)
+    chosen = _left(plan, study, args)
     names = [c.name for c in study.order() if c.name in chosen]
     print(f"\nWould run: {', '.join(names) if names else 'nothing; all is done'}")
     return 0
@@ -463,6 +514,8 @@ def _generate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from rlhf_jax.load import load_run, next_tokens, sample_text
 
     run = load_run(path)
+    if args.template:
+        run = replace(run, template=args.template)
     if args.top:
         tables.print_next_tokens(args.prompt, next_tokens(run, args.prompt, args.top))
     text = sample_text(run, args.prompt, args.tokens, args.temperature, args.seed)

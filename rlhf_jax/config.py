@@ -157,7 +157,8 @@ class CorpusConfig(Checked):
     seq_len: Size = 128  # T: targets in a packed row
     validation: Decay = 0.02  # share of documents
     test: Decay = 0.02
-    heldout_tokens: Tokens = 65_536  # the one fixed set that every cell is scored on
+    # The one fixed set that every cell is scored on. The default is at most all of the validation split.
+    heldout_tokens: Tokens = 65_536
     dedup: bool = True
     seed: Seed = 0
 

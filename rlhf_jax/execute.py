@@ -11,6 +11,7 @@ cell its launcher is dead, and so is it, at once: the cell resumes from its last
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -98,12 +99,14 @@ def run_cells(ctxs: list[Any]) -> list[Exception | None]:
 
 def _begin(ctx: Any, members: int) -> None:
     from rlhf_jax.config import to_json
+    from rlhf_jax.jobs.context import task_of
     from rlhf_jax.runs import Damaged, provenance, read_json, write_json
 
     path, cell = ctx.folder.path, ctx.cell
     (path / "failed.json").unlink(missing_ok=True)
     config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
-    write_json(path / "config.json", {**config, "corpus": ctx.corpus.content_hash})
+    config |= {"corpus": ctx.corpus.content_hash, "learned_task": to_json(task_of(ctx.study, cell))}
+    write_json(path / "config.json", config)
     origin: dict[str, Any] = {"sessions": []}
     try:
         origin = read_json(path / "provenance.json") or origin
@@ -227,19 +230,24 @@ def _unready(name: str, parents: list[str], folders: Any) -> Exception:
 
 
 def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
+    """On a full disk the launcher is told all the same."""
     from rlhf_jax.rl.scores import cause
-    from rlhf_jax.runs import write_sealed
+    from rlhf_jax.runs import disk_words, write_sealed
 
     error = cause(error)
     reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    if said := disk_words(error):
+        reason = f"{said}. What was saved stays; the same command then goes on from it"
     log(trace)
     failure = {"reason": reason, "traceback": trace, "time": time.time()}
-    write_sealed(ctx.folder.path / "failed.json", failure)
+    with contextlib.suppress(OSError):
+        write_sealed(ctx.folder.path / "failed.json", failure)
     return "failed", reason
 
 
 def log(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log that has no room stops no cell
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -3,12 +3,13 @@ every row has stopped. Training rollouts, comparisons, evaluation and the comman
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.tokenizer import EOS, PAD  # PAD is never EOS
 from rlhf_jax.model import Axes, forward, init_cache, logits
 from rlhf_jax.objectives import token_log_probs
@@ -55,8 +56,20 @@ def generate(
     token with its key and t alone, whatever is sampled beside it. Temperature 0 is greedy, and its
     log-probs are then those at temperature 1. Jit-compatible; no top-k or top-p, so log-probs are the
     policy's own.
+
+    Raises:
+        ConfigError: fewer than one token or sample, a temperature that is negative or not finite, or
+            rows past the model's table of learned positions, which would be read at its end.
     """
+    if isinstance(temperature, int | float) and not 0 <= temperature < math.inf:
+        raise ConfigError(f"temperature = {temperature}; expected a finite number of at least 0")
+    if min(length, samples) < 1:
+        raise ConfigError(f"length = {length}, samples = {samples}; expected at least 1 of each")
     B0, P = prompts_BP.shape
+    if cfg.positions == "learned" and P + length > cfg.max_positions:
+        raise ConfigError(
+            f"rows of {P} + {length} tokens, but the model has a table of {cfg.max_positions} positions"
+        )
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
     empty = init_cache(cfg, B0, P + length, axes)
     x_DB1, cache = forward(

@@ -19,6 +19,7 @@ of those files checks it (`CellFolder.read`).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from rlhf_jax.config import ConfigError, suggest, to_json
 from rlhf_jax.folders.cell import DONE, KEPT, CellFolder
 from rlhf_jax.folders.files import (
     Damaged,
+    disk_words,
     read_json,
     read_sealed,
     sweep,
@@ -48,6 +50,7 @@ __all__ = [
     "Runs",
     "claim_study",
     "cpu_name",
+    "disk_words",
     "find_cell",
     "provenance",
     "read_json",
@@ -59,6 +62,7 @@ __all__ = [
     "write_study",
 ]
 
+PROBE_BYTES = 64 * 1024  # that must find room in a runs folder before anything is begun
 LEFTOVER_SECONDS = 3600.0  # a temporary file that is older than this is a dead process's
 
 
@@ -72,11 +76,40 @@ class Runs:
     def __init__(self, root: str | Path = "runs") -> None:
         self.root = Path(root)
         path = str(self.root.absolute())
+        if "\0" in path:
+            raise ConfigError(f"runs folder {path!r} holds a NUL; name another folder with --runs")
         if set(path) & set("*?[\\") or path.encode(errors="replace").decode() != path:
             raise ConfigError(
                 f"runs folder {path!r}: checkpoints cannot be written below a path that holds one of "
                 "* ? [ \\ or what is not UTF-8; name another folder with --runs"
             )
+        try:
+            if not (nearest := self._nearest()).is_dir():
+                raise ConfigError(f"--runs {path}: {nearest} is a file; give a folder")
+        except OSError as e:
+            raise ConfigError(f"--runs {path}: {disk_words(e) or e}") from None
+
+    def _nearest(self) -> Path:
+        """The root, or what is there on the way to it."""
+        path = self.root.absolute()
+        return next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+
+    def check(self, write: bool = False) -> None:
+        """Refuses a root that cannot be made, or, to `write`, one in which nothing can be written.
+        Nothing is left behind.
+
+        Raises:
+          ConfigError: says why.
+        """
+        nearest = self._nearest()
+        if nearest == self.root.absolute() and not write:
+            return
+        try:
+            with tempfile.TemporaryDirectory(dir=nearest, prefix=".rlhf-jax-") as tmp:
+                (Path(tmp) / "probe").write_bytes(bytes(PROBE_BYTES if write else 0))
+        except OSError as e:
+            what = "nothing can be written there" if write else "no folder can be made there"
+            raise ConfigError(f"--runs {self.root}: {what} ({disk_words(e) or e})") from None
 
     def cell(self, name: str, run_id: str) -> CellFolder:
         """The folder of a run id; another study may have made it under another name. Of several (two

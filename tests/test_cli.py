@@ -27,6 +27,7 @@ def command(fake, monkeypatch):
     module = types.ModuleType("rlhf_jax.data.corpus")
     module.find = lambda cfg, root: corpus
     module.prepare = lambda cfg, root, log: corpus
+    monkeypatch.setattr("rlhf_jax.jobs.needs.check_data", lambda *given: [])
     monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
     report = types.ModuleType("rlhf_jax.report.html")
     report.build = lambda folder, root: folder / "report.html"

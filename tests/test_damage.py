@@ -54,6 +54,7 @@ def world(fake, monkeypatch):
     module.prepare = lambda cfg, root, log: corpus
     import rlhf_jax.load as load
 
+    monkeypatch.setattr("rlhf_jax.jobs.needs.check_data", lambda *given: [])
     monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
     monkeypatch.setattr(load, "read_model", lambda folder, cfg, runtime: {})
     monkeypatch.setattr(load, "read_manifest", lambda folder: {})

@@ -10,11 +10,11 @@ from queue import SimpleQueue
 import pytest
 
 from launch import display, local
-from launch.graph import Graph
+from launch.graph import Graph, clear
 from launch.worker import Worker
 from rlhf_jax.cells import SFT, Compare, Pretrain, Reward
 from rlhf_jax.config import CorpusConfig, ModelConfig
-from rlhf_jax.runs import CellFolder, write_json
+from rlhf_jax.runs import CellFolder, Runs, write_json
 from rlhf_jax.study import Study
 
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
@@ -220,3 +220,15 @@ def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):
     said = command[len(fake.worker_command) :]
     assert said == [str(fake.path), "--tiny", "--runs", str(fake.runs.root), "--threads", "4", "--wandb",
                     "offline", "--accumulate", "1", "members=1"]  # fmt: skip
+
+
+def test_cells_that_share_a_folder_are_forgotten_together(tmp_path):
+    small = {"model": MODEL, "batch": 2, "tokens": 256}
+    cells = (Pretrain("a", **small), Pretrain("b", **small), SFT("c", base="b", examples=16))
+    study = Study("s", cells, CorpusConfig(vocab=64, seq_len=32))
+    folders = Runs(tmp_path).folders(study, "corpus")
+    assert folders["a"].path == folders["b"].path
+    write_json(folders["a"].path / "results" / "heldout.json", {})
+    folders["a"].finish()
+    assert clear(study, folders, ["a", "b"]) == ["a", "b", "c"]
+    assert not folders["a"].done() and not folders["a"].results.exists()

@@ -1,6 +1,7 @@
 """The report is built from run folders alone, says what is missing, and shows no raw text."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -210,15 +211,17 @@ def test_an_unchanged_fit_is_not_made_again(full, monkeypatch):
 
 
 def test_a_failure_leaves_the_old_report_whole(full, monkeypatch):
-    folder = full[0]
-    old = text_of(folder)
+    folder, root, _ = full
+    old, real = text_of(folder), os.replace
 
-    def fail(*_):
-        raise OSError("disk full")
+    def fail(source, target):
+        if str(target).endswith("report.html"):
+            raise OSError("disk full")
+        real(source, target)
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        html._write(folder / "report.html", "half")
+        html.build(folder, root, resamples=25)
     assert text_of(folder) == old
     assert not list(folder.glob(".report*"))
 

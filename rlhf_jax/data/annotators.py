@@ -65,6 +65,7 @@ def rank_by_annotators(
     seed: int | Sequence[int],
     disagreement: float = 0.0,
     bias: np.ndarray | None = None,
+    same: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rankings that noisy annotators would give.
 
@@ -80,6 +81,8 @@ def rank_by_annotators(
         disagreement: standard deviation of the taste that each annotator has for each response.
         bias: (..., K), in units of the scores: what all annotators see that the scores do not, such as
             a preference for length.
+        same: (..., K), of each response the first one that is the same text: the two get one utility from
+            every annotator, so they tie. None: all are different.
 
     Returns:
         (..., K) int64 dense ranks from 1, lower is better; equal mean ranks are ties.
@@ -96,6 +99,8 @@ def rank_by_annotators(
     utilities = scores + noise * rng.gumbel(size=(annotators, *scores.shape))
     if disagreement:
         utilities = utilities + disagreement * rng.standard_normal(utilities.shape)
+    if same is not None:
+        utilities = np.take_along_axis(utilities, np.broadcast_to(same, utilities.shape), axis=-1)
     better = utilities[..., None, :] > utilities[..., :, None]  # [..., k, j]: j is above k
     total = better.sum(axis=(0, -1))  # mean rank, times annotators, from 0: exact integers
     above = total[..., None, :] < total[..., :, None]

@@ -126,6 +126,23 @@ class Corpus:
         """Weighted targets of one epoch of a split."""
         return self.manifest["splits"][split]["targets"]
 
+    @property
+    def heldout_tokens(self) -> int:
+        """Targets of the fixed held-out set: `cfg.heldout_tokens`; where that is the default and the
+        validation split is smaller, all of it.
+
+        Raises:
+            ConfigError: the validation split is smaller than what was asked for, or empty.
+        """
+        wanted, have = self.cfg.heldout_tokens, self.tokens("validation")
+        if have and (have >= wanted or wanted == CorpusConfig.heldout_tokens):
+            return min(wanted, have)
+        raise ConfigError(
+            f"corpus.heldout_tokens = {wanted:,}, but the validation split of this corpus holds {have} "
+            f"targets; set corpus.heldout_tokens to at most that, raise corpus.validation (now "
+            f"{self.cfg.validation}), or add sources"
+        )
+
     def bytes(self, split: str) -> int:
         """UTF-8 bytes of the text of a split."""
         return self.manifest["splits"][split]["bytes"]
@@ -134,6 +151,8 @@ class Corpus:
         """`{id, source, text}` of every document of a split, in a fixed order."""
         from .store import read_documents
 
+        if not self.manifest["splits"][split]["documents"]:
+            return iter(())
         self._check("documents/")
         return read_documents(self.folder, split)
 
@@ -152,18 +171,9 @@ class Corpus:
         return batch_of(rows[chosen], self.token_bytes)
 
     def heldout(self, batch_size: int = 32) -> list[Batch]:
-        """The fixed validation set: exactly `cfg.heldout_tokens` weighted targets, the same ones
-        for every model and every `batch_size`; the last batch is filled up with padding.
-
-        Raises:
-            ConfigError: the validation split is smaller.
-        """
-        left = self.cfg.heldout_tokens
-        if (have := self.tokens("validation")) < left:
-            raise ConfigError(
-                f"heldout_tokens = {left}, but the validation split of this corpus holds {have} "
-                "targets; lower heldout_tokens, raise corpus.validation, or add sources"
-            )
+        """The fixed validation set: exactly `heldout_tokens` weighted targets, the same ones for
+        every model and every `batch_size`; the last batch is filled up with padding."""
+        left = self.heldout_tokens
         rows, batches, at = self.rows("validation"), [], 0
         while left > 0:
             index = np.arange(at, min(at + batch_size, len(rows)))

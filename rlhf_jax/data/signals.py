@@ -2,7 +2,7 @@
 
 | record | as (prompt, completion) | as a comparison |
 |---|---|---|
-| comparison | the best response, unless it ties or is blank | itself, unless all tie |
+| comparison | the best response, unless another text ties with it or it is blank | itself, unless all tie |
 | demonstration | the response | - |
 | correction | the edited response | edited over response |
 | critique | the revision; the texts below | revision over response |
@@ -25,8 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .chat import Template, prompt_ids
 from .feedback import Comparison, Correction, Critique, Demonstration, Record
+from .tokenizer import EOS, Tokenizer
 
+VERDICTS = ("good", "bad")
 Pair = tuple[str, str]  # prompt and completion
 
 
@@ -45,7 +48,7 @@ def answer_of(record: Record) -> str | None:
                 for text, rank in zip(record.responses, record.ranking, strict=True)
                 if rank == min(record.ranking)
             ]
-            return best[0] if len(best) == 1 and best[0].strip() else None
+            return best[0] if len(set(best)) == 1 and best[0].strip() else None
 
 
 def critique_prompt(prompt: str, response: str) -> str:
@@ -56,6 +59,17 @@ def critique_prompt(prompt: str, response: str) -> str:
 def verdict_prompt(prompt: str, response: str) -> str:
     """What a verdict alone completes."""
     return f"{prompt}{_head('response')}{response}{_head('verdict')}"
+
+
+def verdict_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    """What each of `VERDICTS` is as a completion."""
+    return [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]
+
+
+def verdict_tokens(tokenizer: Tokenizer, template: Template = "plain") -> int:
+    """Tokens of a verdict prompt and the longest verdict beside those of prompt and response."""
+    around = prompt_ids(tokenizer, verdict_prompt("", ""), template)
+    return len(around) + max(map(len, verdict_ids(tokenizer)))
 
 
 def revision_prompt(prompt: str, response: str, critique: str) -> str:

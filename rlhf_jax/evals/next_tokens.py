@@ -9,16 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.data.tokenizer import BOS, PAD, Tokenizer
+from rlhf_jax.data.chat import Template, prompt_ids
+from rlhf_jax.data.tokenizer import PAD, Tokenizer
 from rlhf_jax.generate import positions_of
 from rlhf_jax.model import forward, logits
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Runtime
 
 
-def encode_prompt(tokenizer: Tokenizer, cfg: ModelConfig, prompt: str) -> np.ndarray:
-    """BOS and the prompt's tokens, (1, P)."""
-    ids = [BOS, *tokenizer.encode(prompt)]
+def encode_prompt(
+    tokenizer: Tokenizer, cfg: ModelConfig, prompt: str, template: Template = "plain"
+) -> np.ndarray:
+    """The tokens of a prompt as a template has it, (1, P).
+
+    Raises:
+        ConfigError: an empty prompt, one that is no text, or more tokens than the model has positions.
+    """
+    if not prompt:
+        raise ConfigError("the prompt is empty; give the text to go on from")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as e:
+        raise ConfigError(f"the prompt is not valid Unicode text ({e}); give UTF-8") from None
+    ids = prompt_ids(tokenizer, prompt, template)
     if len(ids) >= cfg.max_positions:
         raise ConfigError(
             f"the prompt is {len(ids)} tokens long; the model takes fewer than {cfg.max_positions}"
@@ -60,7 +73,8 @@ def next_tokens(
     prompt: str,
     runtime: Runtime,
     top: int = 10,
+    template: Template = "plain",
 ) -> list[tuple[str, float]]:
     """The same of one prompt, a text."""
-    ids = encode_prompt(tokenizer, cfg, prompt)
+    ids = encode_prompt(tokenizer, cfg, prompt, template)
     return likeliest(params, cfg, tokenizer, ids, runtime, top)[0]

@@ -17,19 +17,19 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, Turn, has_marker, prompt_ids, transcript
 from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
-from rlhf_jax.generate import positions_of
-from rlhf_jax.model import Axes, forward, init_cache, logits
-from rlhf_jax.objectives import token_log_probs
+
+if TYPE_CHECKING:
+    import jax
+
+    from rlhf_jax.model import Axes
 
 TIE = 1e-5  # nats a token, which float32 does not tell apart
 
@@ -140,6 +140,12 @@ def choice_log_probs(
 ) -> jax.Array:
     """Log-probability BK in nats of each choice's tokens after its prompt; the choices of a prompt share its
     prefill. Prompts are padded on the left, choices on the right; a choice of padding alone has 0."""
+    import jax.numpy as jnp
+
+    from rlhf_jax.generate import positions_of
+    from rlhf_jax.model import forward, init_cache, logits
+    from rlhf_jax.objectives import token_log_probs
+
     B, P = prompts_BP.shape
     K, A = choices_BKA.shape[1:]
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)

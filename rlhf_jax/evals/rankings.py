@@ -11,6 +11,7 @@ from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.evals.intervals import wilson_interval
 
 RESAMPLES = 2000
+NOISE = 0.55  # agreement of two annotators below which labels say next to nothing
 
 
 def ranking_report(
@@ -69,6 +70,32 @@ def untied_pairs(ranks_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     better = (ranks_NK[:, :, None] < ranks_NK[:, None, :]) & (ranks_NK[:, :, None] >= 0)
     prompt, winner, loser = np.nonzero(better)
     return prompt, winner, loser
+
+
+def uninformative(ranks_NK: np.ndarray) -> int:
+    """Prompts without an untied pair, from which no loss learns."""
+    return len(ranks_NK) - len(np.unique(untied_pairs(ranks_NK)[0]))
+
+
+def label_notes(train_NK: np.ndarray, heldout_NK: np.ndarray, agreement: float | None) -> list[str]:
+    """What is wrong with ranks as labels, in plain words.
+
+    Args:
+        agreement: how often two annotators order a pair alike, if that is known.
+    """
+    notes = []
+    for split, ranks in (("training", train_NK), ("held-out", heldout_NK)):
+        if silent := uninformative(ranks):
+            notes.append(
+                f"{silent} of {len(ranks)} {split} comparisons have no two completions of different rank; "
+                "nothing is learned from them, nor measured on them"
+            )
+    if agreement is not None and agreement < NOISE:
+        notes.append(
+            f"two annotators order a pair alike {agreement:.0%} of the time, where chance gives 50%: the labels "
+            "are noise, or nearly so"
+        )
+    return notes
 
 
 def annotators_agree(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -14,21 +16,64 @@ from typing import Any
 
 from rlhf_jax.config import ConfigError, content_id, to_json
 
+WHAT_TO_DO = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "files may not grow as large here (`ulimit -f`); raise that limit",
+    errno.EROFS: "the disk can be read alone; name a folder on another one",
+    errno.EACCES: "this user may not do that there; name another folder or change its permissions",
+    errno.EPERM: "this user may not do that there; name another folder or change its permissions",
+    errno.ENAMETOOLONG: "the path is too long; name a shorter one",
+    errno.ENOTDIR: "a part of the path is a file; name a folder",
+    errno.EEXIST: "something of that name is there already; name another",
+    errno.EISDIR: "that is a folder; name a file",
+}
+
+
+# What a disk's refusal looks like in the errors of libraries.
+PHRASES = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+HALF_AN_ARRAY = re.compile(r"^\d+ requested and \d+ written$")  # numpy's
+
 
 class Damaged(ConfigError):
     """A file of the runs folder that is not what was written."""
 
 
+def disk_words(error: BaseException) -> str:
+    """What a disk refused, and what to do about it; empty: the error is of another kind. Libraries raise
+    errors of their own for a full disk, with the system's words in them."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in WHAT_TO_DO:
+            where = f"{at.filename}: " if at.filename else ""
+            return f"{where}{os.strerror(at.errno)}: {WHAT_TO_DO[at.errno]}"
+        found = [number for phrase, number in PHRASES.items() if phrase in str(at)]
+        if found or (isinstance(at, OSError) and HALF_AN_ARRAY.match(str(at))):
+            number = found[0] if found else errno.ENOSPC
+            return f"{os.strerror(number)}: {WHAT_TO_DO[number]}"
+        at = at.__cause__ or at.__context__
+    return ""
+
+
 def write_json(path: Path, data: Any) -> None:
     """Atomic: readers see the old file or the new one, whole. Leaves nothing behind if it fails."""
+    write_text(path, json.dumps(to_json(data), indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of any text, in UTF-8, lines as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(tmp, "w") as f:
-            json.dump(to_json(data), f, indent=1)
+        with open(tmp, "w", encoding="utf-8", newline="") as f:
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e:
+        if e.errno and not e.filename:
+            e.filename = str(path)
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 

@@ -16,8 +16,10 @@ from rlhf_jax.evals.best_of_n import best_of_n_curve, gold_by_prompt
 from rlhf_jax.evals.diversity import distinct_responses
 from rlhf_jax.generate import generate, join, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
+from rlhf_jax.jobs.rankings import said
 from rlhf_jax.jobs.sampling import kept_chunk, save_arrays, split_key
 from rlhf_jax.parallel import joined, map_rows
+from rlhf_jax.rl.scores import without_spread
 from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]
@@ -48,6 +50,11 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
     records = _demonstrations(ctx, prompts.texts, data["best"])
     if records:
         write(ctx.folder.results / "demonstrations.jsonl", records)
+    flat = int(sum(map(without_spread, data["proxy"])))
+    notes = [
+        f"the reward gives all {cell.n} samples of a prompt the same score, for {flat} of {cell.prompts} prompts; "
+        "the best of those is the first"
+    ]
     return {
         "best_of_n": {
             "prompts": cell.prompts,
@@ -60,6 +67,7 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
             "length": float(data["lengths"].mean()),
             "demonstrations": len(records),
             "empty": cell.prompts - len(records),  # prompts whose best response has no text
+            **said(ctx, notes if flat and cell.n > 1 else []),
         }
     }
 

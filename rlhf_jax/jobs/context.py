@@ -1,13 +1,13 @@
-"""What a running cell has at hand, and how models of finished cells are read back."""
+"""What a running cell has at hand, and how models of finished cells are read back. What jobs read of data
+(`rlhf_jax.jobs.needs`) imports no jax, so `plan` reads it in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rlhf_jax.cells import SFT, Cell, Ensemble, TaskConfig, names_cell
@@ -17,15 +17,13 @@ from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.model import param_axes
 from rlhf_jax.outside import call_for_scores, call_for_texts
-from rlhf_jax.parallel import shardings
-from rlhf_jax.rl.critique import verdict_reward
-from rlhf_jax.rl.scores import Member, Reward, callable_reward, model_reward
 from rlhf_jax.runs import CellFolder, Heartbeat
 from rlhf_jax.study import Study
-from rlhf_jax.train import Runtime
-from rlhf_jax.train.loop import final_checkpoint
+
+if TYPE_CHECKING:
+    from rlhf_jax.rl.scores import Reward
+    from rlhf_jax.train import Runtime
 
 
 class TaskPrompts(NamedTuple):
@@ -71,6 +69,9 @@ class Context:
     def reward(self, name: str) -> Reward:
         """The reward that a cell's field names: a reward cell, an ensemble of them, a model of critiques, or
         a callable."""
+        from rlhf_jax.rl.critique import verdict_reward
+        from rlhf_jax.rl.scores import Member, callable_reward, model_reward
+
         if not names_cell(name):
             where = f"{self.cell.name}.reward"
             return callable_reward(
@@ -112,9 +113,24 @@ class Context:
         return call_for_scores(task.gold, f"{self.cell.name}.task.gold", prompts, responses)
 
 
+def task_of(study: Study, cell: Cell) -> TaskConfig | None:
+    """The task that a cell's model, or what it started from, learned; None: text alone."""
+    while not hasattr(cell, "task"):
+        if not cell.parents():
+            return None
+        cell = study[cell.parents()[0]]
+    task: TaskConfig = cell.task
+    return task
+
+
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
     keeps one, without a value head."""
+    import jax
+
+    from rlhf_jax.model import param_axes
+    from rlhf_jax.parallel import shardings
+    from rlhf_jax.train.loop import final_checkpoint
 
     def laid_out(shapes: Any) -> Any:
         """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is read."""

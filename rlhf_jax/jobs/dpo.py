@@ -11,9 +11,17 @@ import numpy as np
 from rlhf_jax.cells import DPO
 from rlhf_jax.config import ConfigError
 from rlhf_jax.evals.heldout import heldout_loss
-from rlhf_jax.evals.rankings import ranking_report
+from rlhf_jax.evals.rankings import label_notes, ranking_report
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.rankings import Arrays, ceilings, over_rows, rankings, training_batches
+from rlhf_jax.jobs.rankings import (
+    AGREE,
+    Arrays,
+    ceilings,
+    over_rows,
+    rankings,
+    said,
+    training_batches,
+)
 from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
 from rlhf_jax.train import init_state, make_train_step, train
 
@@ -52,11 +60,13 @@ def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
     ctx.beat.progress(phase="held-out report")
     rows = data["validation"]
     after = over_rows(ctx, lambda b: log_probs(trained, b), rows, cell.batch)
+    limits = ceilings(ctx, cell, rows)
     return {
         "dpo": {
             "steps": steps,
             "prompts": len(data["train"]["ranks"]),
-            **heldout_preferences(after, rows, cell, ceilings(ctx, cell, rows)),
+            **heldout_preferences(after, rows, cell, limits),
+            **said(ctx, label_notes(data["train"]["ranks"], rows["ranks"], limits.get(AGREE))),
         },
         "heldout": heldout_loss(trained, cfg, ctx.corpus, run, cell.batch),
     }

@@ -12,7 +12,9 @@ import numpy as np
 from rlhf_jax.cells import SFT, Feedback, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.annotators import correct, criticise
+from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.feedback import Critique, Record, read, write
+from rlhf_jax.data.signals import verdict_prompt
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.sampling import Split, decoded, gold_of, sampled
 from rlhf_jax.rl.critique import verdict_scores
@@ -63,8 +65,7 @@ def judge_report(
     """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if they hold
     no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the responses that it
     learned to judge, as those of a reward model; `heldout` is there if a feedback cell gave the records."""
-    learned = _judged(records)
-    if not learned:
+    if not _judged(records):
         return None
     score = verdict_scores(
         params, ctx.model, ctx.corpus.tokenizer, ctx.runtime, ctx.study.corpus.seq_len, cell.task.template
@@ -73,15 +74,33 @@ def judge_report(
     def scores(critiques: Sequence[Critique]) -> np.ndarray:
         return score([c.prompt for c in critiques], [c.response for c in critiques])
 
+    def fits(critique: Critique) -> bool:
+        """Whether a row has room for what is judged: of such records the cell learned no verdict."""
+        text = verdict_prompt(critique.prompt, critique.response)
+        ids = prompt_ids(ctx.corpus.tokenizer, text, cell.task.template)
+        return len(ids) <= ctx.study.corpus.seq_len
+
     ctx.beat.progress(phase="verdicts")
+    learned = [critique for critique in _judged(records) if fits(critique)]
+    if not learned:
+        raise ConfigError(
+            f"{cell.name}: no verdict fits into a row of {ctx.study.corpus.seq_len} tokens with its prompt and "
+            "response; shorten them or raise corpus.seq_len"
+        )
     found = scores(learned)
     gain, bias = standardising(found)
     report: dict[str, Any] = {"gain": gain, "bias": bias}
+    if len(verdicts := {critique.verdict for critique in learned}) == 1:
+        report["notes"] = [
+            f"all {len(learned)} verdicts are {verdicts.pop()!r}: nothing tells good responses from bad ones"
+        ]
+        ctx.runtime.log(f"{cell.name}: {report['notes'][0]}")
     report["train"] = agreement(found, learned)
     if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
         path = ctx.folders[cell.records].result_file(FILES["validation"])
-        heldout = _judged(read(path, Critique))
-        report["heldout"] = agreement(scores(heldout), heldout)
+        heldout = [critique for critique in _judged(read(path, Critique)) if fits(critique)]
+        if heldout:
+            report["heldout"] = agreement(scores(heldout), heldout)
     return report
 
 

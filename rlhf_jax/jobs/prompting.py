@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rlhf_jax.cells import Prompting
@@ -22,16 +21,26 @@ from rlhf_jax.evals.prompting import (
     summary,
     worked_examples,
 )
-from rlhf_jax.generate import generate
 from rlhf_jax.jobs.context import Context
 from rlhf_jax.outside import call_for_list
-from rlhf_jax.parallel import joined, map_rows
-from rlhf_jax.train import Stopped
+
+if TYPE_CHECKING:
+    import jax
 
 CHUNK = 64  # items at once; no answer depends on it
 SHOWN = 2  # items of each type and group whose prompt and completion are kept
 
-Program = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Program = Callable[[Any, "jax.Array", "jax.Array", "jax.Array"], tuple["jax.Array", "jax.Array"]]
+
+
+class Asked(NamedTuple):
+    """Items with so many worked examples: their prompts, and token ids of those and of every choice."""
+
+    shots: int
+    items: list[Item]
+    prompts: list[str]
+    ids: list[list[int]]
+    choices: list[list[list[int]]]
 
 
 def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
@@ -39,18 +48,12 @@ def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
     worked examples are of the training split. Also the first items of each type with what was completed, and
     how many tokens prompts take, answer included: one of more than `seen`, a row of training, asks for
     positions that no training row had."""
-    items = tasks(cell, "test", cell.items)
-    pool = tasks(cell, "train", max(cell.items, 4 * max(cell.shots)))
     params, program = ctx.language_model(cell.policy), _program(ctx, cell)
     types: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     tokens: dict[str, dict[str, float]] = {}
-    for shots in cell.shots:
-        examples = worked_examples(items, pool, shots, cell.seed)
-        prompts = [few_shot(i, e, cell.template) for i, e in zip(items, examples, strict=True)]
-        ids, choices = encoded(ctx.corpus.tokenizer, items, prompts, cell.template)
-        _check_lengths(ctx, cell, shots, ids, choices, prompts)
+    for shots, items, prompts, ids, choices in list(asked(ctx, cell)):
         lengths = [len(x) + cell.answer_len for x in ids]
         tokens[str(shots)] = {"mean": float(np.mean(lengths)), "longest": max(lengths)}
         answers = _answers(ctx, cell, params, program, items, ids, choices, shots)
@@ -70,6 +73,22 @@ def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
             "shown": shown,
         }
     }
+
+
+def asked(ctx: Context, cell: Prompting) -> Iterator[Asked]:
+    """What is asked, for each number of shots.
+
+    Raises:
+        ConfigError: the tasks give too few items, or ones that are too long.
+    """
+    items = tasks(cell, "test", cell.items)
+    pool = tasks(cell, "train", max(cell.items, 4 * max(cell.shots)))
+    for shots in cell.shots:
+        examples = worked_examples(items, pool, shots, cell.seed)
+        prompts = [few_shot(i, e, cell.template) for i, e in zip(items, examples, strict=True)]
+        ids, choices = encoded(ctx.corpus.tokenizer, items, prompts, cell.template)
+        _check_lengths(ctx, cell, shots, ids, choices, prompts)
+        yield Asked(shots, items, prompts, ids, choices)
 
 
 def tasks(cell: Prompting, split: str, n: int) -> list[Item]:
@@ -121,6 +140,11 @@ def _answers(
     shots: int,
 ) -> Answers:
     """Greedy completions, and log-probabilities a token of all choices; one compiled shape for all items."""
+    import jax
+
+    from rlhf_jax.parallel import joined, map_rows
+    from rlhf_jax.train import Stopped
+
     prompts_NP = left_padded(ids, max(map(len, ids)))
     choices_NKA = np.full((len(items), max(map(len, choices)), cell.answer_len), PAD, np.int32)
     for i, of_item in enumerate(choices):
@@ -132,8 +156,8 @@ def _answers(
 
     parts, done = [], 0
     ctx.beat.progress(step=0, steps=len(items), phase=f"{shots} shots")
-    asked = {"prompts": prompts_NP, "choices": choices_NKA}
-    for part in map_rows(of, asked, CHUNK, ctx.runtime.mesh):
+    inputs = {"prompts": prompts_NP, "choices": choices_NKA}
+    for part in map_rows(of, inputs, CHUNK, ctx.runtime.mesh):
         parts.append(part)
         done += len(part[0])
         ctx.beat.progress(step=done, steps=len(items), phase=f"{shots} shots")
@@ -150,6 +174,10 @@ def _answers(
 
 
 def _program(ctx: Context, cell: Prompting) -> Program:
+    import jax
+
+    from rlhf_jax.generate import generate
+
     cfg, axes = ctx.model, ctx.runtime.axes
 
     @jax.jit

@@ -6,9 +6,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from rlhf_jax.cells import DPO, Cell, Compare, Feedback, Reward, names_cell
@@ -22,17 +21,18 @@ from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import comparisons_of
 from rlhf_jax.data.tokenizer import EOS, PAD
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.feedback import FILES
-from rlhf_jax.jobs.sampling import load_arrays
-from rlhf_jax.parallel import joined, map_rows, place_batch
+from rlhf_jax.jobs.context import Context, task_of
 from rlhf_jax.study import Study
+
+if TYPE_CHECKING:
+    import jax
 
 Arrays = dict[str, np.ndarray]
 VALIDATION = 0.1  # of a file's prompts, at least one
 SPLITS = ("train", "validation")
 COMPARED = ("prompts", "responses", "mask", "ranks")
 OPTIONAL = ("gold",)
+AGREE = "two annotators agree"  # of a report's baselines
 INPUTS = ("tokens", "segments", "positions", "last", "mask", "ranks")
 
 
@@ -63,6 +63,17 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
     return {split: rows_of(arrays) for split, arrays in data.items()}
 
 
+def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
+    """Refuses files of comparisons that cannot be read, split or fill a batch; of a cell's own comparisons
+    nothing is known before it has run."""
+    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
+    if not any(map(names_cell, names)):
+        training_steps(cell, len(rankings(ctx, cell)["train"]["ranks"]))
+        return
+    for name in (n for n in names if not names_cell(n)):
+        _source(ctx, cell.base if isinstance(cell, Reward) else cell.policy, name)
+
+
 def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]:
     """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its report;
     nothing where annotators are not simulated, or not all alike."""
@@ -71,7 +82,14 @@ def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]
     habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
     if len(sources) < len(names) or len(habits) > 1:
         return {}
-    return {"two annotators agree": annotators_agree(rows, *habits.pop())}
+    return {AGREE: annotators_agree(rows, *habits.pop())}
+
+
+def said(ctx: Context, notes: Sequence[str]) -> dict[str, list[str]]:
+    """Notes on a cell's labels or scores, logged, and as its report has them: not at all where there are none."""
+    for note in notes:
+        ctx.runtime.log(f"{ctx.cell.name}: {note}")
+    return {"notes": list(notes)} if notes else {}
 
 
 def rows_of(data: Arrays) -> Arrays:
@@ -94,6 +112,8 @@ def rows_of(data: Arrays) -> Arrays:
 
 def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
     """Prompts, responses, mask, ranks and perhaps gold of a cell or a file, by split."""
+    from rlhf_jax.jobs.feedback import FILES
+
     most = ctx.model.max_positions
     given = isinstance(ctx.study[name], Feedback) if names_cell(name) else False
     if names_cell(name) and not given:
@@ -105,7 +125,7 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
                 f"{most}; compare shorter responses or take a base with more positions"
             )
         return data
-    template = _template(ctx.study, ctx.study[base])
+    template = template_of(ctx.study, ctx.study[base])
     if given:
         folder = ctx.folders[name]
         return {
@@ -124,6 +144,8 @@ def _saved(path: Path, name: str) -> Arrays:
     Raises:
         ConfigError: the file is damaged or not there.
     """
+    from rlhf_jax.jobs.sampling import load_arrays
+
     try:
         arrays = load_arrays(path)
     except (ConfigError, FileNotFoundError) as e:
@@ -131,14 +153,10 @@ def _saved(path: Path, name: str) -> Arrays:
     return {k: arrays[k] for k in (*COMPARED, *OPTIONAL) if k in arrays}
 
 
-def _template(study: Study, cell: Cell) -> Template:
+def template_of(study: Study, cell: Cell) -> Template:
     """How prompts are written for a model: as in the task that it, or what it started from, learned."""
-    while not hasattr(cell, "task"):
-        if not cell.parents():
-            return "plain"
-        cell = study[cell.parents()[0]]
-    template: Template = cell.task.template
-    return template
+    task = task_of(study, cell)
+    return task.template if task else "plain"
 
 
 def compared_in(ctx: Context, path: str) -> dict[int, Comparison]:
@@ -249,24 +267,34 @@ def training_batches(
 ) -> tuple[int, Callable[[int], dict[str, jax.Array]]]:
     """(optimizer steps, batch of step t) of a cell's training rows: the model's inputs, and arrays called
     `more`."""
+    from rlhf_jax.parallel import place_batch
+
     run, n = ctx.runtime, len(rows["ranks"])
-    if n < cell.batch:
-        raise ConfigError(
-            f"{cell.name}: {n} prompts are compared, less than one batch of {cell.batch}; compare more or "
-            "lower batch"
-        )
+    steps = training_steps(cell, n)
 
     def batch_at(t: int) -> dict[str, jax.Array]:
         chosen = batch_rows(n, cell.batch, cell.seed, t)
         return place_batch({k: rows[k][chosen] for k in (*INPUTS, *more)}, run.mesh, run.axes)
 
-    return cell.epochs * (n // cell.batch), batch_at
+    return steps, batch_at
+
+
+def training_steps(cell: Reward | DPO, prompts: int) -> int:
+    """Optimizer steps on so many compared prompts."""
+    if prompts < cell.batch:
+        raise ConfigError(
+            f"{cell.name}: {prompts} prompts are compared, less than one batch of {cell.batch}; compare more "
+            "or lower batch"
+        )
+    return cell.epochs * (prompts // cell.batch)
 
 
 def over_rows(
     ctx: Context, of: Callable[[dict[str, jax.Array]], jax.Array], rows: Arrays, batch: int
 ) -> np.ndarray:
     """`of(batch)` of all rows, a micro-batch of `batch` rows at a time."""
+    from rlhf_jax.parallel import joined, map_rows
+
     inputs, rows_at_once = {k: rows[k] for k in INPUTS}, max(1, batch // ctx.runtime.accumulate)
     found: np.ndarray = joined(map_rows(of, inputs, rows_at_once, ctx.runtime.mesh))
     return found

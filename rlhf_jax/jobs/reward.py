@@ -12,13 +12,22 @@ from rlhf_jax.cells import Compare, Reward, names_cell
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.tokenizer import EOS, PAD
-from rlhf_jax.evals.rankings import ranking_report
+from rlhf_jax.evals.rankings import label_notes, ranking_report
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.rankings import Arrays, ceilings, over_rows, rankings, rows_of, training_batches
+from rlhf_jax.jobs.rankings import (
+    AGREE,
+    Arrays,
+    ceilings,
+    over_rows,
+    rankings,
+    rows_of,
+    said,
+    training_batches,
+)
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.objectives import check_ranking_loss, ranked_scores, reward_modelling
 from rlhf_jax.parallel import place
-from rlhf_jax.rl.scores import standardising
+from rlhf_jax.rl.scores import standardising, without_spread
 from rlhf_jax.train import init_state, make_train_step, train
 
 DEMONSTRATIONS = 256  # true continuations that are to score 0, at most
@@ -52,10 +61,16 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
 
     gain, bias = normalised(scores, data["train"], shown)
     heldout = data["validation"]
-    report = ranking_report(scores(heldout), heldout, ceilings(ctx, cell, heldout))
-    return {
-        "report": {"gain": gain, "bias": bias, "prompts": len(data["train"]["ranks"]), **report}
-    }
+    limits, found = ceilings(ctx, cell, heldout), scores(heldout)
+    report = ranking_report(found, heldout, limits)
+    report |= {"gain": gain, "bias": bias, "prompts": len(data["train"]["ranks"])}
+    notes = label_notes(data["train"]["ranks"], heldout["ranks"], limits.get(AGREE))
+    if without_spread(found[heldout["ranks"] >= 0]):
+        notes.append(
+            "the model gives every held-out completion the same score: it has learned nothing, and as a reward "
+            "it teaches nothing. Train it longer, or look at its comparisons"
+        )
+    return {"report": report | said(ctx, notes)}
 
 
 def normalised(

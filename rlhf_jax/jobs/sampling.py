@@ -155,8 +155,11 @@ def save_arrays(folder: CellFolder, name: str, arrays: Arrays) -> None:
     """`results/NAME.npz`, atomically."""
     folder.results.mkdir(parents=True, exist_ok=True)
     tmp = folder.results / f".{name}.tmp.npz"
-    np.savez(tmp, allow_pickle=False, **arrays)
-    tmp.replace(folder.results / f"{name}.npz")
+    try:
+        np.savez(tmp, allow_pickle=False, **arrays)
+        tmp.replace(folder.results / f"{name}.npz")
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def load_arrays(path: Path) -> Arrays:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, get_args
-
-import jax
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from rlhf_jax.cells import SFT, Compare, Feedback, names_cell
 from rlhf_jax.config import ConfigError
@@ -20,13 +18,11 @@ from rlhf_jax.data.packing import Batch
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.signals import answer_of, examples_of
 from rlhf_jax.data.tokenizer import EOS
-from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.feedback import FILES, judge_report
-from rlhf_jax.jobs.language import metrics_row, objective
 from rlhf_jax.outside import call_for_list, is_callable
-from rlhf_jax.parallel import place_batch
-from rlhf_jax.train import init_state, make_train_step, train
+
+if TYPE_CHECKING:
+    import jax
 
 
 class Source(NamedTuple):
@@ -46,9 +42,14 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     """Fine-tuning, several examples to a row, none of which sees another; the loss is on completions
     only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has learned to give
     verdicts, `results/judge.json` says how well (`judge_report`), and the cell can be named as a reward."""
+    from rlhf_jax.evals.heldout import heldout_loss
+    from rlhf_jax.jobs.feedback import judge_report
+    from rlhf_jax.jobs.language import metrics_row, objective
+    from rlhf_jax.parallel import place_batch
+    from rlhf_jax.train import init_state, make_train_step, train
+
     run, T = ctx.runtime, ctx.study.corpus.seq_len
-    given = None if cell.records is None else source(ctx, cell)
-    shown, examples = from_records(ctx, cell, given) if given else continuations(ctx, cell)
+    given, shown, examples = taught(ctx, cell)
     if shown:
         write(ctx.folder.results / "demonstrations.jsonl", shown)
     rows, steps = packed_rows(ctx, cell, examples)
@@ -75,6 +76,14 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
         if judge := judge_report(ctx, cell, trained, given.records):
             results["judge"] = judge
     return results
+
+
+def taught(ctx: Context, cell: SFT) -> tuple[Source | None, list[Demonstration], list[Example]]:
+    """The records that a cell names, if it does; the answers that it is shown, and what it learns."""
+    if cell.records is None:
+        return None, *continuations(ctx, cell)
+    given = source(ctx, cell)
+    return given, *from_records(ctx, cell, given)
 
 
 def packed_rows(ctx: Context, cell: SFT, examples: Sequence[Example]) -> tuple[Batch, int]:
@@ -171,6 +180,8 @@ def _of_cell(ctx: Context, name: str) -> Source:
     """A cell's records: of a feedback cell those of training prompts; of others the best responses, those
     that it kept as demonstrations, or the best-ranked ones of its training prompts, which come first in the
     file."""
+    from rlhf_jax.jobs.feedback import FILES
+
     parent, folder = ctx.study[name], ctx.folders[name]
     records: Sequence[Record]
     if isinstance(parent, Compare):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,22 @@ TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
     """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of every
     finished cell its configuration, results, time and provenance, and PPO's curves; and `runs.csv`, the pretraining runs as
-    a table that `rlhf-jax fit` reads. Replaces what an earlier export left there."""
+    a table that `rlhf-jax fit` reads. Replaces what an earlier export left there, which stays if this one
+    cannot be written."""
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as tmp:
+        _write(study_folder, runs_root, Path(tmp))
+        for name in ("fits", "figures"):
+            shutil.rmtree(to / name, ignore_errors=True)
+        for path in Path(tmp).iterdir():
+            path.replace(to / path.name)
+    return to
+
+
+def _write(study_folder: Path, runs_root: Path, to: Path) -> None:
     study = read_json(study_folder / "study.json")
     study.pop("file", None)  # where it lay on this machine
     for name in ("fits", "figures"):
-        shutil.rmtree(to / name, ignore_errors=True)
         if (study_folder / name).is_dir():
             shutil.copytree(study_folder / name, to / name, ignore=_large_tables)
     if (study_folder / "prediction.json").exists():
@@ -58,7 +70,6 @@ def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
             writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-    return to
 
 
 def _large_tables(folder: str, names: list[str]) -> list[str]:

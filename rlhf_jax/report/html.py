@@ -5,11 +5,11 @@ No script and no network; light, dark and print. A section whose cells are not d
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.folders.files import write_text
 from rlhf_jax.report import evaluation_sections as evaluations
 from rlhf_jax.report import overoptimization, plots_scaling, prompting
 from rlhf_jax.report import policy_sections as policies
@@ -78,19 +78,8 @@ def build(
             old.unlink()
     for plot in plots:
         plot.write(study.folder / "figures")
-    return _write(study.folder / "report.html", text)
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = study.folder / "report.html"
+    write_text(path, text)
     return path
 
 

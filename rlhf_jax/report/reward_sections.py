@@ -7,7 +7,16 @@ from typing import Any
 
 from rlhf_jax.report import plots_overoptimization, plots_rewards
 from rlhf_jax.report.families import family, proxy, result
-from rlhf_jax.report.markup import absent, cell_link, fixed, interval, number, share, table
+from rlhf_jax.report.markup import (
+    absent,
+    cell_link,
+    fixed,
+    interval,
+    number,
+    paragraph,
+    share,
+    table,
+)
 from rlhf_jax.report.study_results import CellResult, StudyResults, is_number
 from rlhf_jax.report.style import Plot, count
 
@@ -36,6 +45,9 @@ def reward(study: StudyResults, draw: Draw) -> str:
     if not cells:
         return absent(study, "reward", "reward model")
     body = _accuracies(study, cells + study.of("ensemble"))
+    for cell in cells + study.of("ensemble"):
+        for note in result(cell, "report").get("notes") or []:
+            body += paragraph(f"{cell.name}: {note}.")
     body += _scaling(study, cells, draw)
     body += draw(plots_rewards.reward_curves(cells, "reward-curves"))
     for key, title, first, column in (

@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from rlhf_jax.folders.files import write_text
+
 # Placeholder -> (CSS variable, light, dark). Series colours are Okabe-Ito hues, which colour-blind
 # readers can tell apart, darkened for white paper and lightened for a dark page.
 FG, MUTED, GRID, PAGE = "#000101", "#000102", "#000103", "#000104"
@@ -79,14 +81,14 @@ class Plot:
 
     def write(self, folder: Path) -> None:
         """`NAME.svg`, readable on its own in light and dark, and `NAME.csv`."""
-        folder.mkdir(parents=True, exist_ok=True)
         style = f"<style>{css('svg')}</style>"
         svg = re.sub(r"(<svg[^>]*>)", lambda m: m[1] + style, self.svg, count=1)
-        (folder / f"{self.name}.svg").write_text(svg)
-        with (folder / f"{self.name}.csv").open("w", newline="") as f:
-            writer = csv.writer(f)
-            writer.writerow(self.header)
-            writer.writerows(self.rows)
+        write_text(folder / f"{self.name}.svg", svg)
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(self.header)
+        writer.writerows(self.rows)
+        write_text(folder / f"{self.name}.csv", table.getvalue())
 
 
 def css(selector: str) -> str:

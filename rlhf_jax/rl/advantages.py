@@ -50,7 +50,7 @@ def gae(
         advantage_B = (delta_B + gamma * lam * advantage_B) * mask_B
         return (advantage_B, value_B * mask_B), advantage_B
 
-    zero_B = jnp.zeros_like(rewards_BT[:, 0])
+    zero_B = jnp.zeros_like(jnp.sum(rewards_BT, axis=1))  # a column of one row has another layout
     time_first = (rewards_BT.T, values_BT.T, mask_BT.T)
     _, advantages_TB = jax.lax.scan(back, (zero_B, zero_B), time_first, reverse=True)
     advantages_BT = advantages_TB.T

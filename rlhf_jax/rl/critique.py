@@ -13,15 +13,13 @@ import numpy as np
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.packing import left_padded
-from rlhf_jax.data.signals import verdict_prompt
-from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, FIRST_BYTE, PAD, USER, Tokenizer
+from rlhf_jax.data.signals import verdict_ids, verdict_prompt, verdict_tokens
+from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, FIRST_BYTE, PAD, USER, Tokenizer
 from rlhf_jax.generate import Sequences, join, positions_of, response_log_probs
 from rlhf_jax.model import Axes
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.rl.scores import Member, Reward
 from rlhf_jax.train import Runtime
-
-VERDICTS = ("good", "bad")
 
 
 def verdict_scores(
@@ -44,7 +42,7 @@ def verdict_scores(
     Raises:
         ConfigError: from the function, where a verdict prompt takes more than `prompt_len` tokens.
     """
-    verdicts = _verdict_ids(tokenizer)
+    verdicts = verdict_ids(tokenizer)
     R = max(map(len, verdicts))
     tokens_2R = np.array([v + [PAD] * (R - len(v)) for v in verdicts], np.int32)
 
@@ -96,8 +94,8 @@ def verdict_reward(
     opening, closing = ([BOS], []) if template == "plain" else ([BOS, USER], [END, ASSISTANT])
     before_response = tokenizer.encode(between)
     before_verdict = [*tokenizer.encode(after), *closing]
-    good, bad = _verdict_ids(tokenizer)
-    fixed = len(opening) + len(before_response) + len(before_verdict) + max(len(good), len(bad))
+    good, bad = verdict_ids(tokenizer)
+    fixed = verdict_tokens(tokenizer, template)
 
     def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
         (member,) = arrays
@@ -131,7 +129,3 @@ def verdict_reward(
         return member.gain * (log_prob(good) - log_prob(bad)) + member.bias
 
     return Reward(score, (member,))
-
-
-def _verdict_ids(tokenizer: Tokenizer) -> list[list[int]]:
-    return [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]

@@ -14,6 +14,7 @@ from rlhf_jax.generate import Sequences
 from rlhf_jax.model import Axes, forward, scalars
 from rlhf_jax.outside import check_scores
 
+NO_SPREAD = 1e-6
 Score = Callable[[Any, Sequences, jax.Array], jax.Array]  # (arrays, rows, mask_BR) -> scores B
 Texts = Callable[[Sequence[str], Sequence[str]], Any]  # (prompts, responses) -> scores
 
@@ -34,9 +35,15 @@ class Member(NamedTuple):
 
 
 def standardising(scores: np.ndarray) -> tuple[float, float]:
-    """The gain and bias that bring these scores to mean 0 and variance 1 (Ziegler et al. 2019)."""
-    gain = 1.0 / max(float(scores.std()), 1e-6)
+    """The gain and bias that bring these scores to mean 0 and variance 1 (Ziegler et al. 2019); of scores
+    without spread, to mean 0 alone: what differs from them by rounding would count for a million."""
+    gain = 1.0 if without_spread(scores) else 1.0 / float(scores.std())
     return gain, -float(scores.mean()) * gain
+
+
+def without_spread(scores: np.ndarray) -> bool:
+    """Whether scores are equal up to rounding."""
+    return float(scores.std()) <= NO_SPREAD * max(1.0, float(np.abs(scores).max(initial=0.0)))
 
 
 def last_of(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -1,0 +1,250 @@
+"""What the cells of a study need of data, found out before any of them runs.
+
+Each kind of cell says here what it needs (`NEEDS`); whether the data has it is found out by the functions
+that the cell's job takes it with, so the two cannot disagree. No jax. What has been found is kept in
+RUNS/data/index/needs, by the content of everything that it depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+from rlhf_jax.cells import (
+    DPO,
+    PPO,
+    SFT,
+    BestOfN,
+    Cell,
+    Compare,
+    Evaluate,
+    Feedback,
+    Prompting,
+    Reward,
+    TaskConfig,
+    names_cell,
+)  # fmt: skip
+from rlhf_jax.config import ConfigError, content_id, to_json
+from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.feedback import Critique
+from rlhf_jax.data.integrity import replace
+from rlhf_jax.data.signals import verdict_tokens
+from rlhf_jax.jobs.context import Context
+from rlhf_jax.jobs.prompting import asked
+from rlhf_jax.jobs.rankings import check_comparisons, template_of
+from rlhf_jax.jobs.sft import packed_rows, source, taught
+from rlhf_jax.study import Study
+
+Check = Callable[[Context], Any]
+
+
+class Need(NamedTuple):
+    """Something that a cell needs of the data.
+
+    Attributes:
+        key: what the answer depends on beside the corpus. Needs of one key differ in `size` alone: what is
+            enough for the largest is enough for all.
+        check: raises ConfigError where it is not there.
+    """
+
+    key: list[Any]
+    check: Check
+    size: int = 0
+
+
+def _heldout(study: Study, cell: Cell) -> Iterator[Need]:
+    yield Need(["held out", study.corpus.heldout_tokens], lambda ctx: ctx.corpus.heldout_tokens)
+
+
+def _prompts(study: Study, task: TaskConfig, split: str, n: int, seed: int) -> Need:
+    def check(ctx: Context) -> None:
+        ctx.prompts(task, split, n, seed)
+
+    if not task.prompts:  # whatever the seed, all openings are tried
+        return Need(["openings", split, task.prompt_len, task.response_len], check, n)
+    source = [task.prompts, study.outside[task.prompts]]
+    return Need(["prompts", source, split, n, seed, task.prompt_len, task.template], check)
+
+
+def _sft(study: Study, cell: SFT) -> Iterator[Need]:
+    yield from _heldout(study, cell)
+    if cell.records is not None and names_cell(cell.records):
+        return  # how many those can be, `rlhf_jax.jobs.between_cells` knows
+    named = [study.outside.get(name) for name in (cell.records, cell.task.gold) if name]
+    task = to_json(cell.task)
+    key = ["sft", named, task, cell.examples, cell.min_gold, cell.batch, cell.seed]
+    yield Need(key, lambda ctx: packed_rows(ctx, cell, taught(ctx, cell)[2]))
+
+
+def _sampled(study: Study, cell: Compare | Feedback) -> Iterator[Need]:
+    for split, n in (("train", cell.prompts), ("validation", cell.heldout_prompts)):
+        yield _prompts(study, cell.task, split, n, cell.seed)
+
+
+def _ppo(study: Study, cell: PPO) -> Iterator[Need]:
+    yield from _verdicts(study, cell)
+    n = cell.batch * min(cell.iterations, cell.prompt_batches)
+    yield _prompts(study, cell.task, "train", n, cell.seed)
+
+
+def _best_of_n(study: Study, cell: BestOfN) -> Iterator[Need]:
+    yield from _verdicts(study, cell)
+    yield _prompts(study, cell.task, cell.split, cell.prompts, cell.seed)
+
+
+def _evaluate(study: Study, cell: Evaluate) -> Iterator[Need]:
+    yield from _heldout(study, cell)
+    yield from _verdicts(study, cell)
+    yield _prompts(study, cell.task, "test", cell.prompts, cell.seed)
+
+
+def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
+    """Of a reward that is a model of critiques: verdicts to learn from, and positions for its prompts."""
+    if not names_cell(cell.reward) or not isinstance(judge := study[cell.reward], SFT):
+        return
+    where, records = f"{cell.name}.reward = {judge.name!r}", judge.records
+    most = study.model_of(judge).max_positions
+    longest = cell.task.prompt_len + cell.task.response_len
+
+    def check(ctx: Context) -> None:
+        size = longest + verdict_tokens(ctx.corpus.tokenizer, judge.task.template)
+        if size > most:
+            raise ConfigError(
+                f"{where}: with the verdict, prompt and response take {size} tokens, but its model has "
+                f"max_positions = {most}; shorten {cell.name}.task or raise it"
+            )
+        if records is None or names_cell(records):
+            return
+        given = source(ctx, judge)
+        if not any(isinstance(r, Critique) and r.verdict for r in given.records):
+            raise ConfigError(
+                f"{where}, whose records ({records}) hold no critiques with verdicts; let it learn from some, "
+                "or name a reward cell"
+            )
+
+    key = [records and study.outside.get(records), judge.examples, judge.seed, judge.task.template]
+    yield Need(["verdicts", key, longest, most], check)
+
+
+def _comparisons(study: Study, cell: Reward | DPO) -> Iterator[Need]:
+    if isinstance(cell, DPO):
+        yield from _heldout(study, cell)
+    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
+    files = [study.outside[n] for n in names if not names_cell(n)]
+    if files:
+        base, limit = (cell.base, cell.prompts) if isinstance(cell, Reward) else (cell.policy, None)
+        alone, most = len(files) == len(names), study.model_of(study[base]).max_positions
+        key = [
+            "comparisons",
+            files,
+            alone,
+            template_of(study, study[base]),
+            most,
+            cell.batch,
+            limit,
+        ]
+        yield Need(key, lambda ctx: check_comparisons(ctx, cell))
+
+
+def _prompting(study: Study, cell: Prompting) -> Iterator[Need]:
+    facts = {k: v for k, v in to_json(cell).items() if k not in ("name", "policy", "tasks")}
+    most = study.model_of(cell).max_positions
+    yield Need(
+        ["items", cell.tasks, study.outside[cell.tasks], facts, most],
+        lambda ctx: list(asked(ctx, cell)),
+    )
+
+
+NEEDS: dict[str, Callable[[Study, Any], Iterator[Need]]] = {
+    "pretrain": _heldout,
+    "sft": _sft,
+    "compare": _sampled,
+    "feedback": _sampled,
+    "reward": _comparisons,
+    "ensemble": lambda study, cell: iter(()),
+    "ppo": _ppo,
+    "dpo": _comparisons,
+    "best_of_n": _best_of_n,
+    "evaluate": _evaluate,
+    "prompting": _prompting,
+}
+
+
+def check_data(study: Study, names: Collection[str], corpus: Corpus, runs: Path) -> list[str]:
+    """Refuses cells (of `names`) that want more of the data than it holds. Returns what will be left out, in
+    words.
+
+    Args:
+        runs: the root of run folders, where what was found is kept.
+
+    Raises:
+        ConfigError: names the cell, what it needs, and what there is.
+    """
+    wanted: dict[str, tuple[Cell, Need]] = {}
+    for cell in (c for c in study.cells if c.name in names):
+        for need in NEEDS[cell.KIND](study, cell):
+            at = content_id([corpus.content_hash, need.key], 16)
+            if at not in wanted or wanted[at][1].size < need.size:
+                wanted[at] = (cell, need)
+    said: list[str] = []
+    found = Found(runs / "data" / "index" / "needs")
+    for at, (cell, need) in wanted.items():
+        enough = found.known.get(at, {"size": -1})
+        if enough["size"] < need.size:
+            enough = {"size": need.size, "left out": _left_out(study, cell, need, corpus)}
+            found.add(at, enough)
+        said += [f"{cell.name}: {name}: {rows}" for name, rows in enough["left out"].items()]
+    found.save()
+    if any(need.key[0] == "held out" for _, need in wanted.values()):
+        said += _about_heldout(corpus)
+    return said
+
+
+def _about_heldout(corpus: Corpus) -> list[str]:
+    said, asked_for, size = [], corpus.cfg.heldout_tokens, corpus.heldout_tokens
+    if size < asked_for:
+        said.append(
+            f"held-out losses are of all {size:,} targets of the validation split; the default, "
+            f"corpus.heldout_tokens = {asked_for:,}, is more than there are"
+        )
+    if size < 2 * corpus.cfg.seq_len:
+        said.append(
+            f"held-out losses are of {size:,} targets, less than two rows, whose standard error says nothing; "
+            "raise corpus.heldout_tokens or corpus.validation"
+        )
+    return said
+
+
+def _left_out(study: Study, cell: Cell, need: Need, corpus: Corpus) -> dict[str, str]:
+    """Checks a need; by file, the rows that were left out."""
+    quiet = cast(Any, SimpleNamespace(log=lambda text: None))
+    ctx = Context(study, cell, {}, corpus, quiet, cast(Any, None))
+    try:
+        need.check(ctx)
+    except ConfigError as e:
+        text = str(e)
+        raise ConfigError(text if text.startswith(cell.name) else f"{cell.name}: {text}") from None
+    return dict(getattr(ctx, "left_out", {}))
+
+
+class Found:
+    """What earlier commands found, kept where the runs folder can be written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.new = path, False
+        self.known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            read = json.loads(path.read_text())
+            self.known = {k: v for k, v in read.items() if {"size", "left out"} <= set(v)}
+
+    def add(self, at: str, said: dict[str, Any]) -> None:
+        self.known[at], self.new = said, True
+
+    def save(self) -> None:
+        if self.new and self.path.parent.is_dir():
+            with contextlib.suppress(OSError):
+                replace(self.path, json.dumps(self.known))
