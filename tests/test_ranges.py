@@ -368,7 +368,6 @@ def test_an_option_in_its_range_is_a_number():
         ["plan", "STUDY", "--mfu", "2"],
         ["plan", "STUDY", "a.batch=0"],
         ["status", "STUDY", "a.seed=-1"],
-        ["predict", "STUDY", "--at", "-1"],
         ["generate", "a", "--prompt", "x", "--temperature", "-1"],
         ["generate", "a", "--prompt", "x", "--seed", "5e9"],
         ["aot", "llama-8b", "--topology", "v5e:4x4", "--seq-len", "0"],

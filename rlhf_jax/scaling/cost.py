@@ -61,7 +61,8 @@ def training_cost(
     n = known.params if known else _positive("params", params)
     d = _tokens(name, known, tokens)
     trained = known.training if known else None
-    chip = find_hardware(hardware or (trained and trained.hardware) or DEFAULT_HARDWARE)
+    used = trained.hardware if trained else None
+    chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
     prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
     published = trained.mfu if trained and trained.hardware == chip.name else None
     share = next(m for m in (mfu, published, DEFAULT_MFU) if m is not None)
