@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -157,24 +159,37 @@ def _aot(random: Random, folder: Path) -> tuple[list[str], bool]:
     return ["aot", *wrong], True
 
 
-def outcome(argv: Sequence[str], capfd, seconds: int = 60) -> tuple[int, str]:
-    """(exit code, all that was printed); what is not caught is printed as it would be, with code 1. A
-    command that takes longer counts as one that hangs."""
+def outcome(argv: Sequence[str], seconds: int = 60) -> tuple[int, str]:
+    """(exit code, all that was printed). What is not caught is printed as it would be, with code 1; a
+    command that takes longer is code -1."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            with no_longer_than(seconds):
+                code = main(list(argv))
+        except TimeLimit:
+            code = -1
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    return code, printed.getvalue()
 
+
+class TimeLimit(BaseException):
+    """Nothing in the product may catch it."""
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
     def hangs(*_) -> None:
-        raise TimeoutError(f"Traceback: no end after {seconds} s")
+        raise TimeLimit
 
     previous = signal.signal(signal.SIGALRM, hangs)
     signal.alarm(seconds)
-    capfd.readouterr()
     try:
-        code = main(list(argv))
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
+        yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-    return code, "".join(capfd.readouterr())

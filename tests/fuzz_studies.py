@@ -76,6 +76,8 @@ LISTS = {"sources", "members of an ensemble", "shots", "earlier"}
 
 def wrong_values(owner: Any, name: str) -> tuple[Any, ...]:
     """Values that no field of this meaning can have."""
+    if isinstance(getattr(owner, name), str) and name == "prompts":  # MODULE:FUNCTION of a task
+        return (1, None, [1], {"a": 1})
     if name in COUNTS and not (name == "members" and isinstance(owner, Ensemble)):
         return (0, -1, -4, 2.5, True, *NOT_NUMBERS)
     if name == "seed":
@@ -93,7 +95,7 @@ def wrong_values(owner: Any, name: str) -> tuple[Any, ...]:
     if name == "value_clip":
         return (-1, 0, True, *NOT_NUMBERS)
     if name in SWITCHES:
-        return (1, 0, "yes", "true", None, [True], 0.5)
+        return (1, 0, "yes", "True", None, [True], 0.5)
     if name in CHOICES:
         return ("nonsense", "", 1, None, True, ["rope"])
     if name in ("sources", "shots", "earlier") or (

@@ -169,7 +169,7 @@ def test_another_encoding_or_format_is_named(tmp_path, name, content, message):
 
 
 def test_texts_of_a_callable_must_be_texts(tmp_path):
-    for name, message in (("numbers", "text 1 is 3; expected a string"), ("halves", "text 0 is")):
+    for name, message in (("numbers", "gave 3; expected texts"), ("halves", "text 1, ")):
         with pytest.raises(ConfigError, match=message):
             list(documents(f"test_data_files:{name}", tmp_path))
 

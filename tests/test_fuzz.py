@@ -84,17 +84,17 @@ def test_every_number_of_every_cell_has_values_that_are_tried():
 
 
 @pytest.mark.parametrize("part", range(6))
-def test_random_command_lines_end_in_words(tmp_path, part, capfd):
+def test_random_command_lines_end_in_words(tmp_path, part):
     for argv, wrong in random_commands(seed=part, n=40, folder=tmp_path):
-        code, said = outcome(argv, capfd)
+        code, said = outcome(argv)
         assert "Traceback" not in said and code in (0, 1, 2), f"{argv}: {code}: {said[-3000:]}"
         assert not wrong or code == 2, f"{argv} was accepted: {said[-500:]}"
         assert code != 2 or said.strip(), f"{argv} was refused without a word"
 
 
 @pytest.mark.slow
-def test_thousands_of_random_command_lines_end_in_words(tmp_path, capfd):
+def test_thousands_of_random_command_lines_end_in_words(tmp_path):
     for argv, wrong in random_commands(seed=1000, n=2000, folder=tmp_path):
-        code, said = outcome(argv, capfd)
+        code, said = outcome(argv)
         assert "Traceback" not in said and code in (0, 1, 2), f"{argv}: {code}: {said[-3000:]}"
         assert not wrong or code == 2, f"{argv} was accepted: {said[-500:]}"

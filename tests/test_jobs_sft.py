@@ -184,7 +184,7 @@ def test_records_are_numbered_by_their_rows_in_the_file(context, root):
 
 
 def test_callables_must_give_records_and_enough_of_them(context):
-    with pytest.raises(ConfigError, match=r"junk.records = .*gave \('a', 'b'\) .*\(2 of \d"):
+    with pytest.raises(ConfigError, match=r"junk.records = .*gave \('a', 'b'\) .*\(number 2 is"):
         learned(context, SFT("junk", base="base", task=TASK, records="test_jobs_sft:junk"))
     cell = SFT("few", base="base", task=TASK, records="test_jobs_sft:made", examples=3)
     with pytest.raises(

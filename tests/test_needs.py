@@ -71,6 +71,10 @@ def few(split, n, seed):
     return [f"Ask {i}" for i in range(min(n, 5))]
 
 
+def scores(prompts, responses):
+    return [0.0] * len(responses)
+
+
 def long(split, n, seed):
     return ["a long question " * 5 for _ in range(n)]
 
@@ -158,18 +162,18 @@ def cases(folder):
             "c9999: asked for 9999",
         ),
         "prompts of feedback": ([Feedback("f", policy="base", task=TASK, prompts=9999)], "f: asked for"),
-        "prompts of a callable": ([replace(compare, task=few)], "gave 5 prompts"),
+        "prompts of a callable": ([replace(compare, task=few)], "expected 8 texts"),
         "prompts too long": ([replace(compare, task=long)], "expected 1 to 6"),
         "prompts of PPO": (
-            [PPO("ppo", policy="base", reward="needs_tasks:few", task=few, iterations=2, batch=4)],
-            "gave 5 prompts",
+            [PPO("ppo", policy="base", reward="needs_tasks:scores", task=few, iterations=2, batch=4)],
+            "expected 8 texts",
         ),
         "prompts of best-of-n": (
-            [BestOfN("b", policy="base", reward="needs_tasks:few", task=TASK, prompts=999)],
+            [BestOfN("b", policy="base", reward="needs_tasks:scores", task=TASK, prompts=999)],
             "the test split",
         ),
         "prompts of an evaluation": (
-            [Evaluate("e", before="base", after="base", reward="needs_tasks:few", task=TASK, prompts=999)],
+            [Evaluate("e", before="base", after="base", reward="needs_tasks:scores", task=TASK, prompts=999)],
             "e: asked for 999 prompts of 6 tokens, but the test split",
         ),
         "comparisons fewer than a batch": (
@@ -313,7 +317,7 @@ MODEL = ModelConfig(layers=1, width=16, heads=2, vocab=300, max_positions=64)
 def study(tiny):
     return Study("mine", (
         Pretrain("base", model=MODEL, tokens=256, batch=4),
-        Evaluate("last", before="base", after="base", reward="needs_tasks:few",
+        Evaluate("last", before="base", after="base", reward="needs_tasks:scores",
                  task=TaskConfig(prompt_len=6, response_len=24), prompts=8),
     ), CorpusConfig(("TEXTS",), 300, 32, validation=0.2, test=0.2, dedup=False))
 """
@@ -388,8 +392,8 @@ def drawn(r, folder):
     return [
         lambda: SFT("c", base="base", task=task, examples=n(), batch=batch(), records=records, min_gold=r.choice([-1.0, 0.0, 0.9])),
         lambda: Compare("c", policy="base", task=task, prompts=n(), heldout_prompts=n(), k=2),
-        lambda: BestOfN("c", policy="base", reward="needs_tasks:few", task=task, prompts=n(), split=r.choice(["train", "validation", "test"])),
-        lambda: PPO("c", policy="base", reward="needs_tasks:few", task=task, batch=n(), iterations=r.choice([1, 3, 40])),
+        lambda: BestOfN("c", policy="base", reward="needs_tasks:scores", task=task, prompts=n(), split=r.choice(["train", "validation", "test"])),
+        lambda: PPO("c", policy="base", reward="needs_tasks:scores", task=task, batch=n(), iterations=r.choice([1, 3, 40])),
         lambda: Reward("c", base="base", comparisons=files[0], batch=batch(), prompts=r.choice([None, 1, 7])),
         lambda: Prompting("c", policy="base", tasks="needs_tasks:items", items=r.choice([1, 3]), shots=(0, r.choice([1, 2, 3])), answer_len=r.choice([2, 3, 8])),
     ][r.randrange(6)]()  # fmt: skip
@@ -448,7 +452,7 @@ def test_members_that_are_one_run_and_greedy_comparisons_are_named(base):
     study = Study("s", (base, compare, warm, *rewards, Ensemble("e", members=("a", "b", "c"))),
                   CorpusConfig(vocab=300, seq_len=32))  # fmt: skip
     said = remarks(study)
-    best = BestOfN("b", policy="base", reward="needs_tasks:few", task=TASK, n=8, temperature=0.0)
+    best = BestOfN("b", policy="base", reward="needs_tasks:scores", task=TASK, n=8, temperature=0.0)
     assert "8 samples of a prompt are one text" in remarks(replace(study, cells=(base, best)))[0]
     assert len(said) == 2 and "4 completions of a prompt are one text" in said[0]
     assert said[1].startswith("e.members: a, b are the same run")

@@ -244,7 +244,7 @@ def test_bfloat16_logits_are_near_the_exact_ones_of_the_rounded_weights(cfg):
 
 def test_weights_are_cast_before_they_are_gathered():
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
-    cfg = dataclasses.replace(LEARNED, compute="bfloat16")
+    cfg = dataclasses.replace(LEARNED, compute="bfloat16", max_positions=T + 2)
     with jax.set_mesh(mesh):
         tree = transformer.param_axes(cfg)
         layout = shardings(mesh, tree)
