@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models  # noqa: F401 (before jax starts: the devices of all tests)
 
 from rlhf_jax import cli
 from rlhf_jax.config import ConfigError
