@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from rlhf_jax.scaling.numbers import parse
-from rlhf_jax.scaling.points import Points
+
+if TYPE_CHECKING:
+    from rlhf_jax.scaling.points import Points
 
 
 def groups(points: Points, tolerance: float = 0.1) -> list[np.ndarray]:

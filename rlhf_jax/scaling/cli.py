@@ -183,7 +183,8 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
             )  # fmt: skip
     if all(fit["refused"] for fit in fits):
         refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)
-        raise FitError(f"no approach can be fitted to these {len(points)} runs:\n{refusals}")
+        runs = f"these {len(points)} runs" if len(points) > 1 else "one run"
+        raise FitError(f"no approach can be fitted to {runs}:\n{refusals}")
     return fits
 
 

@@ -55,6 +55,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NUMERIC = (*SIZES, "loss", "stderr", "unique_tokens", "error")
 COLUMNS = tuple(ALIASES)
+ASIDE = re.compile(
+    r"train|std|err|scale|_lo(?!ss)|_(hi|se)(?![a-z])|(?<![a-z])ema(?![a-z])", re.IGNORECASE
+)  # of a loss, but not one to fit
 RATE = 6  # the kind of PFLOPs and the like: of a run, or a second
 
 _COUNT = {"n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "count", "counts",
@@ -62,7 +65,7 @@ _COUNT = {"n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "
 _NOUNS = {
     "params": {"param", "params", "parameter", "parameters"},
     "tokens": {"token", "tokens", "tok", "toks"},
-    "flops": {"flop", "flops", "compute"},
+    "flops": {"flop", "flops", "flos", "compute"},
     "loss": {"loss", "nll", "xent", "perplexity", "ppl", "bpb", "bpc", "bpt", "bits", "entropy",
              "crossentropy"},
 }  # fmt: skip
@@ -72,8 +75,8 @@ _MODIFIERS = {
                         "embed", "nonembedding", "nonemb", "noembed", "excluding", "excl",
                         "without", "active", "activated", "size", "net", "network", "reported"},
     "tokens": _COUNT | {"train", "training", "trained", "pretrain", "pretraining", "seen",
-                        "processed", "consumed", "used", "data", "dataset", "global",
-                        "cumulative", "on", "for", "d"},
+                        "processed", "consumed", "used", "data", "input", "dataset", "global",
+                        "cumulative", "on", "for", "d", "size"},
     "flops": _COUNT | {"train", "training", "pretrain", "pretraining", "achieved", "actual",
                        "model", "measured", "estimated", "est", "approx", "theoretical", "used",
                        "spent", "budget", "cumulative", "final", "exact", "target", "planned",
@@ -85,7 +88,8 @@ _MODIFIERS = {
 }  # fmt: skip
 _LETTERS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _PLACES = re.compile(
-    r"^(config|summary|summary_metrics|metrics?|tags|hparams|data|attributes|params|parameters)[./](?=.)",
+    r"^(config|summary|summary_metrics|metrics?|tags|hparams|data|attributes|params|parameters)[./](?=.)"
+    r"|^throughput[./](?=total)",
     re.IGNORECASE,
 )  # where W&B and MLflow put a name
 
@@ -185,10 +189,7 @@ def assign(
         if column.said() or over or (column.name != role and not column.given):
             notes.append(f"column {column.name!r} taken as {role}{column.said()}{over}")
     if "loss" not in columns:
-        raise FitError(
-            f"{where} has no column 'loss', nor another name known for it; it has "
-            f"{', '.join(n for n in header if n)}. Say which one it is: --columns loss=NAME"
-        )
+        raise FitError(_no_loss(header, records, where))
     return columns, passed, notes
 
 
@@ -231,13 +232,51 @@ def candidates(
 
     found.sort(key=order)
     if role == "loss" and not found:  # such as loss_c4_val, where it is the only one
-        aside = ("train", "std", "err", "_se", "_lo", "_hi", "ema", "scale")
-        lossy = [
-            n for n in names if "loss" in _key(n) and not any(a in n.casefold() for a in aside)
-        ]
-        lossy = [n for n in lossy if _numeric_share(n, records) > 0]
-        found = [Column(lossy[0])] if len(lossy) == 1 else []
+        lossy = [n for n in _lossy(names, records) if not ASIDE.search(n)]
+        if len(lossy) == 1:
+            found = [Column(lossy[0], form="" if "loss" in _key(lossy[0]) else "perplexity")]
     return found
+
+
+def _lossy(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of numbers whose names hold `loss` or a perplexity."""
+    named = [n for n in names if "loss" in _key(n) or {"ppl", "perplexity"} & set(_words(n))]
+    return [name for name in named if _numeric_share(name, records) > 0]
+
+
+def _no_loss(header: Sequence[str], records: Sequence[Mapping[str, Any]], where: str) -> str:
+    """The refusal of a table without a loss, with the columns that could be meant."""
+    names = [name for name in header if name]
+    lossy = _lossy(names, records)
+    if any(name.endswith(("__MIN", "__MAX")) for name in lossy):
+        return (
+            f"{where} is the export of a chart, with a column of losses for each run ({listed(lossy, 4)}); "
+            "export the table of runs, with params and tokens in its columns"
+        )
+    plain = [name for name in lossy if not ASIDE.search(name)]
+    train = [name for name in lossy if "train" in name.casefold()]
+    if plain:
+        return (
+            f"{where} has no column 'loss', but several of losses ({listed(plain)}). Say which one to fit: "
+            f"--columns loss=NAME, such as 'loss={plain[0]}'"
+        )
+    if train:
+        return (
+            f"{where} has no column 'loss', only the training loss {train[0]!r}; fits are to held-out "
+            f"losses. To take it all the same, --columns loss=NAME: 'loss={train[0]}'"
+        )
+    if sum(bool(re.fullmatch(r"[\d.eE+\-]+", name)) for name in names) > len(names) / 2:
+        return f"{where} has numbers for column names ({listed(names)}): each run must be a row"
+    return (
+        f"{where} has no column 'loss', nor another name known for it; it has {listed(names)}. Say which "
+        "one it is: --columns loss=NAME"
+    )
+
+
+def listed(names: Sequence[str], most: int = 40) -> str:
+    """Names by commas; of very many the first."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:80] for name in names[:most]) + more
 
 
 def read_name(role: str, name: str) -> Column | None:
@@ -266,6 +305,7 @@ def read_name(role: str, name: str) -> Column | None:
     if words[:1] in (["log10"], ["ln"]) or words[:2] == ["log", "10"]:
         form = "ln" if words[0] == "ln" else "log10"
         words = words[2:] if words[0] == "log" else words[1:]
+    words = [part for word in words for part in _cut(word, role)]
     words, own = _without_unit(words, FLOP_SHORT if role == "flops" else SHORT)
     if role == "loss" and own != 1:
         return None
@@ -326,15 +366,20 @@ def _words(text: str) -> list[str]:
     return re.findall(pattern, re.sub(r"(?<![a-z])x\s?(?=\d)", " ", text))
 
 
+def _cut(word: str, role: str) -> list[str]:
+    """`mparams`, `btokens`: a unit before the noun."""
+    return [word[0], word[1:]] if word[:1] in "kmbgt" and word[1:] in _NOUNS[role] else [word]
+
+
 def _without_unit(words: list[str], short: Mapping[str, float]) -> tuple[list[str], float]:
-    rest, factor = [], 1.0
+    rest, factor, nouns = [], 1.0, set().union(*_NOUNS.values())
     for i, word in enumerate(words):
         if power := re.fullmatch(r"(?:10\s?(?:\^|\*\*)\s?|1?e\+?|1\.0e\+?)(\d+)", word):
             factor *= 10.0 ** min(int(power[1]), 300)
         elif word in LONG:
             factor *= LONG[word]
-        elif (word in short and 0 < i == len(words) - 1) or (
-            word in ("k", "m", "b") and i == 0 and len(words) > 1
+        elif (word in short and i and (words[i + 1 :] == [] or words[i + 1] in nouns)) or (
+            word in ("k", "m", "b", "g", "t") and i == 0 and len(words) > 1
         ):
             factor *= short[word]
         else:

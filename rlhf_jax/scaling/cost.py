@@ -13,6 +13,7 @@ from rlhf_jax.scaling.hardware import Hardware, chip_hours, find_hardware
 from rlhf_jax.scaling.laws import inference_optimal
 from rlhf_jax.scaling.points import FitError
 from rlhf_jax.scaling.published import FRONTIERS
+from rlhf_jax.scaling.selection import TOKENS_PER_PARAM
 
 DEFAULT_HARDWARE = "h100"
 DEFAULT_MFU = 0.4
@@ -60,6 +61,12 @@ def training_cost(
     known = preset(name) if name is not None else None
     n = known.params if known else _positive("params", params)
     d = _tokens(name, known, tokens)
+    if not TOKENS_PER_PARAM[0] <= d / n <= TOKENS_PER_PARAM[1]:
+        low, high = TOKENS_PER_PARAM
+        raise ConfigError(
+            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from {low:g} to "
+            f"{high:g}: check the units of both (70B is 70e9)"
+        )
     trained = known.training if known else None
     used = trained.hardware if trained else None
     chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
@@ -118,7 +125,7 @@ def _tokens(name: str | None, known: Preset | None, tokens: float | None) -> flo
         return known.training.tokens
     raise ConfigError(
         f"no published number of training tokens for {name or 'a bare number of parameters'}; "
-        "give the tokens"
+        "give --tokens"
     )
 
 
@@ -212,8 +219,10 @@ def serving(params: float, tokens: float, inference_tokens: float) -> dict[str, 
     6 N D + 2 N D_inf, `saving` as a share of the given model's.
 
     Raises:
-      ConfigError: inference_tokens is negative or not finite.
+      ConfigError: inference_tokens is negative, not finite or over 1e24.
     """
+    if inference_tokens > 1e24:
+        raise ConfigError(f"inference_tokens is {inference_tokens:g}; it must be 1e24 at most")
     rows = []
     given = 6.0 * params * tokens + 2.0 * params * inference_tokens
     for name, frontier in FRONTIERS.items():

@@ -19,10 +19,10 @@ from rlhf_jax.tables import show, table_of
 def quantity(text: str) -> float:
     """A number on the command line: 70e9, 70B, 1.4T."""
     try:
-        return parse(text)[0]
+        return parse(text.strip().removeprefix("$"))[0]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number, such as 70e9 or 70B"
+            f"{text!r}: expected a number, such as 70e9, 70B or 0.4"
         ) from None
 
 
@@ -35,9 +35,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="trained on (default: the preset's published ones)")  # fmt: skip
     p.add_argument("--hardware", metavar="NAME",
                    help=f"one of {', '.join(HARDWARE)} (default: the preset's, else h100)")  # fmt: skip
-    p.add_argument("--mfu", type=float, metavar="SHARE",
+    p.add_argument("--mfu", type=quantity, metavar="SHARE",
                    help="of the peak, 0 to 1 (default: the preset's, else 0.4)")  # fmt: skip
-    p.add_argument("--price", type=float, metavar="DOLLARS",
+    p.add_argument("--price", type=quantity, metavar="DOLLARS",
                    help="a chip-hour (default: list prices, low and high)")  # fmt: skip
     p.add_argument("--inference-tokens", type=quantity, metavar="D_INF",
                    help="read or written in the model's life: which model would be cheapest then")  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 _PREFIXES = {"k": 1e3, "kilo": 1e3, "m": 1e6, "mega": 1e6, "g": 1e9, "giga": 1e9, "t": 1e12, "tera": 1e12,
              "p": 1e15, "peta": 1e15, "e": 1e18, "exa": 1e18, "z": 1e21, "zetta": 1e21,
              "y": 1e24, "yotta": 1e24}  # fmt: skip
-LONG = {"thousand": 1e3, "thousands": 1e3, "mn": 1e6, "mio": 1e6, "mil": 1e6, "million": 1e6,
-        "millions": 1e6, "bn": 1e9, "billion": 1e9, "billions": 1e9, "tn": 1e12, "trillion": 1e12,
+LONG = {"thousand": 1e3, "thousands": 1e3, "mn": 1e6, "mio": 1e6, "mil": 1e6, "mln": 1e6, "million": 1e6,
+        "millions": 1e6, "bn": 1e9, "bil": 1e9, "mrd": 1e9, "mld": 1e9, "billion": 1e9, "billions": 1e9, "tn": 1e12, "tr": 1e12, "trillion": 1e12,
         "trillions": 1e12, "quadrillion": 1e15, "quintillion": 1e18}  # fmt: skip
 SHORT = {"k": 1e3, "m": 1e6, "mm": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 FLOP_SHORT = {**SHORT, "p": 1e15, "e": 1e18, "z": 1e21}

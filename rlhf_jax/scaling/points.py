@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.scaling.cautions import cautions, false_budget
 from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign
 from rlhf_jax.scaling.numbers import parse
 from rlhf_jax.scaling.readers import read_file, unfold
@@ -195,9 +196,12 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Po
             drop(rows, kept, off_compute(rows, found, path.name), left_out)
         points = from_rows([{k: row[k] for k in ALL if k in row} for row in rows], where=path.name)
         check_third(points.params, points.tokens, found, path.name)
+        if points.budget and (why := false_budget(points, found["budget"])):
+            points, said = replace(points, budget=None), [*said, why]
     except FitError as e:
         raise FitError("\n".join([str(e), *left_out_notes(left_out, total)])) from None
     out_notes = left_out_notes(left_out, total)
+    said += cautions(points, kept, found)
     return replace(
         points,
         notes=(*out_notes, *points.notes, *table.notes, *notes, *said),

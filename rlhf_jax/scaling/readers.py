@@ -28,6 +28,7 @@ ROWS = (
     "results",
     "points",
 )  # of a JSON object, the list of runs
+FOREIGN = re.compile(r"\s*(?:(<!doctype html|<html)|version https://git-lfs)", re.IGNORECASE)
 
 
 @dataclass
@@ -59,13 +60,13 @@ def read_file(path: Path) -> Table:
     if kind == ".gz":
         kind = Path(path.stem).suffix.lower()
     readers: dict[str, Callable[[str, str], Table]] = {
-        ".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json
+        ".csv": _csv, ".tsv": _csv, ".txt": _csv, ".md": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json
     }  # fmt: skip
     if not path.is_file():
         raise FitError(f"{path} is not a file")
     if kind not in (*readers, ".parquet"):
         raise FitError(
-            f"{path.name}: expected a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or one of them "
+            f"{path.name}: expected a .csv, .tsv, .txt, .md, .jsonl, .json or .parquet file, or one of them "
             "with .gz; save it as CSV"
         )
     data = _bytes(path)
@@ -113,6 +114,10 @@ def _text(name: str, data: bytes) -> tuple[str, list[str]]:
             raise FitError(f"{name} is not whole {encoding}: save it as CSV in UTF-8") from None
         text = data.decode("cp1252", errors="replace")
         notes = [f"{name} is not UTF-8; read as Windows-1252"]
+    if found := FOREIGN.match(text):
+        what, do = ("a web page", "download the file itself") if found[1] else (
+            "a Git LFS pointer, not the file", "run `git lfs pull`")  # fmt: skip
+        raise FitError(f"{name} is {what}: {do}")
     control = sum(text.count(chr(i)) for i in (*range(9), 14, 15, 16, 127))
     if "\0" in text or control > 0.01 * len(text) or text.count("\ufffd") > 0.05 * len(text):
         raise FitError(f"{name} is not text: save it as CSV in UTF-8")
@@ -148,7 +153,13 @@ def _csv(name: str, text: str) -> Table:
         header = named
     else:
         rows = rows[1:]
-    header = [re.sub(r"\s+", " ", cell.strip().lstrip("#").strip()) for cell in header]
+    header = [re.sub(r"\s+", " ", cell.strip()) for cell in header]
+    header[0] = header[0].lstrip("#").strip()
+    if separator == "|":  # Markdown: a rule below the header, stars for bold
+        if rows and all(re.fullmatch(r"\s*:?-*:?\s*", cell) for cell in rows[0][1]):
+            rows = rows[1:]
+        rows = [(line, [_unmarked(cell) for cell in cells]) for line, cells in rows]
+        header = [_unmarked(cell) for cell in header]
     if len([cell for cell in header if cell]) < 2 and not any(len(cells) > 1 for _, cells in rows):
         raise FitError(
             f"{name}:{first} has one column, {header[0][:80]!r}; the separators , ; tab and | are known"
@@ -263,6 +274,10 @@ def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> 
     return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))
 
 
+def _unmarked(cell: str) -> str:
+    return re.sub(r"^(\*\*|__|`)(.*)\1$", r"\2", cell.strip())
+
+
 def _is_number(cell: str) -> bool:
     try:
         parse(cell)
@@ -310,11 +325,13 @@ def _json(name: str, text: str) -> Table:
                 return table
         raise FitError(f"{name} is not JSON: {e}") from None
     if isinstance(data, dict):
-        inner = next((data[key] for key in ROWS if isinstance(data.get(key), list)), None)
-        if inner is not None:
-            data = inner
-        elif isinstance(data.get("columns"), list) and isinstance(data.get("data"), list):
-            data = [dict(zip(data["columns"], row, strict=False)) for row in data["data"]]
+        inner = [data[key] for key in ROWS if _objects(data.get(key))]
+        inner = inner[:1] or [value for value in data.values() if _objects(value)]
+        names, rows = data.get("columns"), data.get("data")
+        if len(inner) == 1:
+            data = inner[0]
+        elif isinstance(names, list) and isinstance(rows, list) and _rows_of(names, rows):
+            data = _rows_of(names, rows)
         elif data and all(isinstance(v, list) for v in data.values()):
             longest = max(map(len, data.values()))
             data = [
@@ -328,12 +345,28 @@ def _json(name: str, text: str) -> Table:
                 data = [{"label": key, **row} for key, row in data.items()]
         else:
             data = [data]
+    elif isinstance(data, list) and data and isinstance(data[0], list):
+        data = _rows_of(data[0], data[1:]) or data
     if not isinstance(data, list):
         raise FitError(f"{name} is JSON without a list of runs; give a list of objects, one a run")
     table = Table([], [])
     for number, row in enumerate(data, 1):
         _add(table, f"{name}:{number}", row)
     return table
+
+
+def _objects(value: Any) -> bool:
+    """Whether it is a list of objects, such as the runs of an object that holds them."""
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)
+
+
+def _rows_of(names: list, rows: list) -> list[dict[str, Any]]:
+    """Objects of rows that are lists, as W&B's and pandas' tables have; none where they are not."""
+    if not all(isinstance(name, str) for name in names) or not all(
+        isinstance(r, list) for r in rows
+    ):
+        return []
+    return [dict(zip(names, row, strict=False)) for row in rows]
 
 
 def _add(table: Table, where: str, row: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.scaling.columns import NUMERIC, RATE, SIZES, Column, FitError
+from rlhf_jax.scaling.columns import NUMERIC, RATE, SIZES, Column, FitError, listed
 from rlhf_jax.scaling.numbers import decimal_mark
 from rlhf_jax.scaling.readers import Table
 from rlhf_jax.scaling.selection import TOKENS_PER_PARAM, LeftOut, far_from_6nd, unfinished
@@ -111,7 +111,8 @@ def choose_flops(
         hint = f" ({logs[0]!r}: call it ln_... or log10_...)" if logs else ""
         raise FitError(
             f"of params, tokens and flops the table has {have}; two of them are needed. {where} has "
-            f"{', '.join(names)}: say which they are, --columns params=NAME tokens=NAME{hint}"
+            f"{listed(names)}: say which they are, --columns params=NAME tokens=NAME{hint}, or add "
+            "a column (tokens = steps x batch x sequence length)"
         )
     return notes
 
@@ -125,7 +126,12 @@ def without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> 
             for row in rows:
                 row.pop(role, None)
             column = columns.pop(role, None)
-            if column and role != "step":
+            if column and role == "step" and not {"label", "run_id"} & set(columns):
+                notes.append(
+                    f"column {column.name!r}: no column names the runs, so each row counts as a run of its "
+                    "own; with a column `run` the last step of each counts"
+                )
+            elif column and role != "step":
                 notes.append(
                     f"column {column.name!r} is not used as {role}: {len(lacking)} rows have no "
                     f"positive number there, the first {lacking[0]}"

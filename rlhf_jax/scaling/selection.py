@@ -34,6 +34,17 @@ GOOD_FLAGS = (
 BAD_FLAGS = ("diverged", "crashed", "failed", "killed", "oom", "nan", "unstable", "interrupted",
              "preempted", "aborted", "excluded", "exclude", "earlystopped", "stoppedearly", "broken",
              "incomplete", "unfinished")  # fmt: skip
+SUMMARIES = (
+    "mean",
+    "average",
+    "median",
+    "std",
+    "total",
+    "sum",
+    "min",
+    "max",
+    "count",
+)  # below a table
 EXIT_CODES = ("exitcode", "exitstatus", "returncode")
 TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")
 MIN = {"params": 1e3, "tokens": 1e4, "flops": 1e7, "loss": 1e-4, "unique_tokens": 1.0}
@@ -75,6 +86,10 @@ def unfinished(
         if unknown and len(unknown) < len(words):
             said = ", ".join(f"{word!r} ({count} rows)" for word, count in unknown.most_common(5))
             notes.append(f"column {state.name!r}: {said} says not whether the run finished: kept")
+    first = [next((w for w in map(_plain, record.values()) if w), "") for record in records]
+    for i, word in enumerate(first):
+        if word in SUMMARIES and first.count(word) == 1:
+            out[i] = f"the {word} of other rows"
     for name in header:
         key = re.sub(r"[\s_.\-]", "", name).casefold()
         key = re.sub(r"^(is|has|was)(?=\w{3})", "", key)
@@ -221,6 +236,14 @@ def off_compute(
             f"*1e{power}' if it is that of the flops, or --columns params=... tokens=... for C = 6 N D"
         )
     out: dict[int, str] = {}
+    flops = _values(rows, "flops")
+    turns = (flops / ratio - flops) / 2.0**64
+    if (wrapped := (np.rint(turns) >= 1) & (np.abs(turns - np.rint(turns)) < 1e-3)).any():
+        raise FitError(
+            f"{where}: {int(wrapped.sum())} of {len(rows)} flops ({columns['flops'].name!r}) are 6 N D less "
+            "a multiple of 2^64: they were multiplied as integers of 64 bits. Multiply as floats, or leave "
+            "the column out by naming the others: --columns params=NAME tokens=NAME"
+        )
     with np.errstate(all="ignore"):
         bad = np.abs(np.log(ratio / middle)) > np.log(RATIO)
     _judge(out, bad, ratio, f"columns {names}", f"C is about {middle:.3g} times 6 N D in other rows",
