@@ -12,8 +12,9 @@ import numpy as np
 
 from rlhf_jax.scaling.cautions import cautions, false_budget
 from rlhf_jax.scaling.columns import COLUMNS, NUMERIC, SIZES, FitError, assign
+from rlhf_jax.scaling.json_tables import unfold
 from rlhf_jax.scaling.numbers import parse
-from rlhf_jax.scaling.readers import read_file, unfold
+from rlhf_jax.scaling.readers import read_file
 from rlhf_jax.scaling.rows import check_third, choose_flops, drop, usable_rows, without_optional
 from rlhf_jax.scaling.selection import impossible, left_out_notes, off_compute, repeated
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.scaling.columns import NUMERIC, RATE, SIZES, Column, FitError, listed
+from rlhf_jax.scaling.json_tables import Table
 from rlhf_jax.scaling.numbers import decimal_mark
-from rlhf_jax.scaling.readers import Table
 from rlhf_jax.scaling.selection import TOKENS_PER_PARAM, LeftOut, far_from_6nd, unfinished
 
 OPTIONAL = ("stderr", "unique_tokens", "error", "step")  # of a row; a fit can do without them
