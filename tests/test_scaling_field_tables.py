@@ -85,6 +85,20 @@ def test_a_table_without_a_plain_loss_is_told_what_it_has(tmp_path, header, mess
     assert message in str(e.value)
 
 
+def test_rules_of_databases_and_prose_above_markdown_are_no_rows(tmp_path):
+    rows = "\n".join(f"| {n!r} | {d!r} | {x!r} |" for n, d, x in ROWS)
+    rule = "+------+------+------+\n"
+    for name, text in (
+        ("sql.txt", f"{rule}| N | D | L |\n{rule}{rows}\n{rule}"),
+        ("org.txt", f"| N | D | L |\n|------+------+------|\n{rows}\n"),
+        ("notes.md", f"# Runs\n\nOurs, in two weeks.\n\n| N | D | L |\n|--|--|--|\n{rows}\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        points = read_table(tmp_path / name)
+        assert not points.left_out
+        np.testing.assert_allclose(points.loss, LOSS)
+
+
 def test_a_markdown_table_loses_no_row_to_its_rule(tmp_path):
     rule = ["", " :--- ", "---:", "---", ""]
     rows = [["", f" {n!r} ", d, f"**{x!r}**", ""] for n, d, x in ROWS]

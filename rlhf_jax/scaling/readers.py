@@ -17,6 +17,7 @@ from rlhf_jax.scaling.numbers import parse
 
 SEPARATORS = (",", ";", "\t", "|")
 TAKES = "a quote is opened and not closed in its row: it takes the rows below with it"
+RULE = re.compile(r"[ |+:=-]*--[ |+:=-]*")  # between a header and its rows
 FOREIGN = re.compile(r"\s*(?:(<!doctype html|<html)|version https://git-lfs)", re.IGNORECASE)
 
 
@@ -99,8 +100,11 @@ def _text(name: str, data: bytes) -> tuple[str, list[str]]:
 
 def _csv(name: str, text: str) -> Table:
     text = re.sub(r"\r\n?", "\n", text)
-    lines, skipped, comment = text.split("\n"), 0, ""
-    while skipped < len(lines) and _no_header(lines[skipped]):
+    lines, skipped, comment = ["" if RULE.fullmatch(li) else li for li in text.split("\n")], 0, ""
+    prose = name.casefold().endswith((".md", ".md.gz")) and any("|" in line for line in lines)
+    while skipped < len(lines) and (
+        _no_header(lines[skipped]) or (prose and "|" not in lines[skipped])
+    ):
         comment = lines[skipped].strip().lstrip("#").strip() or comment
         skipped += 1
     if skipped == len(lines):
@@ -125,9 +129,7 @@ def _csv(name: str, text: str) -> Table:
         rows = rows[1:]
     header = [re.sub(r"\s+", " ", cell.strip()) for cell in header]
     header[0] = header[0].lstrip("#").strip()
-    if separator == "|":  # Markdown: a rule below the header, stars for bold
-        if rows and all(re.fullmatch(r"\s*:?-*:?\s*", cell) for cell in rows[0][1]):
-            rows = rows[1:]
+    if separator == "|":  # Markdown: stars for bold
         rows = [(line, [_unmarked(cell) for cell in cells]) for line, cells in rows]
         header = [_unmarked(cell) for cell in header]
     if len([cell for cell in header if cell]) < 2 and not any(len(cells) > 1 for _, cells in rows):
