@@ -43,6 +43,8 @@ def _same_size(
     np.maximum.at(high, of, points.loss)
     first = np.unique(of, return_index=True)[1][of]
     used = {column.name for column in columns.values()}
+    if points.unique_tokens is not None:
+        used |= {name for name in records[0] if "epoch" in name.casefold()}
     names = [name for name in records[0] if name and name not in used and not _is_loss(name)]
     differ = [
         name for name in names

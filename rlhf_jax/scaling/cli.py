@@ -23,7 +23,7 @@ APPROACHES = ("1", "2", "3", "all")
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="TABLE_OR_STUDY",
-                   help="a table of runs (.csv, .tsv, .txt, .md, .jsonl, .json, .parquet, also .gz); a study "
+                   help="a table of runs (.csv, .tsv, .md, .jsonl, .json, .parquet, also .gz); a study "
                         "file; or a folder RUNS/studies/NAME")  # fmt: skip
     p.add_argument("overrides", metavar="key=value", nargs="*", help="of a study file, as in `run`")
     p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],

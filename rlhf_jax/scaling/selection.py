@@ -87,8 +87,9 @@ def unfinished(
             said = ", ".join(f"{word!r} ({count} rows)" for word, count in unknown.most_common(5))
             notes.append(f"column {state.name!r}: {said} says not whether the run finished: kept")
     first = [next((w for w in map(_plain, record.values()) if w), "") for record in records]
+    once = {word for word, count in Counter(first).items() if count == 1}
     for i, word in enumerate(first):
-        if word in SUMMARIES and first.count(word) == 1:
+        if word in SUMMARIES and word in once:
             out[i] = f"the {word} of other rows"
     for name in header:
         key = re.sub(r"[\s_.\-]", "", name).casefold()
