@@ -8,7 +8,8 @@ import pytest
 
 from rlhf_jax import cli
 from rlhf_jax.scaling.columns import FitError
-from rlhf_jax.scaling.points import read_table
+from rlhf_jax.scaling.fits import fit_points
+from rlhf_jax.scaling.points import from_rows, read_table
 
 N = np.geomspace(2e7, 6e8, 8)
 D = np.geomspace(8e9, 2e9, 8)
@@ -219,3 +220,13 @@ def test_shares_and_dollars_may_be_written_as_such(capsys):
     assert cli.main([*words, "--mfu", "40%", "--price", "$2"]) == 0
     assert (cost := json.loads(capsys.readouterr().out))["mfu"] == pytest.approx(0.4)
     assert cost["prices"] == [2, 2]
+
+
+def test_few_runs_for_five_coefficients_are_said():
+    rows = [
+        {"params": n, "tokens": d, "loss": 1.8 + 480 * n**-0.35 + 2100 * d**-0.37}
+        for n in (2e7, 1e8, 5e8) for d in (1e9, 8e9, 3e10)
+    ]  # fmt: skip
+    assert any(
+        "9 runs for 5 coefficients" in note for note in fit_points(from_rows(rows), 3, 0)["notes"]
+    )

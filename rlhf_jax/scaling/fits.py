@@ -28,6 +28,7 @@ from rlhf_jax.scaling.separable import disagreement, fit_separable
 AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
 BUDGET = "their budget is refused: "
 MAX_RESAMPLES = 100_000
+FEW = 10  # runs of approach 3: below, a warning
 DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
 
@@ -289,6 +290,8 @@ def _parametric(points: Points, resamples: int, seed: int, reach: float) -> dict
     fit = fit_parametric(points, resamples, seed)
     values = {name: getattr(fit.law, name) for name in NAMES}
     agreement, refused, warnings = None, fit.refused, list(fit.warnings)
+    if len(points) < FEW:
+        warnings.append(f"{len(points)} runs for 5 coefficients: the law follows their noise")
     if not refused:
         agreement = disagreement(fit, fit_separable(points), len(points))
         if agreement["objective"] > DISAGREE:
