@@ -16,7 +16,11 @@ NO = (False, 0, -1, "0", "-1", "false", "no", "bad", "undesirable", "rejected", 
 HELD_OUT = ("test", "val", "dev", "eval", "held")
 DISMISSED = (
     "deleted", "is_deleted", "removed", "discarded", "excluded", "exclude", "ignore", "skip", "flagged",
-    "spam",
+    "spam", "toxic", "is_toxic", "unsafe", "is_unsafe", "harmful", "is_harmful",
+)  # fmt: skip
+APPROVED = (
+    "is_safe", "safe", "correct", "is_correct", "accepted", "is_accepted", "approved", "is_approved", "valid",
+    "is_valid", "passed", "verified", "review_result",
 )  # fmt: skip
 STATES = ("deleted", "removed", "discarded", "rejected", "failed", "error")
 UNSUPPORTED = {
@@ -44,9 +48,18 @@ SCORED_PAIRS = (
 )
 
 
-MARKS = {"status", "split", "weight", "label", *DISMISSED, *UNSUPPORTED}
+MARKS = {"status", "split", "weight", "label", *DISMISSED, *APPROVED, *UNSUPPORTED}
 _SCORES = set(SCORES)
-_PAIR_MARKS = {"margin", *(name for names in SCORED_PAIRS for name in names)}
+_TIES = ("tie", "is_tie", "winner_tie")
+_SWAPS = ("flip", "flipped", "swap", "swapped")
+_WINNERS = ("preferred", "preference", "winner", "choice", "better")
+PAIR_MARKS = {
+    "margin",
+    *_TIES,
+    *_SWAPS,
+    *_WINNERS,
+    *(name for names in SCORED_PAIRS for name in names),
+}
 
 
 def check(row: Row) -> None:
@@ -57,6 +70,9 @@ def check(row: Row) -> None:
         return
     for name in DISMISSED:
         if _true(row.get(name)):
+            raise Unusable(f"{name} = {repr(row[name])[:40]}")
+    for name in APPROVED:
+        if name in row and _says(row[name], NO):
             raise Unusable(f"{name} = {repr(row[name])[:40]}")
     if isinstance(state := row.get("status"), str) and state.lower() in STATES:
         raise Unusable(f"status = {state!r}")
@@ -73,6 +89,12 @@ def check(row: Row) -> None:
         raise Unusable("label is false: not an answer to imitate")
 
 
+def _says(value: Any, words: tuple[Any, ...]) -> bool:
+    """Whether a value is one of the words, numbers or truth values, in any case."""
+    value = value.strip().lower() if isinstance(value, str) else value
+    return isinstance(value, str | int | float) and value in words
+
+
 def _true(value: Any) -> bool:
     return bool(value) and not (isinstance(value, str) and value.strip().lower() in NO)
 
@@ -84,12 +106,10 @@ def label(row: Row) -> bool:
         ConfigError: it says neither.
     """
     value = row["label"]
-    value = value.strip().lower() if isinstance(value, str) else value
-    if isinstance(value, str | int | float):
-        if value in YES:
-            return True
-        if value in NO:
-            return False
+    if _says(value, YES):
+        return True
+    if _says(value, NO):
+        return False
     raise ConfigError(
         f"label = {str(row['label'])[:40]!r}; expected true or false. Drop the field if it does not say "
         "whether the answer is good"
@@ -98,9 +118,9 @@ def label(row: Row) -> bool:
 
 def check_pair(row: Row) -> None:
     """Raises:
-    Unusable: scores of chosen and rejected that do not say that chosen is better.
+    Unusable: scores or other fields beside chosen and rejected that do not say that chosen is better.
     """
-    if _PAIR_MARKS.isdisjoint(row):
+    if PAIR_MARKS.isdisjoint(row):
         return
     for better, worse in SCORED_PAIRS:
         if better in row and worse in row:
@@ -109,6 +129,12 @@ def check_pair(row: Row) -> None:
                 raise Unusable(f"{better} and {worse} are the same")
             if a < b:
                 raise Unusable(f"{better} is below {worse}")
+    for name in (*_TIES, *_SWAPS):
+        if _says(row.get(name), YES):
+            raise Unusable(f"{name} = {repr(row[name])[:40]}, beside chosen and rejected")
+    for name in _WINNERS:
+        if _says(row.get(name), ("rejected", "tie", "both", "neither", "none", "equal")):
+            raise Unusable(f"{name} = {row[name]!r}, beside chosen and rejected")
     if "margin" in row and number(row, "margin") < 0:
         raise Unusable("margin is below 0")
 
