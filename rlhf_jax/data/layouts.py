@@ -107,7 +107,7 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         )
     numbers, layouts, records = zip(*found, strict=True)
     layout = layout or Counter(layouts).most_common(1)[0][0]
-    unread = sorted({name for names in seen for name in names} - fields.READ)
+    unread = sorted({name for names in seen for name in names} - fields.READ - {""})
     return Loaded(list(records), list(numbers), layout, left.rows, left, unread)
 
 
