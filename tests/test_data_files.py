@@ -229,7 +229,7 @@ def test_sentences_of_any_script_give_prompts(tmp_path, name):
 def test_what_is_left_out_of_sources_stays_known(tmp_path):
     """The corpus says it again when it is found, and no longer once the file is mended."""
     words = random.Random(0).choices(
-        "river lantern garden letter bridge window farmer".split(), k=4000
+        ["river", "lantern", "garden", "letter", "bridge", "window", "farmer"], k=4000
     )
     good = [json.dumps({"text": " ".join(words[i : i + 40])}) for i in range(0, 4000, 40)]
     path, root = tmp_path / "f.jsonl", tmp_path / "runs"

@@ -231,6 +231,12 @@ def test_answers_without_a_label_are_left_out_where_others_have_one(tmp_path):
         ),
         ({"chosen_rating": "?", "rejected_rating": 3}, "chosen_rating = '?'; expected a number"),
         ({"margin": -1}, "margin is below 0"),
+        (
+            {"rm_score_chosen": 1, "rm_score_rejected": 2},
+            "rm_score_chosen is below rm_score_rejected",
+        ),
+        ({"chosen_rank": 2, "rejected_rank": 1}, "chosen_rank is above rejected_rank"),
+        ({"scores": [1, 5]}, "scores = [1, 5], of which the first is not the higher"),
     ],
 )
 def test_pairs_whose_scores_contradict_them_are_left_out(tmp_path, scores, message):
@@ -408,7 +414,8 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
     "change",
     [
         {"is_safe": False}, {"correct": "false"}, {"accepted": 0}, {"review_result": False}, {"toxic": True},
-        {"Label": False}, {" Split ": "test"},
+        {"Label": False}, {" Split ": "test"}, {"split": "holdout"}, {"subset": "test"}, {"sample_weight": 0},
+        {"verdict": "bad"}, {"thumbs_up": False}, {"deleted_at": "2024-01-01"}, {"edited": "5"}, {"revision": "5"},
     ],
 )  # fmt: skip
 def test_answers_that_are_marked_as_bad_by_any_name_are_left_out(tmp_path, change):
@@ -442,6 +449,14 @@ def test_fields_that_nothing_reads_are_named(tmp_path):
     rows = [GOOD | {"origin": "web"}, GOOD | {"Grade": 3, "label": None}]
     assert load(rows_in(tmp_path / "f.jsonl", rows)).unread == ["grade", "origin"]
     assert load(rows_in(tmp_path / "f.jsonl", [GOOD])).unread == []
+    for row, names in (
+        (GOOD | {"response": "4", "input": "x"}, ["input", "response"]),
+        (PAIR | {"response": "a", "winner": "model_b"}, ["response", "winner"]),
+        ({"messages": MESSAGES, "prompt": "x", "rejected_response": "y"}, ["prompt", "rejected_response"]),
+        (PAIR | {"score_chosen": 2, "score_rejected": 1, "margin": 1}, []),
+        ({"instruction": "a", "input": "b", "output": "c", "history": []}, []),
+    ):  # fmt: skip
+        assert load(rows_in(tmp_path / "f.jsonl", [row])).unread == names, row
 
 
 @pytest.mark.parametrize(

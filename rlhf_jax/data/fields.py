@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from . import marks
@@ -39,12 +39,6 @@ EXPECTED = (
     "(or ranking); prompt, response and score. Of two answers and a field that says which is better, make "
     "chosen and rejected"
 )
-# Fields that a layout or a mark reads.
-READ = {
-    *itertools.chain(*QUESTIONS, ASKED, GIVEN, SYSTEM, RESPONSES, RANKS, SCORES, MESSAGES),
-    *("chosen", "rejected", "history"), *marks.MARKS, *marks.PAIR_MARKS,
-}  # fmt: skip
-
 _LISTS = {*MESSAGES, *RESPONSES, *RANKS, "history"}
 _MESSAGES = re.compile(r"\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
@@ -91,3 +85,29 @@ def _unpacked(name: str, text: str) -> Any:
             f"{name} is a list of messages printed as text; write it as JSON (in Python: json.dumps)"
         )
     return text
+
+
+def unread(names: tuple[str, ...], layout: str) -> set[str]:
+    """The names of a row in a layout that are not read."""
+
+    def first(among: Sequence[str]) -> set[str]:
+        return set(next(([n] for n in among if n in names), []))
+
+    read = {"", *marks.MARKS} | first(SYSTEM)
+    asked: set[str] = set()
+    if layout == "pairs":
+        asked = first((*ASKED, *MESSAGES))
+        read |= {"chosen", "rejected", *marks.PAIR_MARKS, *marks.SCORES}
+        read |= {n for n in names if marks.opposite(n)}
+    elif layout == "kwise":
+        asked = first(ASKED)
+        read |= first(RESPONSES) | first(RANKS)
+    elif layout == "chat":
+        read |= first(MESSAGES) | set(marks.SCORES)
+    else:
+        pair = next((q for q in QUESTIONS if set(q) <= set(names)), ())
+        asked = set(pair[:1])
+        read |= set(pair) | (first(SCORES) if layout == "scored" else set())
+    if asked - {"prompt"}:
+        read |= {*GIVEN}
+    return set(names) - read - asked - ({"history"} if asked else set())

@@ -71,16 +71,16 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         raise ConfigError(f"layout = {layout!r}.{suggest(layout, list(LAYOUTS))}")
     found: list[tuple[int, str, Record]] = []
     scored: dict[str, list[tuple[int, str, float]]] = {}
-    left, seen = LeftOut(), set[tuple[str, ...]]()
+    left, seen = LeftOut(), set[tuple[str, tuple[str, ...]]]()
     for number, value, reason in rows(path):
         try:
             if value is None:
                 raise ConfigError(reason)
             row = fields.plain(value)
             shown = layout or layout_of(row)
-            marks.check(row)
             if shown != "records":
-                seen.add(tuple(row))
+                marks.check(row)
+                seen.add((shown, tuple(row)))
             if shown == "scored":
                 prompt, response, score = _scored(row)
                 scored.setdefault(prompt, []).append((number, response, score))
@@ -107,7 +107,7 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         )
     numbers, layouts, records = zip(*found, strict=True)
     layout = layout or Counter(layouts).most_common(1)[0][0]
-    unread = sorted({name for names in seen for name in names} - fields.READ - {""})
+    unread = sorted(set().union(*(fields.unread(names, kind) for kind, names in seen)))
     return Loaded(list(records), list(numbers), layout, left.rows, left, unread)
 
 

@@ -38,7 +38,8 @@ def files(source: str) -> tuple[list[Path], str]:
     for path in found:
         if not path.name.removesuffix(".gz").endswith(FORMATS):
             raise ConfigError(
-                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz)"
+                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz); give "
+                "plain text a name that ends in .txt, and anything else one row of JSON a document"
             )
     return found, field
 
