@@ -161,6 +161,10 @@ def test_a_damaged_archive_is_named_with_the_row(tmp_path, how):
         ("t.jsonl", '{"text": "a"}'.encode("utf-16-be"), "UTF-16"),
         ("t.jsonl.gz", b"{}\n", "not gzip, as its name says"),
         ("t.parquet", b"{}\n", "not readable as parquet"),
+        ("t.txt", b"%PDF-1.4\n1 0 obj\n", "a PDF document"),
+        ("t.txt", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("t.txt.gz", gzip.compress(gzip.compress(b"a river")), "gzip twice"),
+        ("t.md", b"a river", r"t\.md is none of .*ends in \.txt"),
     ],
 )
 def test_another_encoding_or_format_is_named(tmp_path, name, content, message):
