@@ -236,7 +236,7 @@ def test_what_is_left_out_of_sources_stays_known(tmp_path):
         ["river", "lantern", "garden", "letter", "bridge", "window", "farmer"], k=4000
     )
     good = [json.dumps({"text": " ".join(words[i : i + 40])}) for i in range(0, 4000, 40)]
-    path, root = tmp_path / "f.jsonl", tmp_path / "runs"
+    path, root = tmp_path / "f.JSONL", tmp_path / "runs"
     cfg = CorpusConfig(
         sources=(str(path),), vocab=300, seq_len=16, validation=0.0, test=0.0, dedup=False
     )

@@ -517,3 +517,12 @@ def test_tables_have_any_separator_and_name_a_quote_that_does_not_close(tmp_path
     assert str(loaded.left_out) == (
         "1 row left out: a quote does not close: 3 lines up to the end (row 2)"
     )
+
+
+def test_suffixes_may_have_capitals_and_a_file_of_no_objects_says_what_is_expected(tmp_path):
+    (tmp_path / "f.CSV").write_text("prompt,completion\n1 + 2,3\n")
+    assert load(tmp_path / "f.CSV").records == [ANSWER]
+    for text in ("<html>", "[1, 2]", '"a"', "[{]", '{"train": []}'):
+        (tmp_path / "f.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"one list of objects|fields train is in no known"):
+            load(tmp_path / "f.json")

@@ -39,6 +39,12 @@ EXPECTED = (
     "(or ranking); prompt, response and score. Of two answers and a field that says which is better, make "
     "chosen and rejected"
 )
+
+NO_OBJECT = (
+    "Expected an object a line (.jsonl) or one list of objects (.json), a table (.csv, .tsv) or .parquet; of an "
+    "object that holds the list, the list alone"
+)
+
 _LISTS = {*MESSAGES, *RESPONSES, *RANKS, "history"}
 _MESSAGES = re.compile(r"\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 

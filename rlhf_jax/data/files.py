@@ -137,7 +137,7 @@ def rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
     """
     if is_parquet(path):
         yield from _parquet(path, columns)
-    elif path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+    elif path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         yield from _csv(path)
     else:
         yield from _json_rows(path)
@@ -194,7 +194,9 @@ def _list(path: Path, first: bytes, rest: bytes) -> Iterator[Row]:
     except (ValueError, RecursionError) as e:
         alone = _parsed(1, first)
         if alone.reason.startswith("not JSON") or not rest.strip():
-            raise ConfigError(f"{path}: not JSON ({_why(e)})") from None
+            raise ConfigError(
+                f"{path}: not JSON ({_why(e)}); expected one list of objects, or an object a line"
+            ) from None
         yield alone
         yield from _lines(2, rest)
         return
@@ -257,7 +259,7 @@ def _csv(path: Path) -> Iterator[Row]:
     text = "".join(text_blocks(path))
     csv.field_size_limit(LONGEST)
     header = text[: text.find("\n")]
-    tab = path.name.removesuffix(".gz").endswith(".tsv") and "\t" in header
+    tab = path.name.lower().removesuffix(".gz").endswith(".tsv") and "\t" in header
     separator = "\t" if tab else "," if "," in header else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     number, line, last = 0, 1, len(text.splitlines()) if text.count('"') % 2 else 0
@@ -294,7 +296,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                         _check_format(path, unpacked.peek(64)[:64])
                     yield unpacked  # type: ignore[misc]
                 return
-            if path.suffix == ".gz" and start:
+            if path.suffix.lower() == ".gz" and start:
                 raise ConfigError(f"{path}: not gzip, as its name says; rename it or pack it")
             _check_format(path, start)
             file.seek(0)

@@ -101,7 +101,10 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
                 f"{path}: no usable rows: the file is empty; expected one record a row"
             )
         number, reason = left.first
-        reason += f". {fields.EXPECTED}" if reason.endswith(fields.UNKNOWN) else ""
+        if reason.endswith(fields.UNKNOWN):
+            reason += f". {fields.EXPECTED}"
+        elif reason.startswith(("not JSON", "not UTF-8", "expected an object")):
+            reason += f". {fields.NO_OBJECT}"
         raise ConfigError(
             f"{path}, row {number}: {reason}. The file has no usable rows, {left.rows} left out"
         )

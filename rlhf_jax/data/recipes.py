@@ -101,6 +101,7 @@ def _absolute(path: Path) -> str:
 
 def _format(name: str) -> str:
     """How a file is read, by the end of its name."""
+    name = name.lower()
     plain = name.removesuffix(".gz")
     return next(f for f in FORMATS if plain.endswith(f)) + name[len(plain) :]
 

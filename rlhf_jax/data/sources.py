@@ -36,7 +36,7 @@ def files(source: str) -> tuple[list[Path], str]:
             "name, tfds:NAME, a path or glob, each optionally followed by #FIELD, or MODULE:FUNCTION"
         )
     for path in found:
-        if not path.name.removesuffix(".gz").endswith(FORMATS):
+        if not path.name.lower().removesuffix(".gz").endswith(FORMATS):
             raise ConfigError(
                 f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz); give "
                 "plain text a name that ends in .txt, and anything else one row of JSON a document"
@@ -135,7 +135,7 @@ def _texts(
     path: Path, field: str, shares: int, say: Callable[[Path, str], None]
 ) -> Iterator[tuple[int, str]]:
     """(row number from 1, text) of one file; of a .txt file the `passages`."""
-    if path.name.removesuffix(".gz").endswith(".txt"):
+    if path.name.lower().removesuffix(".gz").endswith(".txt"):
         yield from enumerate(passages(text_blocks(path), shares), 1)
         return
     if is_parquet(path):
