@@ -3,6 +3,7 @@ script. What can be used is read, what cannot is named, nothing ends in a traceb
 
 import gzip
 import json
+import pickle
 import random
 import time
 import zlib
@@ -11,7 +12,7 @@ import pytest
 from fuzz_files import record_cases, source_cases
 
 from rlhf_jax.config import ConfigError, CorpusConfig
-from rlhf_jax.data.corpus import prepare
+from rlhf_jax.data.corpus import find, prepare
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.signals import comparisons_of, examples_of
@@ -160,6 +161,10 @@ def test_a_damaged_archive_is_named_with_the_row(tmp_path, how):
         ("t.jsonl", '{"text": "a"}'.encode("utf-16-be"), "UTF-16"),
         ("t.jsonl.gz", b"{}\n", "not gzip, as its name says"),
         ("t.parquet", b"{}\n", "not readable as parquet"),
+        ("t.txt", b"%PDF-1.4\n1 0 obj\n", "a PDF document"),
+        ("t.txt", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("t.txt.gz", gzip.compress(gzip.compress(b"a river")), "gzip twice"),
+        ("t.md", b"a river", r"t\.md is none of .*ends in \.txt"),
     ],
 )
 def test_another_encoding_or_format_is_named(tmp_path, name, content, message):
@@ -223,3 +228,24 @@ def test_sentences_of_any_script_give_prompts(tmp_path, name):
         before = whole[:at].rstrip(" ")[-1:]
         assert before in ("", "\n") or before == end.strip() or not end.strip()
         assert said.endswith(end.strip()) and (end.strip() or whole[at + len(said)] in " \n")
+
+
+def test_what_is_left_out_of_sources_stays_known(tmp_path):
+    """The corpus says it again when it is found, and no longer once the file is mended."""
+    words = random.Random(0).choices(
+        ["river", "lantern", "garden", "letter", "bridge", "window", "farmer"], k=4000
+    )
+    good = [json.dumps({"text": " ".join(words[i : i + 40])}) for i in range(0, 4000, 40)]
+    path, root = tmp_path / "f.JSONL", tmp_path / "runs"
+    cfg = CorpusConfig(
+        sources=(str(path),), vocab=300, seq_len=16, validation=0.0, test=0.0, dedup=False
+    )
+    path.write_text("\n".join([*good, "not JSON"]))
+    made = prepare(cfg, root, log=lambda _: None)
+    assert "1 row left out: not JSON" in made.left_out[str(path)]
+    found = find(cfg, root)
+    assert found == made and pickle.loads(pickle.dumps(found)).left_out == made.left_out
+    path.write_text("\n".join(good))
+    mended = prepare(cfg, root, log=lambda _: None)
+    assert mended.left_out == {} and mended.content_hash == made.content_hash
+    assert find(cfg, root).left_out == {}

@@ -231,6 +231,12 @@ def test_answers_without_a_label_are_left_out_where_others_have_one(tmp_path):
         ),
         ({"chosen_rating": "?", "rejected_rating": 3}, "chosen_rating = '?'; expected a number"),
         ({"margin": -1}, "margin is below 0"),
+        (
+            {"rm_score_chosen": 1, "rm_score_rejected": 2},
+            "rm_score_chosen is below rm_score_rejected",
+        ),
+        ({"chosen_rank": 2, "rejected_rank": 1}, "chosen_rank is above rejected_rank"),
+        ({"scores": [1, 5]}, "scores = [1, 5], of which the first is not the higher"),
     ],
 )
 def test_pairs_whose_scores_contradict_them_are_left_out(tmp_path, scores, message):
@@ -399,3 +405,124 @@ def test_a_row_that_is_labelled_or_scored_as_bad_is_left_out_in_every_layout(tmp
             if row is not GOOD or "score" not in mark:
                 label = {"label": True} if "label" in mark else {}
                 assert usable(tmp_path, row | mark, row | label)[1] == 1
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_safe": False}, {"correct": "false"}, {"accepted": 0}, {"review_result": False}, {"toxic": True},
+        {"Label": False}, {" Split ": "test"}, {"split": "holdout"}, {"subset": "test"}, {"sample_weight": 0},
+        {"verdict": "bad"}, {"thumbs_up": False}, {"deleted_at": "2024-01-01"}, {"edited": "5"}, {"revision": "5"},
+    ],
+)  # fmt: skip
+def test_answers_that_are_marked_as_bad_by_any_name_are_left_out(tmp_path, change):
+    fine = GOOD | {k: True for k in change if k == "Label"}
+    assert usable(tmp_path, GOOD | change, fine)[:2] == ([ANSWER], 1)
+
+
+@pytest.mark.parametrize("change", [{"is_safe": True}, {"correct": "4, not 3"}, {"toxic": False}])
+def test_answers_that_are_marked_as_good_stay(tmp_path, change):
+    assert usable(tmp_path, GOOD | change)[:2] == ([ANSWER], 0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_tie": True}, {"winner_tie": 1}, {"flip": True}, {"preferred": "rejected"}, {"winner": "tie"}]
+)  # fmt: skip
+def test_a_field_that_turns_a_pair_around_is_never_ignored(tmp_path, change):
+    kept, skipped, why = usable(tmp_path, PAIR | change, PAIR | dict.fromkeys(change, False))
+    assert (len(kept), skipped) == (1, 1) and f"{next(iter(change))} = " in why
+
+
+def test_answers_of_a_chat_that_are_not_to_be_learned_leave_it_out(tmp_path):
+    for mark in ({"weight": 0}, {"loss": False}, {"train": False}):
+        turns = [MESSAGES[1], MESSAGES[2] | mark, *MESSAGES[3:5]]
+        kept, skipped, why = usable(tmp_path, {"messages": turns}, {"messages": MESSAGES})
+        assert (len(kept), skipped) == (1, 1) and f"message 2 has {next(iter(mark))}" in why
+    asked = [MESSAGES[1] | {"weight": 0}, MESSAGES[2]]
+    assert usable(tmp_path, {"messages": asked})[1] == 0  # what is asked is never learned
+
+
+def test_fields_that_nothing_reads_are_named(tmp_path):
+    rows = [GOOD | {"origin": "web"}, GOOD | {"Grade": 3, "label": None}]
+    assert load(rows_in(tmp_path / "f.jsonl", rows)).unread == ["grade", "origin"]
+    assert load(rows_in(tmp_path / "f.jsonl", [GOOD])).unread == []
+    for row, names in (
+        (GOOD | {"response": "4", "input": "x"}, ["input", "response"]),
+        (PAIR | {"response": "a", "winner": "model_b"}, ["response", "winner"]),
+        ({"messages": MESSAGES, "prompt": "x", "rejected_response": "y"}, ["prompt", "rejected_response"]),
+        (PAIR | {"score_chosen": 2, "score_rejected": 1, "margin": 1}, []),
+        ({"instruction": "a", "input": "b", "output": "c", "history": []}, []),
+    ):  # fmt: skip
+        assert load(rows_in(tmp_path / "f.jsonl", [row])).unread == names, row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Prompt": "1 + 2", "Completion": "3"}, {"question": "1 + 2", "response": "3"},
+        {"query": "1 + 2", "response": "3"}, {"input": "1 + 2", "output": "3"},
+    ],
+)  # fmt: skip
+def test_questions_and_answers_by_other_names_are_read(tmp_path, row):
+    assert usable(tmp_path, row)[0] == [ANSWER]
+
+
+def test_two_fields_of_one_name_are_refused(tmp_path):
+    assert "'label'" in usable(tmp_path, GOOD | {"Label": 1, "label": 0}, GOOD)[2]
+    (tmp_path / "f.csv").write_text("prompt,completion,completion\n1 + 2,3,4\n")
+    with pytest.raises(ConfigError, match="two columns are called 'completion'"):
+        load(tmp_path / "f.csv")
+
+
+def test_lists_written_as_text_are_lists(tmp_path):
+    whole = only(tmp_path, {"messages": MESSAGES})
+    assert only(tmp_path, {"messages": json.dumps(MESSAGES)}) == whole
+    assert only(tmp_path, {"messages": repr(MESSAGES)}) == whole
+    kwise = {"prompt": "p", "responses": '["a", "b"]', "scores": "[0, 1]"}
+    assert only(tmp_path, kwise)[1] == Comparison("p", ("a", "b"), (2, 1))
+    listed = {"prompt": "List three.", "completion": "[1, 2, 3]"}
+    assert only(tmp_path, listed)[1].response == "[1, 2, 3]"
+    printed = "[{'role': 'user', 'content': 'x'}\n {'role': 'assistant', 'content': 'y'}]"
+    _, skipped, why = usable(tmp_path, PAIR | {"chosen": printed}, PAIR)
+    assert skipped == 1 and "chosen is a list of messages printed as text" in why
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda rows: "".join(json.dumps(r) for r in rows),
+        lambda rows: "\n".join(json.dumps(r, indent=2) for r in rows),
+        lambda rows: ",\n".join(json.dumps(r) for r in rows),
+        lambda rows: "\r".join(json.dumps(r) for r in rows),
+        lambda rows: "\n\n" + json.dumps(rows),
+    ],
+)
+def test_objects_need_not_stand_in_a_line_each(tmp_path, write):
+    rows = [GOOD | {"prompt": f"{i} + 1"} for i in range(5)]
+    (tmp_path / "f.jsonl").write_text(write(rows), newline="")
+    loaded = load(tmp_path / "f.jsonl")
+    assert [r.prompt for r in loaded.records] == [r["prompt"] for r in rows]
+    assert (loaded.rows, loaded.skipped) == ([1, 2, 3, 4, 5], 0)
+
+
+def test_tables_have_any_separator_and_name_a_quote_that_does_not_close(tmp_path):
+    (tmp_path / "f.csv").write_text("prompt; completion\n1 + 2;3\n")
+    assert load(tmp_path / "f.csv").records == [ANSWER]
+    (tmp_path / "f.csv").write_text('prompt,completion\n1 + 2,3\n4,"5\n6,7\n8,9\n')
+    loaded = load(tmp_path / "f.csv")
+    assert loaded.records == [ANSWER]
+    assert str(loaded.left_out) == (
+        "1 row left out: a quote does not close: 3 lines up to the end (row 2)"
+    )
+
+
+def test_suffixes_may_have_capitals_and_a_file_of_no_objects_says_what_is_expected(tmp_path):
+    (tmp_path / "f.CSV").write_text("prompt,completion\n1 + 2,3\n")
+    assert load(tmp_path / "f.CSV").records == [ANSWER]
+    for text in ("<html>", "[1, 2]", '"a"', "[{]", '{"train": []}'):
+        (tmp_path / "f.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"one list of objects|fields train is in no known"):
+            load(tmp_path / "f.json")

@@ -30,7 +30,8 @@ class Collected:
     """All documents of a configuration's sources, in temporary files in `folder`.
 
     Attributes:
-        sizes, characters: of each text, in UTF-8 bytes and in characters.
+        characters: of each text.
+        left_out: by file, the rows that could not be used, and why.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Collected:
         self.ends = array("q", [0])
         self.characters = array("q")
         self.documents: list[Document] = []
+        self.left_out: dict[str, str] = {}
         self.shingles = Shingles(folder) if cfg.dedup else None
         for source in sorted(set(cfg.sources)):
             before, size = len(self.documents), self.ends[-1]
-            for id, text in documents(source, cache, log):
+            for id, text in documents(source, cache, log, self.left_out):
                 self._add(source, id, text)
             count = len(self.documents) - before
             log(f"{source}: {count:,} documents, {(self.ends[-1] - size) / 1e6:.2f} MB")

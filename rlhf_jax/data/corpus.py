@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,16 @@ class Corpus:
         folder: where it lies.
         cfg: the configuration that it was asked for with.
         manifest: what `manifest.json` holds.
+        left_out: by file of its sources, the rows that could not be used, and why.
     """
 
     folder: Path
     cfg: CorpusConfig
     manifest: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder, "cfg": self.cfg, "manifest": self.manifest}
+        return {n: getattr(self, n) for n in ("folder", "cfg", "manifest", "left_out")}
 
     @property
     def content_hash(self) -> str:
@@ -199,16 +201,21 @@ def find(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = warn) -> Co
     Raises:
         ConfigError: a source that is unknown, or gone and not prepared, or a damaged manifest.
     """
-    _, folder, gone = locate(cfg, Path(root) / "data")
+    key, folder, gone = locate(cfg, Path(root) / "data")
     if folder is None:
         return None
-    corpus = Corpus(folder, cfg, read_manifest(folder))
+    corpus = _opened(folder, cfg, key)
     if gone:
         log(
             f"no longer there: {', '.join(gone)}; using corpus {folder.name}, prepared from it "
             "before"
         )
     return corpus
+
+
+def _opened(folder: Path, cfg: CorpusConfig, key: str) -> Corpus:
+    manifest = read_manifest(folder)
+    return Corpus(folder, cfg, manifest, manifest.get("left_out", {}).get(key, {}))
 
 
 def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -> Corpus:
@@ -238,7 +245,7 @@ def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=data, prefix=".building-") as tmp:
             build = Path(tmp) / "corpus"
-            manifest = _build(cfg, build, data / "archives", log)
+            manifest, left_out = _build(cfg, build, data / "archives", log)
             if locate(cfg, data)[0] != key:
                 raise ConfigError("a source changed while it was read; run the same command again")
             folder = data / manifest["content_hash"]
@@ -249,8 +256,8 @@ def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -
                     os.rename(folder, Path(tmp) / "damaged")
                 os.rename(build, folder)
         write_index(data, key, folder, cfg)
-        note_recipe(folder, key)
-    return Corpus(folder, cfg, read_manifest(folder))
+        note_recipe(folder, key, left_out)
+    return _opened(folder, cfg, key)
 
 
 def _whole(folder: Path) -> bool:
@@ -291,9 +298,8 @@ def split_of(digest: bytes, cfg: CorpusConfig) -> str:
 
 def _build(
     cfg: CorpusConfig, folder: Path, cache: Path, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Everything of a corpus into `folder`; returns its manifest."""
-
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Everything of a corpus into `folder`; returns its manifest, and what was left out of the sources."""
     begin = time.monotonic()
     folder.mkdir(parents=True)
     with Collected(cfg, cache, folder, log) as found:
@@ -302,7 +308,7 @@ def _build(
     for split in (s for s in SPLITS if manifest["splits"][s]["rows"]):
         log(f"{split}: {manifest['splits'][split]}")
     log(f"prepared corpus {manifest['content_hash']} in {manifest['seconds']} s")
-    return manifest
+    return manifest, found.left_out
 
 
 def _written(

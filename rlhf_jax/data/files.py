@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +25,17 @@ from ..config import ConfigError
 LONGEST = 1 << 28  # bytes of a line
 BLOCK = 1 << 24  # bytes of text read at once
 SHOWN = 4  # reasons that a message names
+_DECODER = json.JSONDecoder()
+_GAP = re.compile(r"\s*,?\s*")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 _OTHER_FORMATS = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
     b"BZh": "compressed with bzip2; unpack it first",
     b"\xfd7zXZ": "compressed with xz; unpack it first",
     b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\x1f\x8b": "compressed with gzip twice; unpack it once",
+    b"%PDF-": "a PDF document; take the text out of it first",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself: git lfs pull",
     codecs.BOM_UTF32_LE: "UTF-32; convert it: iconv -f UTF-32 -t UTF-8",
     codecs.BOM_UTF16_LE: "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
@@ -131,7 +137,7 @@ def rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
     """
     if is_parquet(path):
         yield from _parquet(path, columns)
-    elif path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+    elif path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         yield from _csv(path)
     else:
         yield from _json_rows(path)
@@ -139,18 +145,46 @@ def rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as file:
-        number = 0
+        number, first = 0, True
         while line := _line(path, file, number + 1):
             number += 1
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.isspace():
                 continue
-            if number == 1 and line.lstrip().startswith(b"["):
-                rest = _read(path, file, -1)
-                yield from _list(path, line, rest)
+            if first and line.lstrip().startswith(b"["):
+                yield from _list(path, line, _read(path, file, -1))
                 return
-            yield _parsed(number, line)
+            row = _parsed(number, line)
+            if first and row.reason.startswith("not JSON") and line.lstrip().startswith(b"{"):
+                rest = _read(path, file, -1)
+                yield from _objects(line + rest) or _lines(number, line + rest)
+                return
+            first = False
+            yield row
+
+
+def _objects(text: bytes) -> list[Row]:
+    """Rows of JSON objects that do not stand in a line each: one in several lines, or several in a line,
+    perhaps with commas between them. None, if the text is something else."""
+    found: list[Row] = []
+    try:
+        rest = text.decode("utf-8").strip()
+        at = 0
+        while at < len(rest):
+            value, end = _DECODER.raw_decode(rest, at)
+            found.append(_object(len(found) + 1, value))
+            gap = _GAP.match(rest, end)
+            at = gap.end() if gap else end
+    except (ValueError, RecursionError):
+        return []
+    return found
+
+
+def _lines(number: int, text: bytes) -> Iterator[Row]:
+    for at, line in enumerate(text.split(b"\n"), number):
+        if line.strip():
+            yield _parsed(at, line)
 
 
 def _list(path: Path, first: bytes, rest: bytes) -> Iterator[Row]:
@@ -160,11 +194,11 @@ def _list(path: Path, first: bytes, rest: bytes) -> Iterator[Row]:
     except (ValueError, RecursionError) as e:
         alone = _parsed(1, first)
         if alone.reason.startswith("not JSON") or not rest.strip():
-            raise ConfigError(f"{path}: not JSON ({_why(e)})") from None
+            raise ConfigError(
+                f"{path}: not JSON ({_why(e)}); expected one list of objects, or an object a line"
+            ) from None
         yield alone
-        for number, line in enumerate(rest.split(b"\n"), 2):
-            if line.strip():
-                yield _parsed(number, line)
+        yield from _lines(2, rest)
         return
     for number, value in enumerate(found, 1):
         yield _object(number, value)
@@ -224,12 +258,20 @@ def _csv(path: Path) -> Iterator[Row]:
     """Rows of a table with a header; an empty field is one that is not there."""
     text = "".join(text_blocks(path))
     csv.field_size_limit(LONGEST)
-    tab = path.name.removesuffix(".gz").endswith(".tsv")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",")
-    number = 0
+    header = text[: text.find("\n")]
+    tab = path.name.lower().removesuffix(".gz").endswith(".tsv") and "\t" in header
+    separator = "\t" if tab else "," if "," in header else max(",;\t|", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    number, line, last = 0, 1, len(text.splitlines()) if text.count('"') % 2 else 0
     try:
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        if twice := next((n for i, n in enumerate(names) if n and n in names[:i]), None):
+            raise ConfigError(f"{path}: two columns are called {twice!r}; rename or drop one")
         for number, row in enumerate(reader, 1):
-            if None in row or None in row.values():
+            lines, line = reader.line_num - line, reader.line_num
+            if lines > 1 and line == last:
+                yield Row(number, None, f"a quote does not close: {lines:,} lines up to the end")
+            elif None in row or None in row.values():
                 yield Row(number, None, "another number of fields than the header")
             else:
                 yield Row(number, {k: v for k, v in row.items() if v != ""})
@@ -250,9 +292,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             if start[:2] == b"\x1f\x8b":
                 file.seek(0)
                 with gzip.GzipFile(fileobj=file) as unpacked:
+                    with contextlib.suppress(*_DAMAGED):
+                        _check_format(path, unpacked.peek(64)[:64])
                     yield unpacked  # type: ignore[misc]
                 return
-            if path.suffix == ".gz" and start:
+            if path.suffix.lower() == ".gz" and start:
                 raise ConfigError(f"{path}: not gzip, as its name says; rename it or pack it")
             _check_format(path, start)
             file.seek(0)

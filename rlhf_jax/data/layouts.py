@@ -8,8 +8,10 @@ commonly published, recognised by a row's fields.
 | kwise | prompt, responses (or answers, completions, outputs), ranking (or ranks, scores); or objects with a text and a rank or score each | comparison |
 | scored | prompt, response (or completion), score (or reward, rating; or rank) | comparison of a prompt's rows |
 | labelled | prompt, completion, label (KTO) | demonstration, if the label is true |
-| instructions | instruction, optionally input or context, output or response (Alpaca, Dolly); or prompt, completion (or response); or question, answer | demonstration |
+| instructions | instruction, optionally input or context, output or response (Alpaca, Dolly); or prompt, completion (or response); or question, answer (or response); or input, output | demonstration |
 | chat | messages of role and content, or conversations of from and value | demonstration |
+
+Names may have capitals. Lists may be written as texts, of JSON or Python.
 
 A `system` text is kept in the prompt, as the system's turn. Fields that change what may be learned from
 a row are followed (`rlhf_jax.data.marks`); others are ignored. Rows that cannot be used are left out,
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import ConfigError, suggest
-from . import marks
+from . import fields, marks
 from .chat import MARKERS, Turn, has_marker, transcript
 from .compared import compared, consistent
 from .feedback import Comparison, Demonstration, Record, from_json
@@ -32,21 +34,6 @@ from .files import LeftOut, rows
 from .marks import Row
 from .messages import OPENINGS, Unusable, asking, prompt_of, turns, with_system
 
-QUESTIONS = (
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-)
-ASKED = ("prompt", "instruction", "question", "query")
-GIVEN = ("input", "context")  # what an instruction or question is about
-SYSTEM = ("system", "system_prompt", "system_message")
-RESPONSES = ("responses", "answers", "completions", "outputs", "candidates")
-TEXTS = ("response", "answer", "completion", "output", "text", "content")
-RANKS = ("ranking", "ranks", "scores")
-SCORES = (*marks.SCORES, "rank")
-MESSAGES = ("messages", "conversations")
 _STRIPPED = tuple(opening.lstrip() for opening in OPENINGS)
 
 
@@ -58,6 +45,7 @@ class Loaded(NamedTuple):
         layout: a key of `LAYOUTS`, that of most rows.
         skipped: rows that were left out.
         left_out: which, and why.
+        unread: fields of those rows that no layout reads.
     """
 
     records: list[Record]
@@ -65,6 +53,7 @@ class Loaded(NamedTuple):
     layout: str
     skipped: int
     left_out: LeftOut
+    unread: list[str]
 
 
 def load(path: str | Path, layout: str | None = None, strict: bool = False) -> Loaded:
@@ -82,16 +71,16 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         raise ConfigError(f"layout = {layout!r}.{suggest(layout, list(LAYOUTS))}")
     found: list[tuple[int, str, Record]] = []
     scored: dict[str, list[tuple[int, str, float]]] = {}
-    left = LeftOut()
+    left, seen = LeftOut(), set[tuple[str, tuple[str, ...]]]()
     for number, value, reason in rows(path):
         try:
             if value is None:
                 raise ConfigError(reason)
-            row = value
-            if None in row.values():
-                row = {k: v for k, v in row.items() if v is not None}
+            row = fields.plain(value)
             shown = layout or layout_of(row)
-            marks.check(row)
+            if shown != "records":
+                marks.check(row)
+                seen.add((shown, tuple(row)))
             if shown == "scored":
                 prompt, response, score = _scored(row)
                 scored.setdefault(prompt, []).append((number, response, score))
@@ -112,12 +101,17 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
                 f"{path}: no usable rows: the file is empty; expected one record a row"
             )
         number, reason = left.first
+        if reason.endswith(fields.UNKNOWN):
+            reason += f". {fields.EXPECTED}"
+        elif reason.startswith(("not JSON", "not UTF-8", "expected an object")):
+            reason += f". {fields.NO_OBJECT}"
         raise ConfigError(
             f"{path}, row {number}: {reason}. The file has no usable rows, {left.rows} left out"
         )
     numbers, layouts, records = zip(*found, strict=True)
     layout = layout or Counter(layouts).most_common(1)[0][0]
-    return Loaded(list(records), list(numbers), layout, left.rows, left)
+    unread = sorted(set().union(*(fields.unread(names, kind) for kind, names in seen)))
+    return Loaded(list(records), list(numbers), layout, left.rows, left, unread)
 
 
 def _answered(
@@ -142,19 +136,18 @@ def layout_of(row: Row) -> str:
         return "records"
     if "chosen" in row and "rejected" in row:
         return "pairs"
-    if (name := _present(row, RESPONSES)) and (_present(row, RANKS) or _objects(row[name])):
+    if (name := _present(row, fields.RESPONSES)) and (
+        _present(row, fields.RANKS) or _objects(row[name])
+    ):
         return "kwise"
-    if _present(row, MESSAGES):
+    if _present(row, fields.MESSAGES):
         return "chat"
-    if any(q in row and a in row for q, a in QUESTIONS):
+    if any(q in row and a in row for q, a in fields.QUESTIONS):
         if "label" in row:
             return "labelled"
-        return "scored" if _present(row, SCORES) else "instructions"
-    fields = ", ".join(map(str, row))[:200]
-    raise ConfigError(
-        f"a row with fields {fields or 'none'} is in no known layout ({', '.join(LAYOUTS)}); "
-        "rename its fields to those of one"
-    )
+        return "scored" if _present(row, fields.SCORES) else "instructions"
+    names = ascii(", ".join(row))[1:-1][:200]
+    raise ConfigError(f"a row with fields {names or 'none'} {fields.UNKNOWN}")
 
 
 def pairs(row: Row) -> Comparison:
@@ -169,7 +162,7 @@ def pairs(row: Row) -> Comparison:
     marks.check_pair(row)
     marks.check_score(row)
     texts = [_said(row, name) for name in ("chosen", "rejected")]
-    asked = _present(row, (*ASKED, *MESSAGES))
+    asked = _present(row, (*fields.ASKED, *fields.MESSAGES))
     if asked is None or (texts[0].startswith(OPENINGS) and texts[1].startswith(OPENINGS)):
         (prompt, first), (other, second) = map(_last_turn, texts)
         if prompt != other:
@@ -189,7 +182,7 @@ def pairs(row: Row) -> Comparison:
 def kwise(row: Row) -> Comparison:
     """K responses with a rank (lower is better) or a score (higher is better) each, in a list beside
     theirs or in an object with each. Equal ones tie."""
-    name = _named(row, RESPONSES)
+    name = _named(row, fields.RESPONSES)
     by, responses, values = ranked(_list(row, name), name, row)
     if not all(_finite(v) for v in values):
         raise ConfigError(f"{by} = {str(values)[:80]}; expected a number for each response")
@@ -205,22 +198,22 @@ def kwise(row: Row) -> Comparison:
     if not all(isinstance(text, str) for text in responses):
         raise ConfigError(f"{name} = {str(responses)[:80]}; expected texts")
     prompt, responses = _under_system(
-        row, _question(row, _present(row, ASKED) or "prompt"), responses
+        row, _question(row, _present(row, fields.ASKED) or "prompt"), responses
     )
     return Comparison(prompt, tuple(responses), ranking)
 
 
 def ranked(items: list[Any], name: str, row: Row) -> tuple[str, list[Any], list[Any]]:
     """Which numbers rank the responses, the responses, and their numbers."""
-    if by := _present(row, RANKS):
+    if by := _present(row, fields.RANKS):
         return by, items, _list(row, by)
     first = items[0] if items else None
-    by = _present(first, SCORES) if isinstance(first, dict) else None
-    text = _present(first, TEXTS) if isinstance(first, dict) else None
+    by = _present(first, fields.SCORES) if isinstance(first, dict) else None
+    text = _present(first, fields.TEXTS) if isinstance(first, dict) else None
     if by is None or text is None or not all(isinstance(x, dict) for x in items):
         raise ConfigError(
-            f"{name}: expected texts and one of {', '.join(RANKS)} beside them, or objects with one of "
-            f"{', '.join(TEXTS)} and one of {', '.join(SCORES)}"
+            f"{name}: expected texts and one of {', '.join(fields.RANKS)} beside them, or objects with one of "
+            f"{', '.join(fields.TEXTS)} and one of {', '.join(fields.SCORES)}"
         )
     return by, [x.get(text) for x in items], [x.get(by) for x in items]
 
@@ -250,7 +243,7 @@ def labelled(row: Row) -> Demonstration:
 
 def _scored(row: Row) -> tuple[str, str, float]:
     """Prompt, response and score, of which a higher one is better."""
-    name = _named(row, SCORES)
+    name = _named(row, fields.SCORES)
     score = marks.number(row, name)
     prompt, answer = _exchange(row)
     return prompt, answer, -score if name == "rank" else score
@@ -264,7 +257,7 @@ def chat(row: Row) -> Demonstration:
         Unusable: the assistant answers nobody or with a blank, or a text holds a transcript's marker.
     """
     marks.check_score(row)
-    field = _named(row, MESSAGES)
+    field = _named(row, fields.MESSAGES)
     found = asking(turns(_list(row, field), field))
     while found and found[-1].role != "assistant":
         found.pop()
@@ -291,10 +284,10 @@ LAYOUTS: dict[str, Callable[[Row], Record]] = {
 
 def _exchange(row: Row) -> tuple[str, str]:
     """Prompt and answer of a row that holds one of each."""
-    names = next((names for names in QUESTIONS if all(name in row for name in names)), None)
+    names = next((names for names in fields.QUESTIONS if all(name in row for name in names)), None)
     if names is None:
         raise ConfigError(
-            f"fields {', '.join(row)}; expected {' or '.join(' and '.join(q) for q in QUESTIONS)}"
+            f"fields {', '.join(row)}; expected {' or '.join(' and '.join(q) for q in fields.QUESTIONS)}"
         )
     prompt = _question(row, names[0])
     answer = row[names[1]]
@@ -313,9 +306,10 @@ def _exchange(row: Row) -> tuple[str, str]:
 def _under_system(row: Row, prompt: str, responses: Sequence[str]) -> tuple[str, list[str]]:
     """Prompt and responses with the row's system text. In a conversation what the assistant says
     begins with a space."""
-    if name := _present(row, SYSTEM):
+    if name := _present(row, fields.SYSTEM):
         prompt = with_system(prompt, _text(row, name))
-    if prompt.startswith(OPENINGS) and prompt.endswith(MARKERS["assistant"]):
+    if prompt.startswith(OPENINGS) and prompt.rstrip().endswith(MARKERS["assistant"]):
+        prompt = prompt.rstrip()
         responses = [t if t[:1].isspace() or not t else f" {t}" for t in responses]
     return prompt, list(responses)
 
@@ -358,6 +352,8 @@ def _list(row: Row, name: str) -> list[Any]:
 
 def _opened(text: str) -> str:
     """A transcript whose leading blank lines were stripped, with them; any other text as it is."""
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
     stripped = text.startswith(_STRIPPED) and MARKERS["assistant"] in text
     return "\n\n" + text if stripped else text
 
@@ -392,7 +388,8 @@ def _question(row: Row, name: str) -> str:
         return prompt_of(found)
     prompt = _opened(_text(row, name))
     if name != "prompt":
-        parts = [prompt, *(_text(row, given) for given in GIVEN if row.get(given))]
+        given = (g for g in fields.GIVEN if g != name and row.get(g))
+        parts = [prompt, *(_text(row, g) for g in given)]
         prompt = "\n\n".join(part for part in parts if part.strip())
     return _after(row["history"], prompt) if row.get("history") else prompt
 

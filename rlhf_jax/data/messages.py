@@ -11,10 +11,11 @@ from .chat import MARKERS, Role, Turn, has_marker, transcript
 
 ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant",
-    "chatgpt": "assistant", "model": "assistant", "system": "system", "developer": "system",
+    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 OPENINGS = (MARKERS["user"], MARKERS["system"])
 _CALLS = {"tool_calls", "function_call"}
+_LEARNED = {"weight", "loss", "train", "trainable", "training"}
 
 
 class Unusable(ConfigError):
@@ -35,23 +36,36 @@ def turns(messages: Sequence[Any], field: str) -> list[Turn]:
             raise ConfigError(f"{field}: message {i} is {_short(message)}; expected an object")
         by, holds = ("from", "value") if "from" in message else ("role", "content")
         name, text = message.get(by), message.get(holds)
-        role = ROLES.get(name) if isinstance(name, str) else None
+        role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
             raise ConfigError(
                 f"{field}: message {i} has {by} = {_short(name)}; expected one of {', '.join(ROLES)}"
             )
         if not _CALLS.isdisjoint(message) and any(message.get(call) for call in _CALLS):
             raise Unusable(f"{field}: message {i} calls a tool")
-        if "weight" in message and message["weight"] not in (1, None):
-            raise Unusable(
-                f"{field}: message {i} has weight = {_short(message['weight'])}; turns have no weights here"
-            )
+        if role == "assistant":
+            _check_learned(message, f"{field}: message {i}")
         if not isinstance(text, str):
             text = _text(text, f"{field}: message {i} has {holds}")
         if has_marker(text):
             raise Unusable(f"{field}: message {i} holds what opens a turn of a transcript")
         found.append(Turn(role, f" {text}" if role == "assistant" else text))
     return found
+
+
+def _check_learned(message: dict[str, Any], where: str) -> None:
+    """Raises:
+    Unusable: an answer of the assistant that is not to be learned, or less than others.
+    """
+    if _LEARNED.isdisjoint(message):
+        return
+    if message.get("weight") not in (1, None):
+        raise Unusable(
+            f"{where} has weight = {_short(message['weight'])}; turns have no weights here"
+        )
+    for name in ("loss", "train", "trainable", "training"):
+        if message.get(name) in (False, "false", "False"):
+            raise Unusable(f"{where} has {name} = {_short(message[name])}: not to be learned")
 
 
 def _text(content: Any, where: str) -> str:

@@ -101,6 +101,7 @@ def _absolute(path: Path) -> str:
 
 def _format(name: str) -> str:
     """How a file is read, by the end of its name."""
+    name = name.lower()
     plain = name.removesuffix(".gz")
     return next(f for f in FORMATS if plain.endswith(f)) + name[len(plain) :]
 
@@ -196,13 +197,15 @@ def locate(cfg: CorpusConfig, data: Path) -> tuple[str, Path | None, list[str]]:
     return key, folder, gone
 
 
-def note_recipe(folder: Path, key: str) -> None:
-    """In the manifest, which is read where the index has no entry."""
+def note_recipe(folder: Path, key: str, left_out: dict[str, str] | None = None) -> None:
+    """In the manifest, which is read where the index has no entry; with what was left out of the sources."""
     if key in read_manifest(folder).get("recipes", ()):
         return
     with contextlib.suppress(OSError), locked(folder.parent / "adopt.lock", warn):
         manifest = read_manifest(folder)
         manifest["recipes"] = sorted({*manifest.get("recipes", ()), key})
+        if left_out:
+            manifest["left_out"] = manifest.get("left_out", {}) | {key: left_out}
         replace(folder / MANIFEST, manifest_text(manifest))
 
 

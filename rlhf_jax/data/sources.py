@@ -36,9 +36,10 @@ def files(source: str) -> tuple[list[Path], str]:
             "name, tfds:NAME, a path or glob, each optionally followed by #FIELD, or MODULE:FUNCTION"
         )
     for path in found:
-        if not path.name.removesuffix(".gz").endswith(FORMATS):
+        if not path.name.lower().removesuffix(".gz").endswith(FORMATS):
             raise ConfigError(
-                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz)"
+                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz); give "
+                "plain text a name that ends in .txt, and anything else one row of JSON a document"
             )
     return found, field
 
@@ -79,7 +80,12 @@ def is_tfds(source: str) -> bool:
     return source.startswith("tfds:") and not Path(pattern_of(source)[0]).is_file()
 
 
-def documents(source: str, cache: Path, log: Callable[[str], None] = lambda _: None) -> Documents:
+def documents(
+    source: str,
+    cache: Path,
+    log: Callable[[str], None] = lambda _: None,
+    left_out: dict[str, str] | None = None,
+) -> Documents:
     """(id, text) of every document of a source; see `CorpusConfig.sources` for the forms.
 
     Args:
@@ -87,6 +93,7 @@ def documents(source: str, cache: Path, log: Callable[[str], None] = lambda _: N
             `MODULE:FUNCTION`, which gives texts and must give the same ones each time.
         cache: the folder in which archives of packages are kept.
         log: told which rows of a file are left out, and why.
+        left_out: the same by file, filled in here.
 
     Raises:
         ConfigError: unknown source, an unreadable file (with the place) or one without a usable row,
@@ -108,21 +115,27 @@ def documents(source: str, cache: Path, log: Callable[[str], None] = lambda _: N
             yield str(i), text
     else:
         paths, field = files(source)
+
+        def say(path: Path, what: str) -> None:
+            log(f"{path}: {what}")
+            if left_out is not None:
+                left_out[str(path)] = what
+
         for path in paths:
             empty = True
-            for row, text in _texts(path, field, SHARES // len(paths), log):
+            for row, text in _texts(path, field, SHARES // len(paths), say):
                 if text.strip():
                     empty = False
                     yield f"{path.name}:{row}", text.replace("\r\n", "\n")
             if empty:
-                log(f"{path}: no text in it")
+                say(path, "no text in it")
 
 
 def _texts(
-    path: Path, field: str, shares: int, log: Callable[[str], None]
+    path: Path, field: str, shares: int, say: Callable[[Path, str], None]
 ) -> Iterator[tuple[int, str]]:
     """(row number from 1, text) of one file; of a .txt file the `passages`."""
-    if path.name.removesuffix(".gz").endswith(".txt"):
+    if path.name.lower().removesuffix(".gz").endswith(".txt"):
         yield from enumerate(passages(text_blocks(path), shares), 1)
         return
     if is_parquet(path):
@@ -142,7 +155,7 @@ def _texts(
         number, reason = left.first
         raise ConfigError(f"{path}, row {number}: {reason}. No row of the file can be used")
     if left.rows:
-        log(f"{path}: {left}")
+        say(path, str(left))
 
 
 def _field(row: dict, field: str) -> str:

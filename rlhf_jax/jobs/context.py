@@ -47,11 +47,16 @@ class Context:
         default_factory=dict
     )  # file -> rows that were not used, and why
 
-    def leave_out(self, where: str, left: LeftOut) -> None:
-        """Says, in the log and in the cell's results, which rows of a file could not be used."""
-        if left.rows:
-            self.left_out[where] = "; ".join(filter(None, (self.left_out.get(where), str(left))))
-            self.runtime.log(f"{self.cell.name}: {where}: {left}")
+    def leave_out(self, where: str, left: LeftOut, unread: Sequence[str] = ()) -> None:
+        """Says, in the log and in the cell's results, which rows of a file could not be used, and which
+        fields are not read."""
+        said = [str(left)] if left.rows else []
+        if unread:
+            said.append(f"fields that are not read: {ascii(', '.join(unread))[1:-1][:300]}")
+        if said:
+            known = self.left_out.get(where)
+            self.left_out[where] = "; ".join([*([known] if known else []), *said])
+            self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
 
     @property
     def folder(self) -> CellFolder:

@@ -65,6 +65,7 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
     cfg, steps = cell.model, cell.tokens // (cell.batch * T)
+    ctx.left_out.update(ctx.corpus.left_out)
     params = _init(cfg, jax.random.key(cell.seed), run.axes)
     state = init_state(place(params, param_axes(cfg), run.mesh, run.axes), cell.optim, steps)
     start = 0

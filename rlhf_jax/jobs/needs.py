@@ -199,6 +199,7 @@ def check_data(study: Study, names: Collection[str], corpus: Corpus, runs: Path)
             found.add(at, enough)
         said += [f"{cell.name}: {name}: {rows}" for name, rows in enough["left out"].items()]
     found.save()
+    said += [f"{name}: {rows}" for name, rows in corpus.left_out.items()]
     if any(need.key[0] == "held out" for _, need in wanted.values()):
         said += _about_heldout(corpus)
     return said

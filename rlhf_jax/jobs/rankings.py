@@ -168,7 +168,7 @@ def compared_in(ctx: Context, path: str) -> dict[int, Comparison]:
             found[row] = comparisons[0]
         else:
             left.add(row, "it prefers no response to another")
-    ctx.leave_out(path, left)
+    ctx.leave_out(path, left, loaded.unread)
     if not found:
         raise ConfigError(
             f"{path}: {len(loaded.records)} records of layout {loaded.layout!r} that prefer no response to "

@@ -167,7 +167,7 @@ def source(ctx: Context, cell: SFT) -> Source:
         ctx.runtime.log(
             f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
         )
-        ctx.leave_out(name, loaded.left_out)
+        ctx.leave_out(name, loaded.left_out, loaded.unread)
         return Source(name, loaded.records, loaded.rows)
     given, where = ("train", cell.examples, cell.seed), f"{cell.name}.records"
     records = call_for_list(
