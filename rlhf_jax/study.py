@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from rlhf_jax.cells import Cell, Ensemble, Pretrain, names_cell
 from rlhf_jax.config import (
@@ -331,6 +331,8 @@ class Study(Checked):
 
 def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
     """(field, name, whether it is a file rather than a callable) of what a cell names that is no cell."""
+    if not _names_others(obj.__class__):
+        return
     parents = getattr(obj, "PARENTS", {})
     for f in fields(obj):
         value, allowed, path = getattr(obj, f.name), f.metadata.get("outside"), f"{where}.{f.name}"
@@ -341,6 +343,16 @@ def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
                 if not (f.name in parents and names_cell(named)):
                     called = allowed == "callable" or (allowed == "records" and is_callable(named))
                     yield path, named, not called
+
+
+@functools.cache
+def _names_others(cls: type) -> bool:
+    """Whether a field, or one of a configuration in it, can name a callable or a file."""
+    hints = get_type_hints(cls)
+    return any(
+        f.metadata.get("outside") or (is_dataclass(hints[f.name]) and _names_others(hints[f.name]))
+        for f in fields(cls)
+    )
 
 
 def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str, Any]:

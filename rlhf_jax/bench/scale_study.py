@@ -46,6 +46,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["plan"],
     "status": ["status"],
     "run --dry-run": ["run", "--dry-run"],
+    "report, first": ["report"],  # makes the fits of 1,000 of the runs
     "report": ["report"],
 }
 

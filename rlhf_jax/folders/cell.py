@@ -136,8 +136,10 @@ class CellFolder:
         """NAME of every `results/NAME.json`."""
         digests = (self.record() or {}).get("digests")
         found = digests or [f"results/{p.name}" for p in self.results.glob("*.json")]
-        paths = map(Path, found)
-        return sorted(p.stem for p in paths if p.parent == Path("results") and p.suffix == ".json")
+        names = [name.removeprefix("results/") for name in found if name.startswith("results/")]
+        return sorted(
+            n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n
+        )
 
     def last_metrics(self) -> dict[str, Any]:
         """The last row of metrics.jsonl; empty where there is none. Raises Damaged."""

@@ -5,6 +5,7 @@ No script and no network; light, dark and print. A section whose cells are not d
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from rlhf_jax.report.markup import (
 from rlhf_jax.report.study_fits import Fits, run_fits
 from rlhf_jax.report.study_results import StudyResults, is_number, read_study
 from rlhf_jax.report.style import Plot, count, power
+
+MOST_NAMED = 20  # base models that the summary names one by one
 
 
 def build(
@@ -85,7 +88,11 @@ def build(
 
 def _summary(study: StudyResults, fits: Fits) -> str:
     lines = scaling.headlines(fits)
-    for cell in _bases(study):
+    bases = _bases(study)
+    if len(bases) > MOST_NAMED:
+        lines.append(f"Of {len(bases):,} base models, the one of lowest held-out loss:")
+        bases = [min(bases, key=lambda cell: cell.heldout.get("loss", math.inf))]
+    for cell in bases:
         held = cell.heldout
         lines.append(
             f"{cell.name} ({count(held.get('params'))} parameters): held-out loss "

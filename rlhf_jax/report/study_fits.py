@@ -165,9 +165,10 @@ def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
 
 def _prediction(study: StudyResults) -> dict[str, Any] | None:
     """`prediction.json` of the study folder with `score` beside it."""
-    said = read_json(study.folder / "prediction.json")
+    if not (said := read_json(study.folder / "prediction.json")):
+        return said
     rows = [row for a in study.analyses("isoflop") for row in sweep_table(a.cells)]
-    if not said or not rows:
+    if not rows:
         return said
     unique = list({row["label"]: row for row in rows}.values())
     return said | {"score": score(said, sweep_points(unique))}
