@@ -165,3 +165,8 @@ def rlhf_study() -> Study:
         ),
         CorpusConfig(vocab=256, seq_len=64, heldout_tokens=4096),
     )
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes can hold the time at which they were packed; workers must name a test alike."""
+    return argname if isinstance(val, bytes) else None
