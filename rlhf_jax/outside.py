@@ -89,6 +89,11 @@ def importable(import_path: str) -> Any:
 # --- calling what a user wrote -------------------------------------------------------------------
 
 
+MOST = 1e15  # of a score's size: float32 holds the squares, and sums of them
+
+LABELS = "labels, one for each response, None for no mode"
+
+
 def said(error: BaseException) -> str:
     """An error of a user's file, on one screen."""
     if isinstance(error, SystemExit):
@@ -97,6 +102,7 @@ def said(error: BaseException) -> str:
         text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     except Exception:  # of the user's class of errors
         text = type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()  # a lone surrogate ends jax's callbacks
     if isinstance(error, SyntaxError) and ("null bytes" in text or "unicode" in text):
         text += "; expected Python, saved as UTF-8 text"
     lines = text.splitlines() or [""]
@@ -180,12 +186,12 @@ def call_for_scores(
     Raises:
         ConfigError: it fails, or gives something else. So do the functions below.
     """
-    found, name = _call(import_path, where, prompts, responses)
+    found, name = _call(import_path, where, list(prompts), list(responses))  # its own, to change
     return check_scores(found, name, responses)
 
 
 def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
-    """What a callable gave as scores (n,), float64, each finite in float32 too."""
+    """What a callable gave as scores (n,), float64, whose squares and sums float32 can hold."""
     import numpy as np
 
     n = len(responses)
@@ -210,12 +216,11 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
         raise ConfigError(
             f"{name} gave {shape if scores.ndim != 1 else f'{len(scores)} numbers'}; {wanted}"
         )
-    with np.errstate(over="ignore"):
-        bad = np.flatnonzero(~np.isfinite(scores.astype(np.float32)))
+    bad = np.flatnonzero(~(np.abs(scores.astype(np.float64)) <= MOST))
     if len(bad):
         raise ConfigError(
             f"{name} gave {scores[bad[0]]!s} for response {bad[0] + 1} of {n}, {responses[bad[0]]!r:.80}; "
-            "expected finite numbers of float32"
+            f"expected finite numbers from {-MOST:g} to {MOST:g}"
         )
     return scores.astype(np.float64)
 
@@ -256,7 +261,8 @@ def call_for_list(
     count: int | None = None,
 ) -> list[Any]:
     """The list of objects of some kinds that a callable gives; `count`: so many."""
-    items = list(call_for_each(import_path, where, arguments, kinds, what))
+    most = None if count is None else count + 1  # of a generator that never ends
+    items = list(itertools.islice(call_for_each(import_path, where, arguments, kinds, what), most))
     _check_count(len(items), count, import_path, where, arguments, what)
     return items
 
@@ -267,7 +273,8 @@ def _check_count(
     if count is not None and found != count:
         split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
         name = f"{where} = {import_path!r}{_place(load_callable(import_path))}"
-        raise ConfigError(f"{name} gave {found}{split}; expected {count} {what}")
+        more = f"more than {count}" if found > count else found
+        raise ConfigError(f"{name} gave {more}{split}; expected {count} {what}")
 
 
 def call_for_each_text(import_path: str, where: str, *arguments: Any) -> Iterator[str]:
@@ -285,7 +292,8 @@ def call_for_texts(
     import_path: str, where: str, *arguments: Any, count: int | None = None
 ) -> list[str]:
     """The texts that a callable gives."""
-    texts = list(call_for_each_text(import_path, where, *arguments))
+    most = None if count is None else count + 1  # of a generator that never ends
+    texts = list(itertools.islice(call_for_each_text(import_path, where, *arguments), most))
     _check_count(len(texts), count, import_path, where, arguments, "texts")
     return texts
 

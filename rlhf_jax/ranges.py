@@ -32,8 +32,9 @@ class Range:
         real = isinstance(value, float)
         used = _single(value) if real else value
         lost = real and (math.isinf(used) or (value and not used))
-        enough = used > self.low if self.above else used >= self.low
-        few = used < self.high if self.below else used <= self.high
+        low, high = (_single(x) if real else x for x in (self.low, self.high))
+        enough = used > low if self.above else used >= low
+        few = used < high if self.below else used <= high
         if not lost and ((enough and few) or (self.zero and not value)):
             return ""
         limits = "that float32 can hold" if lost else self._limits(enough)

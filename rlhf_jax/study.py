@@ -231,9 +231,10 @@ class Study(Checked):
         if cell.continues:
             parent = self[cell.continues]
             assert isinstance(parent, Pretrain)
-            if cell.model != parent.model or cell.batch != parent.batch:
+            for path, own, before in _differing(cell, parent):
                 raise ConfigError(
-                    f"{cell.name} continues {parent.name!r}: model and batch must agree"
+                    f"{cell.name}.{path} = {own!r}, but {parent.name!r}, which it continues, has {before!r}; "
+                    "model and batch must agree: set both"
                 )
             for name in ("seed", "unique_tokens"):
                 own, before = getattr(cell, name), getattr(parent, name)
@@ -449,6 +450,18 @@ def _check_callables(study: Study) -> None:
         if (function := importable(name)) is not None:
             check_call(function, f"{where} = {name!r}", arguments)
         checked.add((name, arguments))
+
+
+def _differing(cell: Pretrain, parent: Pretrain) -> Iterator[tuple[str, Any, Any]]:
+    """(field, a cell's, its parent's) of what has to be equal for the one to continue the other."""
+    pairs = [
+        ("batch", cell, parent),
+        *((f.name, cell.model, parent.model) for f in fields(cell.model)),
+    ]
+    for name, own, before in pairs:
+        if getattr(own, name) != getattr(before, name):
+            path = name if own is cell else f"model.{name}"
+            yield path, getattr(own, name), getattr(before, name)
 
 
 def _overridden(study: Study, overrides: Sequence[str]) -> Study:

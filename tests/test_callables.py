@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from fractions import Fraction
 
@@ -34,6 +35,16 @@ def raises(*arguments):
 
 def exits(*arguments):
     sys.exit(3)
+
+
+def raises_half_a_letter(*arguments):
+    raise ValueError("\ud800")
+
+
+def empties(prompts, responses):
+    n = len(responses)
+    prompts.clear(), responses.clear()
+    return [0.0] * n
 
 
 def prints(prompts, responses):
@@ -82,7 +93,7 @@ def test_numbers_in_a_list_or_an_array_are_scores(monkeypatch, result):
         ({"a": 1}, "gave {'a': 1}; expected 3 numbers"),
         ([1, float("nan"), 3], "gave nan for response 2 of 3, 'two'; expected finite numbers"),
         ([1, 2, -float("inf")], "gave -inf for response 3 of 3"),
-        ([1e39, 2, 3], "gave 1e+39 for response 1 of 3, 'one'; expected finite numbers of float32"),
+        ([1e39, 2, 3], "gave 1e+39 for response 1 of 3, 'one'; expected finite numbers from -1e+15 to 1e+15"),
     ],
     ids=lambda x: str(x)[:25],
 )  # fmt: skip
@@ -107,6 +118,19 @@ def test_a_callable_that_fails_is_named_with_the_line_that_failed(name, said):
     assert str(e.value).endswith(f"(in {__file__}, line {line + 1})")
 
 
+def test_what_a_callable_raises_can_be_written_as_utf8():
+    """A lone surrogate in it ended the whole process, inside jax."""
+    with pytest.raises(ConfigError, match=r"raised ValueError: .ud800") as e:
+        call_for_scores(f"{HERE}:raises_half_a_letter", "p.reward", ["p"], ["r"])
+    assert str(e.value).encode()
+
+
+def test_a_callable_may_change_the_lists_that_it_is_given():
+    given = list(TEXTS)
+    assert call_for_scores(f"{HERE}:empties", "p.reward", given, given).tolist() == [0, 0, 0]
+    assert given == TEXTS
+
+
 def test_what_a_callable_prints_is_not_a_commands_output(capsys):
     assert call_for_scores(f"{HERE}:prints", "p.reward", ["p"], ["abc"]).tolist() == [3]
     out, err = capsys.readouterr()
@@ -121,7 +145,8 @@ def test_what_a_callable_prints_is_not_a_commands_output(capsys):
         (5, "gave 5; expected a list of texts"),
         ({"a": 1}, "expected a list of texts"),
         (["a"], "gave 1 for the train split; expected 2 texts"),
-        (["a", "b", "c"], "gave 3 for the train split; expected 2 texts"),
+        (["a", "b", "c"], "gave more than 2 for the train split; expected 2 texts"),
+        (itertools.repeat("a"), "gave more than 2 for the train split; expected 2 texts"),
         (["a", 3], "gave 3 for the train split; expected texts (number 2 is of type int)"),
         (["a", None], "gave None for the train split"),
         (["a", b"b"], "gave b'b' for the train split"),

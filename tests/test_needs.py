@@ -334,6 +334,36 @@ def mine(folder, tmp_path):
     return SimpleNamespace(path=path, call=call, root=tmp_path / "runs")
 
 
+CALLED = """
+def scores(prompts, responses): return [0.0] * len(responses)
+def strings(prompts, responses): return ["good"] * len(responses)
+def one(prompts, responses): return [1.0]
+def nan(prompts, responses): return [float("nan")] * len(responses)
+def huge(prompts, responses): return [1e30] * len(responses)
+def raises(prompts, responses): return 1 / 0
+"""
+
+
+@pytest.mark.parametrize("field", ["reward", "task.gold", "modes"])
+@pytest.mark.parametrize("name", ["strings", "one", "nan", "huge", "raises", "scores"])
+def test_callables_are_called_before_anything_is_trained(
+    mine, tmp_path, monkeypatch, capsys, field, name
+):
+    module = f"called_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(CALLED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    setting = f"last.{field}={module}:{name}"
+    taken = name == "scores" or (field == "modes" and name in ("strings", "nan", "huge"))
+    if taken:
+        assert mine.call("run", "--dry-run", setting) == 0
+        return
+    assert mine.call("run", setting) == 2
+    err = capsys.readouterr().err
+    assert f"last.{field} = '{module}:{name}' (" in err and f"{module}.py, line " in err
+    assert "Traceback" not in err and not (mine.root / "cells").exists()
+    assert mine.call("plan", setting) == 2
+
+
 def test_run_refuses_the_last_cell_before_the_first_begins(mine, capsys):
     assert mine.call("plan", "last.prompts=999") == 0  # there is no corpus yet to look at
     assert mine.call("run", "last.prompts=999") == 2
@@ -355,7 +385,8 @@ def test_a_check_that_passed_is_not_made_again_and_a_larger_one_is(mine, monkeyp
     count = []
     real = Context.prompts
     monkeypatch.setattr(Context, "prompts", lambda *a: count.append(a) or real(*a))
-    for words, calls in (([], 1), ([], 0), (["last.prompts=5"], 0), (["last.prompts=9"], 1)):
+    # Of the prompts, and two of them to call the reward with.
+    for words, calls in (([], 2), ([], 0), (["last.prompts=5"], 0), (["last.prompts=9"], 1)):
         assert mine.call("plan", *words) == 0
         assert len(count) == calls, words
         count.clear()

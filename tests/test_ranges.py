@@ -204,6 +204,7 @@ def test_what_is_at_the_end_of_a_range_is_accepted():
     OptimConfig(b1=0, warmup=1, final=0, weight_decay=0, lr=1e38)
     assert Pretrain("x", seed=2**32 - 1).seed == 2**32 - 1
     assert Compare("x", temperature=0, k=9).temperature == 0
+    assert PPO("x", temperature=1e-4).temperature == 1e-4  # of which float32 holds a little less
     assert PPO("x", gamma=0, lam=1, value_clip=None, ema=0).value_clip is None
     assert CorpusConfig(validation=0, test=0).test == 0
 

@@ -216,8 +216,12 @@ def test_continuing_needs_the_same_model_and_more_tokens():
     study(BASE, longer)
     with pytest.raises(ConfigError, match="must be larger"):
         study(BASE, replace(longer, tokens=1024))
-    with pytest.raises(ConfigError, match="model and batch must agree"):
+    with pytest.raises(
+        ConfigError, match=r"longer\.batch = 4, but 'base', which it continues, has "
+    ):
         study(BASE, replace(longer, batch=4))
+    with pytest.raises(ConfigError, match=r"longer\.model\.qk_norm = True, but 'base'"):
+        study(BASE, replace(longer, model=replace(MODEL, qk_norm=True)))
 
 
 @pytest.mark.parametrize(

@@ -24,3 +24,8 @@ def questions(split, n, seed):
         Item("say", "one", f"Say {words[(first + i) % 4]} {i}.", words[(first + i) % 4], ("sad",))
         for i in range(n)
     ]
+
+
+def texts(split, n, seed):
+    """Short prompts, which repeat."""
+    return [f"Story {(i + seed) % 7}" for i in range(n)]

@@ -77,7 +77,9 @@ def prompts_from(
         ConfigError: the split holds fewer such openings, or `length` is below 2.
     """
     if length < 2:
-        raise ConfigError(f"length = {length}; a prompt is BOS and at least one token of text")
+        raise ConfigError(
+            f"task.prompt_len = {length}; expected at least 2: a prompt is BOS and a token of text"
+        )
     starts = [
         (f"{d['source']}:{d['id']}", paragraph, at, script)
         for d in corpus.documents(split)
@@ -96,7 +98,8 @@ def prompts_from(
     if len(found) < n:
         raise ConfigError(
             f"asked for {n} prompts of {length} tokens, but the {split} split has {len(found)} "
-            f"with a continuation of at most {max_response} tokens; lower n or length, or add text"
+            f"with a continuation of at most {max_response} tokens; ask for fewer, raise task.response_len, "
+            "choose another task.prompt_len, or add text"
         )
     return list(found.values())
 

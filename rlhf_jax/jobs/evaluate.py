@@ -24,7 +24,7 @@ from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win
 from rlhf_jax.generate import generate, join, response_log_probs, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
 from rlhf_jax.jobs.sampling import save_arrays, split_key
-from rlhf_jax.outside import call_for_list
+from rlhf_jax.outside import LABELS, call_for_list
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.train import Stopped
 
@@ -120,8 +120,7 @@ def _modes(cell: Evaluate, prompts: list[str], texts: dict[str, list[str]]) -> d
     labels = {}
     for side in SIDES:
         given, n = (prompts, texts[side]), len(prompts)
-        what = "labels, one for each response, None for no mode"
-        labels[side] = call_for_list(cell.modes, f"{cell.name}.modes", given, object, what, n)
+        labels[side] = call_for_list(cell.modes, f"{cell.name}.modes", given, object, LABELS, n)
     return mode_report(labels["before"], labels["after"])
 
 

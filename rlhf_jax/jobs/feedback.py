@@ -35,7 +35,7 @@ def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
         if not records:
             raise ConfigError(
                 f"{cell.name}: the labeller had nothing to edit in {splits[split].arrays['gold'].size} responses "
-                f"to {split} prompts; raise prompts, heldout_prompts or k"
+                f"to {split} prompts; raise prompts, heldout_prompts, k or min_gold"
             )
         write(ctx.folder.results / name, records)
         report[f"{split}_records"] = len(records)

@@ -37,6 +37,7 @@ from rlhf_jax.jobs.context import Context
 from rlhf_jax.jobs.prompting import asked
 from rlhf_jax.jobs.rankings import check_comparisons, template_of
 from rlhf_jax.jobs.sft import packed_rows, source, taught
+from rlhf_jax.outside import LABELS, call_for_list, call_for_scores
 from rlhf_jax.study import Study
 
 Check = Callable[[Context], Any]
@@ -60,14 +61,46 @@ def _heldout(study: Study, cell: Cell) -> Iterator[Need]:
     yield Need(["held out", study.corpus.heldout_tokens], lambda ctx: ctx.corpus.heldout_tokens)
 
 
-def _prompts(study: Study, task: TaskConfig, split: str, n: int, seed: int) -> Need:
+def _called(
+    study: Study, cell: Compare | PPO | BestOfN | Evaluate, split: str, n: int
+) -> Iterator[Need]:
+    """The user's rewards, gold scores and modes give what they should, of two of the cell's own prompts."""
+    task = cell.task
+    n = n if task.prompts else 2  # of a callable the same ones that the cell asks for
+    for field in ("task.gold", "reward", "modes"):
+        name = task.gold if field == "task.gold" else getattr(cell, field, "")
+        if not name or names_cell(name) or name.startswith("rlhf_jax."):
+            continue
+
+        def check(ctx: Context, name: str = name, field: str = field) -> None:
+            prompts = ctx.prompts(task, split, n, cell.seed).texts[:2]
+            given, where = (prompts, [p[-24:] for p in prompts]), f"{ctx.cell.name}.{field}"
+            if field == "modes":
+                call_for_list(name, where, given, object, LABELS, len(prompts))
+            else:
+                call_for_scores(name, where, *given)
+
+        prompts = [task.prompts and study.outside[task.prompts], split, n, cell.seed, to_json(task)]
+        yield Need(["called", field, name, study.outside.get(name), prompts], check)
+
+
+def _prompts(
+    study: Study, task: TaskConfig, split: str, n: int, seed: int, recorded: bool = False
+) -> Need:
+    """`recorded`: they become records, whose prompts are not empty."""
+
     def check(ctx: Context) -> None:
-        ctx.prompts(task, split, n, seed)
+        if "" in ctx.prompts(task, split, n, seed).texts and recorded:
+            raise ConfigError(
+                f"task.prompts = {task.prompts!r} gave '' for the {split} split, but the samples become records, "
+                "whose prompts are texts; leave empty ones out"
+            )
 
     if not task.prompts:  # whatever the seed, all openings are tried
         return Need(["openings", split, task.prompt_len, task.response_len], check, n)
     source = [task.prompts, study.outside[task.prompts]]
-    return Need(["prompts", source, split, n, seed, task.prompt_len, task.template], check)
+    facts = [split, n, seed, task.prompt_len, task.template, recorded]
+    return Need(["prompts", source, *facts], check)
 
 
 def _sft(study: Study, cell: SFT) -> Iterator[Need]:
@@ -82,24 +115,29 @@ def _sft(study: Study, cell: SFT) -> Iterator[Need]:
 
 def _sampled(study: Study, cell: Compare | Feedback) -> Iterator[Need]:
     for split, n in (("train", cell.prompts), ("validation", cell.heldout_prompts)):
-        yield _prompts(study, cell.task, split, n, cell.seed)
+        yield _prompts(study, cell.task, split, n, cell.seed, recorded=True)
+    if isinstance(cell, Compare):
+        yield from _called(study, cell, "train", cell.prompts)
 
 
 def _ppo(study: Study, cell: PPO) -> Iterator[Need]:
     yield from _verdicts(study, cell)
     n = cell.batch * min(cell.iterations, cell.prompt_batches)
     yield _prompts(study, cell.task, "train", n, cell.seed)
+    yield from _called(study, cell, "train", n)
 
 
 def _best_of_n(study: Study, cell: BestOfN) -> Iterator[Need]:
     yield from _verdicts(study, cell)
     yield _prompts(study, cell.task, cell.split, cell.prompts, cell.seed)
+    yield from _called(study, cell, cell.split, cell.prompts)
 
 
 def _evaluate(study: Study, cell: Evaluate) -> Iterator[Need]:
     yield from _heldout(study, cell)
     yield from _verdicts(study, cell)
     yield _prompts(study, cell.task, "test", cell.prompts, cell.seed)
+    yield from _called(study, cell, "test", cell.prompts)
 
 
 def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
