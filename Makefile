@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/rlhf-jax run experiments/demo.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 device-check:
 	@python=$(BIN)/python; [ -x $$python ] || python=python3; \

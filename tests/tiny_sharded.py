@@ -85,7 +85,8 @@ def born(mesh):
     cell = Pretrain("p", model=cfg, batch=2, tokens=2 * 32, seed=3)
     folder = CellFolder(Path("nowhere"))
     study = SimpleNamespace(corpus=SimpleNamespace(seq_len=32), model_of=lambda cell: cell.model)
-    ctx = Context(study, cell, {"p": folder}, None, Runtime(mesh, AXES), None)
+    corpus = SimpleNamespace(left_out={})
+    ctx = Context(study, cell, {"p": folder}, corpus, Runtime(mesh, AXES), None)
     state = language._pretrain_member(ctx, alone=True).state
     head = place(with_scalar_head(state.params, key), param_axes(cfg, True), mesh)
     trees = {
