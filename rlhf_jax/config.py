@@ -17,6 +17,7 @@ import os
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -50,9 +51,12 @@ class Checked:
             raise ConfigError(f"{cls.__name__}.__post_init__ would skip checks; name it check")
 
     def __post_init__(self) -> None:
+        settled = _settled(type(self))
         for name, hint in _hints(type(self)).items():
-            value = _convert(hint, getattr(self, name), f"{self._called()}.{name}")
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if value is not settled.get(name, _settled):
+                value = _convert(hint, value, f"{self._called()}.{name}")
+                object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
@@ -80,8 +84,21 @@ def _typed(cls: Any) -> dict[str, Any]:
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(_typed)
 
 
-def _names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+def _settled_of(cls: Any) -> dict[str, Any]:
+    """The defaults of fields that are as the fields hold them, and are not checked in each object."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}  # fmt: skip
+    hints = _hints(cls)
+    return {n: d for n, d in defaults.items() if _convert(hints[n], d, f"{cls.__name__}.{n}") is d}
+
+
+_settled: Callable[[Any], dict[str, Any]] = functools.cache(_settled_of)
+
+
+def _init_names(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+_names: Callable[[Any], list[str]] = functools.cache(_init_names)
 
 
 @dataclass(frozen=True)
@@ -294,7 +311,7 @@ def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
         raise ConfigError(
             f"{path} = {shown(values)}; expected at least {least}, none of them empty"
         )
-    if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
+    if twice := next((v for v, count in Counter(values).items() if count > 1), None):
         raise ConfigError(f"{path} has {twice!r} twice; give each one once")
 
 

@@ -96,17 +96,18 @@ class CellFolder:
         Raises:
           Damaged: the cell is done, and this is not what it wrote.
         """
-        path, digests = self.path / name, (self.record() or {}).get("digests")
+        digests = (self.record() or {}).get("digests")
         if digests is not None and name not in digests:
             return None
         try:
-            data = path.read_bytes()
+            with open(f"{self.path}/{name}", "rb", buffering=0) as f:  # thousands are read
+                data = f.readall()
         except FileNotFoundError:
             data = None
         if digests is not None and data is None:
-            raise self.damaged(path, "it is gone")
+            raise self.damaged(self.path / name, "it is gone")
         if digests is not None and data is not None and _digest(data) != digests[name]:
-            raise self.damaged(path, "its content is not what the cell wrote")
+            raise self.damaged(self.path / name, "its content is not what the cell wrote")
         return data
 
     def json(self, name: str) -> Any:
@@ -148,15 +149,6 @@ class CellFolder:
             return json.loads(lines[-2]) if len(lines) > 1 and lines[-2] else {}
         except ValueError:
             raise self.damaged(self.path / "metrics.jsonl", "its last line is not JSON") from None
-
-    def check(self) -> None:
-        """Reads every file that a finished cell wrote.
-
-        Raises:
-          Damaged: one is not what the cell wrote.
-        """
-        for name in (self.record() or {}).get("digests", ()):
-            self.read(name)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line cut by a crash is left out. Raises Damaged."""

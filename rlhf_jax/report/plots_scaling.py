@@ -41,7 +41,8 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     drawn = [curves[i] for i in _spread(len(curves))]
     for _, flops, loss in drawn:
         ax.plot(flops, loss, color=SERIES[0], alpha=0.35, linewidth=1.0)
-        ax.plot(flops[-1], loss[-1], "o", color=SERIES[0], markersize=4)
+    last = np.array([(flops[-1], loss[-1]) for _, flops, loss in drawn])
+    ax.plot(*last.T, "o", color=SERIES[0], markersize=4)
     grid = np.geomspace(min(c[1][0] for c in curves), max(c[1][-1] for c in curves), 400)
     table = [np.interp(np.log(grid), np.log(f), v, left=np.inf, right=np.inf) for _, f, v in curves]
     envelope = np.minimum.accumulate(np.min(table, axis=0))  # least with at most this compute
@@ -262,7 +263,7 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
 
 FEW = 10  # budgets whose refusals are written beside their curves
 MOST = 150  # points of a curve that a figure and its table hold
-RUNS = 200  # curves of a figure
+RUNS = 80  # curves of a figure
 
 
 def _spread(n: int, most: int = RUNS) -> list[int]:

@@ -40,10 +40,10 @@ class CellResult:
     @cached_property
     def record(self) -> dict[str, Any] | None:
         """done.json, or kept.json of results that are kept."""
-        return self.read.record()
+        return self.snapshot.record()
 
     @cached_property
-    def read(self) -> CellFolder:
+    def snapshot(self) -> CellFolder:
         """The folder as it was when first read."""
         return self.folder.snapshot()
 
@@ -66,13 +66,13 @@ class CellResult:
         """File stem -> content of every `results/*.json`."""
         if not self.done:
             return {}
-        return {stem: self.read.result(stem) or {} for stem in self.read.result_names()}
+        return {stem: self.snapshot.result(stem) or {} for stem in self.snapshot.result_names()}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Logged rows by step; of a step logged twice (a resumed run) the last."""
         try:
-            rows = self.read.metrics()
+            rows = self.snapshot.metrics()
         except Damaged:
             if self.done:
                 raise
@@ -89,7 +89,7 @@ class CellResult:
         """`done`, or what the folder says otherwise, in words."""
         if not self.folder.path.is_dir():
             return "not started"
-        state = self.read.state()
+        state = self.snapshot.state()
         if state["state"] == "failed":
             return f"failed: {state.get('error') or state.get('reason') or 'see its folder'}"
         return str(state["state"])
@@ -106,7 +106,7 @@ class CellResult:
     def _json(self, name: str) -> Any:
         """A file of the folder. An unfinished cell's may be unreadable: its next run writes it anew."""
         try:
-            return self.read.json(name) or {}
+            return self.snapshot.json(name) or {}
         except Damaged:
             if self.done:
                 raise
@@ -184,7 +184,8 @@ class StudyResults:
         """
         for cell in self.cells:
             if cell.done:
-                cell.read.check()
+                _ = cell.config, cell.provenance, cell.results
+                cell.snapshot.read("metrics.jsonl")
 
     @property
     def missing(self) -> list[CellResult]:
