@@ -85,7 +85,9 @@ def command(args: argparse.Namespace) -> int:
                     "--batch-per-device, or a smaller --topology"
                 )
             each = w.batch // devices
-        model = dataclasses.replace(w.model, remat=args.remat) if args.remat else w.model
+        model = (
+            dataclasses.replace(w.model, remat=args.remat) if args.remat is not None else w.model
+        )
         seq_len = w.seq_len if args.seq_len is None else args.seq_len
         jobs.append((w.name, Job(model, args.topology, mesh, each, seq_len, args.accumulate)))
         check(jobs[-1][1], devices)

@@ -86,9 +86,9 @@ def command(args: argparse.Namespace) -> int:
     from rlhf_jax.scaling.fits import check_numbers
     from rlhf_jax.scaling.points import FitError
 
-    if args.law and args.approach:
+    if args.law is not None and args.approach:
         raise ConfigError("--law and --approach are two ways to choose the fit; give one of them")
-    if args.window and (args.law or args.approach in ("1", "3")):
+    if args.window and (args.law is not None or args.approach in ("1", "3")):
         raise ConfigError("--window is of approach 2 alone; leave it out, or give --approach 2")
     pairs = [text for text in args.columns if "=" in text.strip("=")]
     if len(pairs) < len(args.columns):
@@ -153,7 +153,7 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
     from rlhf_jax.scaling.points import FitError
 
     points = source.points
-    if args.law:
+    if args.law is not None:
         from rlhf_jax.scaling.laws import LAWS, fit_named
 
         if args.law not in LAWS:
@@ -201,7 +201,7 @@ def _read(args: argparse.Namespace) -> Source:
         raise ConfigError(f"no file {path}")
     for given, option in ((args.overrides, "key=value"), (args.tiny, "--tiny"),
                           (args.analysis, "--analysis")):  # fmt: skip
-        if given:
+        if given or given == "":
             raise ConfigError(f"{option} is for studies; {path.name} is a table")
     columns = dict(text.split("=", 1) for text in args.columns)
     return Source(read_table(path, columns), fits.source(path))
@@ -234,11 +234,11 @@ def _read_study(args: argparse.Namespace) -> Source:
     analyses = {analysis.name: analysis for analysis in study.analyses("isoflop")}
     if not analyses:
         return _all_pretrained(study, args.analysis)
-    if args.analysis and args.analysis not in analyses:
+    if args.analysis is not None and args.analysis not in analyses:
         raise ConfigError(
             f"no isoflop analysis {args.analysis!r}.{suggest(args.analysis, list(analyses))}"
         )
-    if len(analyses) > 1 and not args.analysis:
+    if len(analyses) > 1 and args.analysis is None:
         raise ConfigError(
             f"several isoflop analyses: choose with --analysis {' | '.join(analyses)}"
         )
@@ -268,7 +268,7 @@ def _all_pretrained(study: StudyResults, wanted: str | None) -> Source:
     kinds = Counter(cell.kind for cell in study.cells)
     has = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
     said = f"{study.folder.name} has no isoflop analysis; analyses: {others}; cells: {has}"
-    if wanted or not kinds["pretrain"]:
+    if wanted is not None or not kinds["pretrain"]:
         raise ConfigError(f"{said}. Add Analysis('isoflop', ...) of its pretraining cells")
     cells = study.of("pretrain", done=False)
     if not (rows := sweep_table(cells)):
