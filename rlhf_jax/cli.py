@@ -292,16 +292,22 @@ def _corpus(study: Study, runs: Runs, args: argparse.Namespace) -> Corpus | None
     return corpus
 
 
-def _check(study: Study, runs: Runs, corpus: Corpus | None, names: Collection[str]) -> None:
+def _check(
+    study: Study,
+    runs: Runs,
+    corpus: Corpus | None,
+    names: Collection[str],
+    failing: dict[str, str] | None = None,
+) -> None:
     """Refuses what a job would refuse of the study or, if it is there, of the data. `names`: the cells that
-    would run. Says what is left out, or may be meant otherwise."""
+    would run. Says what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
     from rlhf_jax.jobs.between_cells import check_cells, remarks
     from rlhf_jax.jobs.needs import check_data
 
     check_cells(study)
     said = remarks(study)
     if corpus is not None:
-        said += check_data(study, names, corpus, runs.root)
+        said += check_data(study, names, corpus, runs.root, failing)
     for text in said:
         _say(text)
 
@@ -347,7 +353,16 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     corpus = prepare(study.corpus, runs.root, lambda text: print(text, flush=True))
     study.check_corpus(corpus.tokens("train"))
     _restore(study, runs, corpus.content_hash, args)
-    _check(study, runs, corpus, _would_run(study, runs, args, corpus.content_hash))
+    names, failing = _would_run(study, runs, args, corpus.content_hash), dict[str, str]()
+    _check(study, runs, corpus, names, failing)
+    only, reason = args.only, "\n".join(dict.fromkeys(failing.values()))
+    if failing:
+        only = _without(study, names, failing, args.only)
+        if not only:
+            raise ConfigError(reason)
+        _say(
+            f"{reason}\n{', '.join(failing)}: not run for that reason; what needs none of them runs"
+        )
     command = _again(argv)
     folder = _write_study(study, runs, corpus.content_hash, command, args)
     code = local.run(
@@ -357,7 +372,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         corpus_hash=corpus.content_hash,
         tiny=args.tiny,
         overrides=args.overrides,
-        only=args.only,
+        only=only,
         force=args.force,
         workers=args.workers,
         threads=args.threads,
@@ -372,7 +387,19 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     # Folders that other studies share are known by now.
     _write_study(study, runs, corpus.content_hash, command, args)
     _build_report(folder, runs)
+    if failing:
+        raise ConfigError(reason)
     return code
+
+
+def _without(
+    study: Study, names: Collection[str], failing: Collection[str], asked: Sequence[str]
+) -> list[str]:
+    """The cells of `names` that a run ends in, or is `asked` for, without those that start from a failing
+    one."""
+    parents = {p for c in study.cells for p in c.parents()}
+    ends = {c.name for c in study.select(asked)} | {c.name for c in study.cells} - parents
+    return sorted((set(names) & ends) - forgotten(study, list(failing)))
 
 
 def _write_study(

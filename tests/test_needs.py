@@ -364,6 +364,25 @@ def test_callables_are_called_before_anything_is_trained(
     assert mine.call("plan", setting) == 2
 
 
+def test_cells_that_need_no_failing_callable_run(mine, tmp_path, monkeypatch, capsys):
+    module = f"failing_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(CALLED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    other = 'Pretrain("other", model=MODEL, tokens=256, batch=4, seed=1),\n        Evaluate('
+    mine.path.write_text(
+        mine.path.read_text().replace("Evaluate(", other, 1).replace("import other,", "import ")
+    )
+    asked = []
+    monkeypatch.setattr(
+        "launch.local.run", lambda *given, **options: asked.append(options["only"]) or 0
+    )
+    monkeypatch.setattr(cli, "_build_report", lambda *given: None)
+    assert mine.call("run", f"last.reward={module}:nan") == 2
+    assert asked == [["other"]]  # neither the cell, nor the base that serves it alone
+    assert capsys.readouterr().err.count(f"{module}.py, line ") == 2  # before, and at the end
+    assert mine.call("run", f"last.reward={module}:nan", "--only", "last") == 2 and len(asked) == 1
+
+
 def test_run_refuses_the_last_cell_before_the_first_begins(mine, capsys):
     assert mine.call("plan", "last.prompts=999") == 0  # there is no corpus yet to look at
     assert mine.call("run", "last.prompts=999") == 2

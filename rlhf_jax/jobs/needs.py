@@ -212,28 +212,44 @@ NEEDS: dict[str, Callable[[Study, Any], Iterator[Need]]] = {
 }
 
 
-def check_data(study: Study, names: Collection[str], corpus: Corpus, runs: Path) -> list[str]:
+def check_data(
+    study: Study,
+    names: Collection[str],
+    corpus: Corpus,
+    runs: Path,
+    failing: dict[str, str] | None = None,
+) -> list[str]:
     """Refuses cells (of `names`) that want more of the data than it holds. Returns what will be left out, in
     words.
 
     Args:
         runs: the root of run folders, where what was found is kept.
+        failing: takes the reasons of cells whose callables fail, by cell; without it they are refused too.
 
     Raises:
         ConfigError: names the cell, what it needs, and what there is.
     """
     wanted: dict[str, tuple[Cell, Need]] = {}
+    callers: dict[str, list[str]] = {}
     for cell in (c for c in study.cells if c.name in names):
         for need in NEEDS[cell.KIND](study, cell):
             at = content_id([corpus.content_hash, need.key], 16)
             if at not in wanted or wanted[at][1].size < need.size:
                 wanted[at] = (cell, need)
+            if need.key[0] == "called":
+                callers.setdefault(at, []).append(cell.name)
     said: list[str] = []
     found = Found(runs / "data" / "index" / "needs")
     for at, (cell, need) in wanted.items():
         enough = found.known.get(at, {"size": -1})
         if enough["size"] < need.size:
-            enough = {"size": need.size, "left out": _left_out(study, cell, need, corpus)}
+            try:
+                enough = {"size": need.size, "left out": _left_out(study, cell, need, corpus)}
+            except ConfigError as e:
+                if failing is None or at not in callers:
+                    raise
+                failing.update(dict.fromkeys(callers[at], str(e)))
+                continue
             found.add(at, enough)
         said += [f"{cell.name}: {name}: {rows}" for name, rows in enough["left out"].items()]
     found.save()
