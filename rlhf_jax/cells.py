@@ -209,8 +209,13 @@ class Reward(Cell):
     # average on true continuations (Stiennon 2020, InstructGPT).
     normalise: Literal["samples", "demonstrations"] = option("samples")
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The cells and files whose comparisons it learns from."""
+        return (self.comparisons, *self.earlier)
+
     def check(self) -> None:
-        check_names((self.comparisons, *self.earlier), f"{self.name}.comparisons and earlier")
+        check_names(self.compared, f"{self.name}.comparisons and earlier")
         if self.loss != "kwise":
             self.unused("margin", "loss = 'kwise'")
 
@@ -339,6 +344,11 @@ class DPO(Cell):
     batch: Size = 16  # prompts
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.0))
     seed: Seed = 0
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """As of `Reward`."""
+        return (self.comparisons,)
 
 
 @dataclass(frozen=True)

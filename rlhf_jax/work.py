@@ -177,8 +177,9 @@ def compared(study: Study, cell: Cell) -> tuple[int, int, int]:
     """(training prompts, held-out prompts, completions a prompt) of a cell that learns from rankings; of a
     file of records, which is not read here, a guess."""
     assert isinstance(cell, Reward | DPO)
-    names = [cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ())]
-    cells = [c for n in names if names_cell(n) and isinstance(c := study[n], Compare | Feedback)]
+    cells = [
+        c for n in cell.compared if names_cell(n) and isinstance(c := study[n], Compare | Feedback)
+    ]
     train = sum(c.prompts for c in cells) or RECORDS
     if isinstance(cell, Reward) and cell.prompts is not None:
         train = min(train, cell.prompts)

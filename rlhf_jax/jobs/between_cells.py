@@ -64,11 +64,10 @@ def _scored(study: Study, cell: Cell) -> Iterator[tuple[str, int, str]]:
         for owner in (*models, *((cell.before, cell.after) if isinstance(cell, Evaluate) else ())):
             yield owner, length, f"prompts and responses of {cell.name}.task"
     if isinstance(cell, Reward | DPO):
-        base = cell.base if isinstance(cell, Reward) else cell.policy
-        for name in _compared(cell):
+        for name in cell.compared:
             if names_cell(name) and isinstance(source := study[name], Compare):
                 length = source.task.prompt_len + source.task.response_len
-                yield base, length, f"the comparisons of {name!r}"
+                yield cell.parents()[0], length, f"the comparisons of {name!r}"
     if isinstance(cell, Ensemble):
         for _, length, of in _scored(study, study[cell.members[0]]):
             yield from ((member, length, of) for member in cell.members)
@@ -89,10 +88,6 @@ def _check_splits(study: Study, cell: Cell) -> None:
             )
 
 
-def _compared(cell: Reward | DPO) -> tuple[str, ...]:
-    return (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
-
-
 def _check_records(study: Study, cell: SFT | Reward | DPO) -> None:
     """Refuses a batch that the cells it learns from cannot fill."""
     names: tuple[str, ...]
@@ -101,8 +96,7 @@ def _check_records(study: Study, cell: SFT | Reward | DPO) -> None:
         names = (cell.records,) if cell.records and names_cell(cell.records) else ()
         limit, each = cell.examples, EXAMPLES
     else:
-        names = _compared(cell)
-        names = names if all(map(names_cell, names)) else ()
+        names = cell.compared if all(map(names_cell, cell.compared)) else ()
         limit, each = (cell.prompts if isinstance(cell, Reward) else None), 1
     most = {f"{', '.join(map(repr, names))} gives": sum(_records_of(study[n], each) for n in names)}
     most = (most if names else {}) | ({f"{cell.name} takes": limit} if limit is not None else {})
@@ -178,7 +172,7 @@ def same_runs(study: Study, cell: Ensemble) -> str:
 
 def _check_information(study: Study, cell: Reward | DPO) -> None:
     """Refuses to learn from greedy completions alone, which are equal and tie."""
-    sources = [study[n] if names_cell(n) else None for n in _compared(cell)]
+    sources = [study[n] if names_cell(n) else None for n in cell.compared]
     if all(isinstance(s, Compare) and s.temperature == 0 for s in sources):
         raise ConfigError(
             f"{cell.name}.comparisons = {cell.comparisons!r} compares completions at temperature 0: those of a "

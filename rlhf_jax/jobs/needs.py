@@ -171,20 +171,12 @@ def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
 def _comparisons(study: Study, cell: Reward | DPO) -> Iterator[Need]:
     if isinstance(cell, DPO):
         yield from _heldout(study, cell)
-    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
-    files = [study.outside[n] for n in names if not names_cell(n)]
+    files = [study.outside[n] for n in cell.compared if not names_cell(n)]
     if files:
-        base, limit = (cell.base, cell.prompts) if isinstance(cell, Reward) else (cell.policy, None)
-        alone, most = len(files) == len(names), study.model_of(study[base]).max_positions
-        key = [
-            "comparisons",
-            files,
-            alone,
-            template_of(study, study[base]),
-            most,
-            cell.batch,
-            limit,
-        ]
+        template, most = template_of(study, cell), study.model_of(cell).max_positions
+        limit = cell.prompts if isinstance(cell, Reward) else None
+        alone = len(files) == len(cell.compared)
+        key = ["comparisons", files, alone, template, most, cell.batch, limit]
         yield Need(key, lambda ctx: check_comparisons(ctx, cell))
 
 

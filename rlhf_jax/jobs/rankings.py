@@ -49,11 +49,10 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
         ConfigError: sequences longer than model.max_positions, a file that cannot be read or split, or
             a split without an untied pair.
     """
-    earlier, limit = (cell.earlier, cell.prompts) if isinstance(cell, Reward) else ((), None)
-    base = cell.base if isinstance(cell, Reward) else cell.policy
-    sources = [_source(ctx, base, name) for name in (cell.comparisons, *earlier)]
+    sources = [_source(ctx, cell, name) for name in cell.compared]
     data = {s: _joined([source[s] for source in sources]) for s in SPLITS}
-    data["train"] = {k: v[:limit] for k, v in data["train"].items()}
+    if isinstance(cell, Reward):
+        data["train"] = {k: v[: cell.prompts] for k, v in data["train"].items()}
     for split, arrays in data.items():
         if not len(untied_pairs(arrays["ranks"])[0]):
             raise ConfigError(
@@ -66,18 +65,18 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
 def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
     """Refuses files of comparisons that cannot be read, split or fill a batch; of a cell's own comparisons
     nothing is known before it has run."""
-    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
-    if not any(map(names_cell, names)):
+    files = [name for name in cell.compared if not names_cell(name)]
+    if len(files) == len(cell.compared):
         training_steps(cell, len(rankings(ctx, cell)["train"]["ranks"]))
         return
-    for name in (n for n in names if not names_cell(n)):
-        _source(ctx, cell.base if isinstance(cell, Reward) else cell.policy, name)
+    for name in files:
+        _source(ctx, cell, name)
 
 
 def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]:
     """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its report;
     nothing where annotators are not simulated, or not all alike."""
-    names = (cell.comparisons, *(cell.earlier if isinstance(cell, Reward) else ()))
+    names = cell.compared
     sources = [c for n in names if names_cell(n) and isinstance(c := ctx.study[n], Compare)]
     habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
     if len(sources) < len(names) or len(habits) > 1:
@@ -110,7 +109,7 @@ def rows_of(data: Arrays) -> Arrays:
     }
 
 
-def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
+def _source(ctx: Context, cell: Reward | DPO, name: str) -> dict[str, Arrays]:
     """Prompts, responses, mask, ranks and perhaps gold of a cell or a file, by split."""
     from rlhf_jax.jobs.feedback import FILES
 
@@ -121,11 +120,11 @@ def _source(ctx: Context, base: str, name: str) -> dict[str, Arrays]:
         longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
         if longest > most:
             raise ConfigError(
-                f"{name} has sequences of {longest} tokens, but the model of {base!r} has max_positions = "
+                f"{name} has sequences of {longest} tokens, but the model of {cell.parents()[0]!r} has max_positions = "
                 f"{most}; compare shorter responses or take a base with more positions"
             )
         return data
-    template = template_of(ctx.study, ctx.study[base])
+    template = template_of(ctx.study, cell)
     if given:
         folder = ctx.folders[name]
         return {
