@@ -16,7 +16,6 @@ from rlhf_jax.evals.best_of_n import best_of_n_curve, gold_by_prompt
 from rlhf_jax.evals.diversity import distinct_responses
 from rlhf_jax.generate import generate, join, sample_keys
 from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.jobs.rankings import said
 from rlhf_jax.jobs.sampling import kept_chunk, save_arrays, split_key
 from rlhf_jax.parallel import joined, map_rows
 from rlhf_jax.rl.scores import without_spread
@@ -67,7 +66,7 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
             "length": float(data["lengths"].mean()),
             "demonstrations": len(records),
             "empty": cell.prompts - len(records),  # prompts whose best response has no text
-            **said(ctx, notes if flat and cell.n > 1 else []),
+            **ctx.noted(notes if flat and cell.n > 1 else []),
         }
     }
 

@@ -58,6 +58,13 @@ class Context:
             self.left_out[where] = "; ".join([*([known] if known else []), *said])
             self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
 
+    def noted(self, notes: Sequence[str]) -> dict[str, list[str]]:
+        """Notes on labels or scores, logged, and as the cell's report has them: not at all where there are
+        none."""
+        for note in notes:
+            self.runtime.log(f"{self.cell.name}: {note}")
+        return {"notes": list(notes)} if notes else {}
+
     @property
     def folder(self) -> CellFolder:
         return self.folders[self.cell.name]

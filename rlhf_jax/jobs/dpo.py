@@ -19,7 +19,6 @@ from rlhf_jax.jobs.rankings import (
     ceilings,
     over_rows,
     rankings,
-    said,
     training_batches,
 )
 from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
@@ -66,7 +65,7 @@ def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
             "steps": steps,
             "prompts": len(data["train"]["ranks"]),
             **heldout_preferences(after, rows, cell, limits),
-            **said(ctx, label_notes(data["train"]["ranks"], rows["ranks"], limits.get(AGREE))),
+            **ctx.noted(label_notes(data["train"]["ranks"], rows["ranks"], limits.get(AGREE))),
         },
         "heldout": heldout_loss(trained, cfg, ctx.corpus, run, cell.batch),
     }

@@ -14,7 +14,7 @@ from rlhf_jax.evals.rankings import ranking_report, untied_pairs
 from rlhf_jax.generate import Sequences
 from rlhf_jax.jobs.between_cells import same_runs
 from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.rankings import Arrays, ceilings, over_rows, rankings, said
+from rlhf_jax.jobs.rankings import Arrays, ceilings, over_rows, rankings
 from rlhf_jax.objectives.rankings import flattened
 from rlhf_jax.rl.scores import combined
 
@@ -47,7 +47,7 @@ def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
             },
             **disagreement(scores_MNK, rows["ranks"]),
             **ranking_report(together_NK / gain, rows, ceilings(ctx, first, rows)),
-            **said(ctx, [same] if (same := same_runs(ctx.study, cell)) else []),
+            **ctx.noted([same] if (same := same_runs(ctx.study, cell)) else []),
         }
     }
 

@@ -91,10 +91,8 @@ def judge_report(
     gain, bias = standardising(found)
     report: dict[str, Any] = {"gain": gain, "bias": bias}
     if len(verdicts := {critique.verdict for critique in learned}) == 1:
-        report["notes"] = [
-            f"all {len(learned)} verdicts are {verdicts.pop()!r}: nothing tells good responses from bad ones"
-        ]
-        ctx.runtime.log(f"{cell.name}: {report['notes'][0]}")
+        same = f"all {len(learned)} verdicts are {verdicts.pop()!r}"
+        report |= ctx.noted([f"{same}: nothing tells good responses from bad ones"])
     report["train"] = agreement(found, learned)
     if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
         path = ctx.folders[cell.records].result_file(FILES["validation"])

@@ -84,13 +84,6 @@ def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]
     return {AGREE: annotators_agree(rows, *habits.pop())}
 
 
-def said(ctx: Context, notes: Sequence[str]) -> dict[str, list[str]]:
-    """Notes on a cell's labels or scores, logged, and as its report has them: not at all where there are none."""
-    for note in notes:
-        ctx.runtime.log(f"{ctx.cell.name}: {note}")
-    return {"notes": list(notes)} if notes else {}
-
-
 def rows_of(data: Arrays) -> Arrays:
     """Model inputs of prompts (N, P) and responses with their mask (N, K, R), side by side."""
     K = data["responses"].shape[1]

@@ -21,7 +21,6 @@ from rlhf_jax.jobs.rankings import (
     over_rows,
     rankings,
     rows_of,
-    said,
     training_batches,
 )
 from rlhf_jax.model import param_axes, with_scalar_head
@@ -70,7 +69,7 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
             "the model gives every held-out completion the same score: it has learned nothing, and as a reward "
             "it teaches nothing. Train it longer, or look at its comparisons"
         )
-    return {"report": report | said(ctx, notes)}
+    return {"report": report | ctx.noted(notes)}
 
 
 def normalised(
