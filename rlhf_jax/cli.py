@@ -299,12 +299,11 @@ def _check(
     names: Collection[str],
     failing: dict[str, str] | None = None,
 ) -> None:
-    """Refuses what a job would refuse of the study or, if it is there, of the data. `names`: the cells that
-    would run. Says what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
-    from rlhf_jax.jobs.between_cells import check_cells, remarks
+    """Refuses what a job would refuse of the data, if it is there. `names`: the cells that would run. Says
+    what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
+    from rlhf_jax.jobs.between_cells import remarks
     from rlhf_jax.jobs.needs import check_data
 
-    check_cells(study)
     said = remarks(study)
     if corpus is not None:
         said += check_data(study, names, corpus, runs.root, failing)
@@ -343,10 +342,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         return _dry_run(study, runs, args)
     from launch import local
     from rlhf_jax.data.corpus import prepare
-    from rlhf_jax.jobs.between_cells import check_cells
 
-    _check_placement(study, runs, args)
-    check_cells(study)
+    _check_cells(study, runs, args)
     runs.check(write=True)
     runs.root.mkdir(parents=True, exist_ok=True)
     claim_study(study, runs, args.study, {})
@@ -411,15 +408,18 @@ def _write_study(
     return write_study(study, runs, corpus_hash, command, args.study)
 
 
-def _check_placement(study: Study, runs: Runs, args: argparse.Namespace) -> None:
-    """Of all cells; in a run of those that would run."""
+def _check_cells(study: Study, runs: Runs, args: argparse.Namespace) -> None:
+    """What needs no data: where cells are placed (all of them; in a run those that would run), and what
+    they ask of each other."""
     from rlhf_jax.data.corpus import find
+    from rlhf_jax.jobs.between_cells import check_cells
 
     names = {c.name for c in study.cells}
     if args.command == "run":
         corpus = find(study.corpus, runs.root)
         names = _would_run(study, runs, args, corpus.content_hash if corpus else None)
     check_placement(study, names, full_mesh(args.mesh, machine.devices()), args.accumulate)
+    check_cells(study)
 
 
 def _would_run(
@@ -462,7 +462,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[StudyPlan, str | None]:
     corpus = _corpus(study, runs, args)
     corpus_hash = corpus.content_hash if corpus else None
-    _check_placement(study, runs, args)
+    _check_cells(study, runs, args)
     devices = math.prod(full_mesh(args.mesh, machine.devices()).values())
     workers = args.workers or machine.default_workers(devices)
     threads = max(1, machine.cores() // workers)
