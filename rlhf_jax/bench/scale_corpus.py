@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from rlhf_jax.bench.machine import command_use
 
 KINDS = 300_000  # of words
 COPIES = 0.02  # share of documents that nearly repeat another
@@ -71,45 +70,34 @@ def write(path: Path, megabytes: float) -> int:
     return size
 
 
-def prepare_once(path: Path, root: Path) -> dict[str, Any]:
-    """Seconds, seconds of CPU and peak memory in bytes of preparing a file in this process."""
-    from rlhf_jax.config import CorpusConfig
-    from rlhf_jax.data.corpus import prepare
-
-    begin = time.monotonic()
-    corpus = prepare(CorpusConfig((str(path),), vocab=4096, seq_len=256), root, print)
-    seconds = time.monotonic() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "id": corpus.content_hash,
-        "seconds": seconds,
-        "cpu": time.process_time(),
-        "memory": peak,
-    }
+PREPARE = """
+import sys
+from rlhf_jax.config import CorpusConfig
+from rlhf_jax.data.corpus import prepare
+corpus = prepare(CorpusConfig((sys.argv[1],), vocab=4096, seq_len=256), sys.argv[2], print)
+print(corpus.content_hash)
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("megabytes", type=float, nargs="*", default=[20, 60, 200])
-    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.prepare:
-        print(json.dumps(prepare_once(args.prepare, args.prepare.parent / "runs")))
-        return
     print(
         f"{'text MB':>8} {'seconds':>8} {'of CPU':>8} {'memory GB':>10} {'memory / text':>14}  corpus"
     )
     for megabytes in args.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.jsonl"
-            size = write(path, megabytes)
-            command = [sys.executable, "-m", __spec__.name, "--prepare", str(path)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        memory = found["memory"]
+            size, begin = write(path, megabytes), time.monotonic()
+            used = command_use(
+                [sys.executable, "-c", PREPARE, str(path), str(Path(folder) / "runs")]
+            )
+            seconds = time.monotonic() - begin
+        memory = used.peak_mib * 2**20
         print(
-            f"{size / 1e6:8.1f} {found['seconds']:8.1f} {found['cpu']:8.1f} {memory / 1e9:10.2f} "
-            f"{memory / size:14.2f}  {found['id']}",
+            f"{size / 1e6:8.1f} {seconds:8.1f} {used.cpu_seconds:8.1f} {memory / 1e9:10.2f} "
+            f"{memory / size:14.2f}  {used.printed.split()[-1]}",
             flush=True,
         )
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LIMIT = 3600  # seconds of one fit
+from rlhf_jax.bench.machine import command_use
 
 
 def write_table(path: Path, rows: int, seed: int = 0) -> None:
@@ -45,40 +43,18 @@ def measure(rows: int, approach: str, resamples: int) -> dict[str, Any]:
         path = Path(folder) / "runs.csv"
         write_table(path, rows)
         words = ["fit", str(path), "--approach", approach, "--resamples", str(resamples), "--json"]
-        child = subprocess.run(
-            [sys.executable, "-m", "rlhf_jax.bench.scale_fit", "--child", *words],
-            capture_output=True, text=True, timeout=LIMIT, check=False,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
-    if child.returncode:
-        raise RuntimeError(f"the fit of {rows} rows ended with {child.returncode}: {child.stderr}")
-    return {"rows": rows, **json.loads(child.stdout.splitlines()[-1])}
-
-
-def _child(words: Sequence[str]) -> int:
-    """One fit in this process, and what it used."""
-    import contextlib
-    import io
-    import resource
-    import time
-
-    from rlhf_jax import cli
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        code = cli.main(words)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    found = json.loads(said.getvalue()) if not code else {}
-    print(json.dumps({"seconds": time.process_time(), "peak_mib": peak, "a": found.get("a")}))
-    return code
+        used = command_use([sys.executable, "-m", "rlhf_jax.cli", *words])
+    found = json.loads(used.printed)
+    return {
+        "rows": rows,
+        "seconds": used.cpu_seconds,
+        "peak_mib": used.peak_mib,
+        "a": found.get("a"),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table of sizes, with the power of the rows that time grows by."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["--child"]:
-        return _child(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--approach", choices=("1", "2", "3"), default="3")

@@ -11,16 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from rlhf_jax.bench.machine import machine
+from rlhf_jax.bench.machine import command_use, machine
 
 STUDY = """
 from pathlib import Path
@@ -99,23 +97,6 @@ def finish_cells(path: Path, root: Path) -> None:
     write_study(study, runs, corpus.content_hash, "rlhf-jax run scale.py", path)
 
 
-def cpu_seconds(argv: Sequence[str], folder: Path) -> tuple[float, float]:
-    """CPU seconds, user and system, of a command, and its peak memory in MB.
-
-    Raises:
-      RuntimeError: it failed.
-    """
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.DEVNULL, stderr=said)
-        _, code, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(code)
-        if process.returncode:
-            said.seek(0)
-            reason = said.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{' '.join(argv)} ended with {process.returncode}: {reason}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
-
-
 def measure(cells: int, log: Callable[[str], None]) -> dict[str, Any]:
     """CPU seconds and peak memory of each command, for a study whose cells are all finished."""
     found: dict[str, Any] = {"cells": cells}
@@ -124,10 +105,14 @@ def measure(cells: int, log: Callable[[str], None]) -> dict[str, Any]:
         path = write_study(folder, cells)
         finish_cells(path, folder / "runs")
         for name, words in COMMANDS.items():
-            argv = [sys.executable, "-m", "rlhf_jax.cli", *words, str(path)]
-            seconds, memory = cpu_seconds(argv, folder)
-            log(f"{cells:,} cells, {name}: {seconds:.1f} s, {memory:,.0f} MB")
-            found[name] = {"cpu_seconds": round(seconds, 2), "peak_mb": round(memory)}
+            runs = ["--runs", str(folder / "runs")]
+            argv = [sys.executable, "-m", "rlhf_jax.cli", *words, str(path), *runs]
+            used = command_use(argv)
+            log(f"{cells:,} cells, {name}: {used.cpu_seconds:.1f} s, {used.peak_mib:,.0f} MB")
+            found[name] = {
+                "cpu_seconds": round(used.cpu_seconds, 2),
+                "peak_mb": round(used.peak_mib),
+            }
     return found
 
 
