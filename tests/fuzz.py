@@ -26,7 +26,7 @@ from fuzz_commands import TimeLimit, no_longer_than, outcome, random_commands
 from fuzz_files import record_cases, source_cases
 from fuzz_studies import BASE, ROUTES, WRONG, with_value
 from fuzz_tables import cases as table_cases
-from test_fuzz_tables import problem_of
+from fuzz_tables import problem_of
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.layouts import load

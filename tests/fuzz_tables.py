@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -202,7 +203,7 @@ def _encode(rng, t):
     if form == 3:
         return "mac.csv", text.replace("\n", "\r").encode()
     if form == 4:
-        return "runs.csv.gz", gzip.compress(text.encode())
+        return "runs.csv.gz", gzip.compress(text.encode(), mtime=0)
     if form == 5:
         return "runs.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in records).encode()
     if form == 6:
@@ -219,7 +220,7 @@ def _encode(rng, t):
             data[int(rng.integers(len(data)))] = int(rng.integers(256))
         return "flipped.csv", bytes(data)
     if form == 10 and rng.random() < 0.5:
-        data = gzip.compress(text.encode())
+        data = gzip.compress(text.encode(), mtime=0)
         return "cut.csv.gz", data[: int(rng.integers(len(data)))]
     if form == 11 and rng.random() < 0.3:
         return "binary.csv", rng.bytes(500)
@@ -239,3 +240,21 @@ def cases(seed, n, approaches=("2", "2", "2", "3", "all")):
         name, data = _encode(rng, t)
         argv = ["--resamples", "0", "--approach", str(rng.choice(approaches)), *t.argv]
         yield f"{', '.join(t.said)} as {name}", name, data, argv
+
+
+SAID = ("left out", "passed over", "is not used", "Refused", "not UTF-8")
+A = re.compile(r"^a +([\d.e+-]+)", re.MULTILINE)
+G = re.compile(r"^(?:G) +([\d.e+-]+)", re.MULTILINE)
+
+
+def problem_of(code, printed):
+    """What is wrong with how `fit` ended, or ""."""
+    if code not in (0, 2) or "Traceback" in printed or "Warning" in printed:
+        return f"exit code {code}: {printed[-1500:]}"
+    if code == 2:
+        return "" if printed.strip() and len(printed) < 6000 else "exit 2 without a word"
+    off = [x for x in map(float, A.findall(printed)) if abs(x - LAW.a) > 0.03]
+    off += [x for x in map(float, G.findall(printed)) if not LAW.G / 4 < x < LAW.G * 4]
+    if off and not any(word in printed for word in SAID):
+        return f"a or G is {off} and nothing is left out: {printed[-1500:]}"
+    return ""

@@ -83,18 +83,13 @@ def test_every_number_of_every_cell_has_values_that_are_tried():
     assert untried == set()
 
 
-@pytest.mark.parametrize("part", range(6))
-def test_random_command_lines_end_in_words(tmp_path, part):
-    for argv, wrong in random_commands(seed=part, n=40, folder=tmp_path):
+@pytest.mark.parametrize(
+    ("seed", "n"),
+    [*((part, 40) for part in range(6)), pytest.param(1000, 2000, marks=pytest.mark.slow)],
+)
+def test_random_command_lines_end_in_words(tmp_path, seed, n):
+    for argv, wrong in random_commands(seed, n, tmp_path):
         code, said = outcome(argv)
         assert "Traceback" not in said and code in (0, 1, 2), f"{argv}: {code}: {said[-3000:]}"
         assert not wrong or code == 2, f"{argv} was accepted: {said[-500:]}"
         assert code != 2 or said.strip(), f"{argv} was refused without a word"
-
-
-@pytest.mark.slow
-def test_thousands_of_random_command_lines_end_in_words(tmp_path):
-    for argv, wrong in random_commands(seed=1000, n=2000, folder=tmp_path):
-        code, said = outcome(argv)
-        assert "Traceback" not in said and code in (0, 1, 2), f"{argv}: {code}: {said[-3000:]}"
-        assert not wrong or code == 2, f"{argv} was accepted: {said[-500:]}"
