@@ -3,16 +3,16 @@
     python experiments/aot_calibration.py          needs libtpu; about 8 minutes of one core
 
 Published: model FLOPs utilisation of MaxText's 16B, 32B, 64B and 128B configurations on one v5e-256
-(MaxText, configs/v5e/README.md; shapes and batches from configs/v5e/*.sh over configs/base.yml). Its
-FLOPs are 6 N + 6 L H C s a token (all parameters; attention halved for causality, which its code did and
-at other times did not: without the halving its step times are 1.7% to 3.4% longer). Compiled here: our
-step, with the same batch, mesh and remat, by today's compiler.
+(MaxText, configs/v5e/README.md; shapes and batches from configs/v5e/*.sh over configs/base.yml).
+Its FLOPs are 6 N + 6 L H C s a token (all parameters; attention halved for causality, which its
+code did and at other times did not: without the halving its step times are 1.7% to 3.4% longer).
+Compiled here: our step, with the same batch, mesh and remat, by today's compiler.
 
 The one constant of the roofline, the share of the peak that matmuls reach, is fitted on three
-configurations by least squares on log step time and tried on the fourth. `calibration.json` has the four
-errors, and the constant from all four, which `rlhf_jax.aot.roofline.MATMUL` repeats. (A second
-constant, for the interconnect, went to its bound of 1 in three of the four fits and made the largest
-error larger: it was dropped.)
+configurations by least squares on log step time and tried on the fourth. `calibration.json` has the
+four errors, and the constant from all four, which `rlhf_jax.aot.roofline.MATMUL` repeats. (A second
+constant, for the interconnect, went to its bound of 1 in three of the four fits and made the
+largest error larger: it was dropped.)
 
 What came out:
 
@@ -87,8 +87,11 @@ def main() -> None:
         compiled = compile_step(job)
         machine = Machine(chip(TOPOLOGY), compiled.dims, compiled.coords)
         rooflines[name] = Roofline(Program(compiled.text), machine)
-        rows[name] = {"published_mfu": mfu, "published_seconds": published_seconds(name),
-                      "program": forecast(job, compiled)}  # fmt: skip
+        rows[name] = {
+            "published_mfu": mfu,
+            "published_seconds": published_seconds(name),
+            "program": forecast(job, compiled),
+        }
         print(f"{name}: compiled in {compiled.seconds:.0f} s", flush=True)
     for name, row in rows.items():
         k = fit(rooflines, [n for n in rows if n != name])
@@ -99,18 +102,29 @@ def main() -> None:
             "error": seconds / row["published_seconds"] - 1,
             "matmul_efficiency": k,
         }
-        print(f"{name}: left out, {seconds:.2f} s against {row['published_seconds']:.2f} s, "
-              f"{row['error']:+.1%}, with matmuls at {k}", flush=True)  # fmt: skip
+        print(
+            f"{name}: left out, {seconds:.2f} s against {row['published_seconds']:.2f} s, "
+            f"{row['error']:+.1%}, with matmuls at {k}",
+            flush=True,
+        )
     k = fit(rooflines, list(rows))
     for name, row in rows.items():
         row["fitted_seconds"] = rooflines[name].estimate(k).seconds
-        row["program"] = {x: row["program"][x] for x in (
-            "compile_seconds", "hardware_flops", "hardware_flops_expected",
-            "collectives",
-        )}  # fmt: skip
+        row["program"] = {
+            x: row["program"][x]
+            for x in (
+                "compile_seconds",
+                "hardware_flops",
+                "hardware_flops_expected",
+                "collectives",
+            )
+        }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    out = {"command": "python experiments/aot_calibration.py", "matmul_efficiency": k,
-           "left_out": rows}  # fmt: skip
+    out = {
+        "command": "python experiments/aot_calibration.py",
+        "matmul_efficiency": k,
+        "left_out": rows,
+    }
     (RESULTS / "calibration.json").write_text(json.dumps(out, indent=1) + "\n")
     print(f"from all four: matmuls at {k}")
 

@@ -5,10 +5,11 @@
     rlhf-jax run experiments/chinchilla.py
     rlhf-jax run experiments/chinchilla.py --tiny                         the same code in two minutes
 
-Cost: 1.5e14 FLOPs, a little over an hour on 2 CPU cores. Six budgets a factor of 2.25 apart, 2e11 to
-1.15e13 FLOPs; one ladder of nine sizes, 14k to 1.07M parameters, each trained to at least three horizons;
-two or three seeds at the budgets up to 1e12. No text is seen twice. Found: a = 0.60, 0.57 and 0.52 by the three
-approaches (N* ~ C^a), and N* of the largest budget to 1.3% from the smaller ones (results/chinchilla).
+Cost: 1.5e14 FLOPs, a little over an hour on 2 CPU cores. Six budgets a factor of 2.25 apart, 2e11
+to 1.15e13 FLOPs; one ladder of nine sizes, 14k to 1.07M parameters, each trained to at least three
+horizons; two or three seeds at the budgets up to 1e12. No text is seen twice. Found: a = 0.60, 0.57
+and 0.52 by the three approaches (N* ~ C^a), and N* of the largest budget to 1.3% from the smaller
+ones (results/chinchilla).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from rlhf_jax.cells import Cell
 from rlhf_jax.scaling.sweep import grid_point, pretrain
 from rlhf_jax.study import Analysis, Study
 
-# (budget in FLOPs, the sizes that it trains: first and last index of the ladder, seeds). The smallest and
-# the largest sizes reach beyond what the minima need, so that every size has three horizons.
+# (budget in FLOPs, the sizes that it trains: first and last index of the ladder, seeds). The
+# smallest and the largest sizes reach beyond what the minima need, so that every size has three
+# horizons.
 BUDGETS = (
     (2.0e11, (0, 5), 3),
     (4.5e11, (0, 5), 3),

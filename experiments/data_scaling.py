@@ -1,11 +1,12 @@
-"""How much a repeated token is worth: pretraining on unique subsets of the corpus for many epochs, and the
-data-constrained law of Muennighoff 2023 fitted to it.
+"""How much a repeated token is worth: pretraining on unique subsets of the corpus for many epochs,
+and the data-constrained law of Muennighoff 2023 fitted to it.
 
     rlhf-jax run experiments/data_scaling.py            about a quarter of an hour on 2 CPU cores
     rlhf-jax run experiments/data_scaling.py --tiny     the same code in a few minutes
 
-Cost: 3e13 FLOPs. Two sizes; 0.5M to 4.2M tokens drawn from 66k to 1M unique ones (up to 64 epochs), and
-from the whole corpus (no repeats). Subsets are nested, and the held-out set is that of every other study.
+Cost: 3e13 FLOPs. Two sizes; 0.5M to 4.2M tokens drawn from 66k to 1M unique ones (up to 64 epochs),
+and from the whole corpus (no repeats). Subsets are nested, and the held-out set is that of every
+other study.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from rlhf_jax.scaling.learning_rate import learning_rate
 from rlhf_jax.study import Analysis, Study
 
 TOKENS = (2**19, 2**20, 2**21, 2**22)
-# Index of the ladder: how many of TOKENS it trains on, and unique tokens, None for the whole corpus.
+# Index of the ladder: how many of TOKENS it trains on, and unique tokens, None for the whole
+# corpus.
 RUNS: dict[int, tuple[int, tuple[int | None, ...]]] = {
     2: (4, (2**16, 2**17, 2**18, 2**19, 2**20, None)),
     4: (3, (2**16, 2**17, 2**18, 2**20, None)),

@@ -4,8 +4,9 @@ rankings, a reward model and PPO, evaluated before and after. On real English te
     rlhf-jax run experiments/demo.py            about 7 minutes on 2 CPU cores
     rlhf-jax run experiments/demo.py --tiny     the same code in a few minutes
 
-Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a wide
-interval (three budgets within a factor of four), and a gold reward that PPO raises on both seeds.
+Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a
+wide interval (three budgets within a factor of four), and a gold reward that PPO raises on both
+seeds.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
 from rlhf_jax.scaling.sweep import isoflop_grid, ladder, pretrain
 from rlhf_jax.study import Analysis, Study
 
-# 430k parameters lie outside the sizes of the sweep's learning-rate law (which would say 4.3e-3). Of 3e-3
-# and this, this gave the lower held-out loss: 3.53 against 3.61 nats.
+# 430k parameters lie outside the sizes of the sweep's learning-rate law (which would say 4.3e-3).
+# Of 3e-3 and this, this gave the lower held-out loss: 3.53 against 3.61 nats.
 BASE_LR = 1.4e-2 * 4.3**-0.65
 
 
@@ -36,9 +37,9 @@ def study(tiny: bool = False) -> Study:
 
 
 def sweep(corpus: CorpusConfig, tiny: bool) -> list[Cell]:
-    """Budgets x one ladder of sizes, and a check of the learning-rate law at two corners of the grid,
-    the smallest size at the smallest budget and the largest at the largest: the law's own rate, a
-    third of it and three times it."""
+    """Budgets x one ladder of sizes, and a check of the learning-rate law at two corners of the
+    grid, the smallest size at the smallest budget and the largest at the largest: the law's own
+    rate, a third of it and three times it."""
     shapes = ladder((16, 24, 32, 48, 64, 80), corpus.vocab, head_width=8)
     points = isoflop_grid(
         budgets=(1e10, 2e10) if tiny else (1.2e11, 2.4e11, 4.8e11),

@@ -3,14 +3,16 @@
     rlhf-jax run experiments/diversity.py
     rlhf-jax run experiments/diversity.py --tiny
 
-A language model learns to name numbers that cluster around 25, 50 and 75 (in 40, 35 and 25 of 100 texts).
-People like 75 best, then 50, then 25, and nothing between: rewards 1, 0.8, 0.6, 0. The policy that is best
-for reward less beta KL is known, pi_0(x) exp(r(x) / beta) up to a constant, and so is how often it names a
-number of each cluster (`optimum`). PPO is asked for five betas, with four seeds each; then GRPO, RLOO, DPO
-on rankings, and fine-tuning on the best of 16, through the same records and rollouts.
+A language model learns to name numbers that cluster around 25, 50 and 75 (in 40, 35 and 25 of 100
+texts). People like 75 best, then 50, then 25, and nothing between: rewards 1, 0.8, 0.6, 0. The
+policy that is best for reward less beta KL is known, pi_0(x) exp(r(x) / beta) up to a constant, and
+so is how often it names a number of each cluster (`optimum`). PPO is asked for five betas, with
+four seeds each; then GRPO, RLOO, DPO on rankings, and fine-tuning on the best of 16, through the
+same records and rollouts.
 
-Cost: 7.5e13 FLOPs, 41 minutes of one-thread workers. Measured: PPO and RLOO reach the optimum's shares within a few
-percent on every seed, three modes at beta 1, one at 0.03; GRPO keeps one at 0.1; DPO names other things.
+Cost: 7.5e13 FLOPs, 41 minutes of one-thread workers. Measured: PPO and RLOO reach the optimum's
+shares within a few percent on every seed, three modes at beta 1, one at 0.03; GRPO keeps one at
+0.1; DPO names other things.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from rlhf_jax.cells import (
     Evaluate,
     Pretrain,
     TaskConfig,
-)  # fmt: skip
+)
 from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
 from rlhf_jax.study import Study
 
@@ -53,50 +55,103 @@ def study(tiny: bool = False) -> Study:
     model = ModelConfig(layers=2, width=48, heads=4, vocab=VOCAB)
     task = TaskConfig(prompt_len=14, response_len=5, prompts=PROMPTS, gold=SCORE)
     base = Pretrain(
-        "base", model=model, tokens=65_536 if tiny else 2_000_000, batch=16, repeat=True,
+        "base",
+        model=model,
+        tokens=65_536 if tiny else 2_000_000,
+        batch=16,
+        repeat=True,
         optim=OptimConfig(lr=5e-3),
-    )  # fmt: skip
+    )
     optim = OptimConfig(lr=1e-3, schedule="linear", final=0.0, weight_decay=0.0, eps=1e-5, b2=0.999)
     policies: list[Cell] = []
     for seed in SEEDS[:1] if tiny else SEEDS:
         for beta in BETAS[::2] if tiny else BETAS:
-            policies.append(PPO(
-                f"ppo-beta{beta:g}".replace(".", "") + f"-{seed}", policy="base", reward=SCORE,
-                task=task, seed=seed, iterations=5 if tiny else 150, batch=256, kl_coef=beta,
-                critic="policy", no_eos="keep", optim=optim,
-            ))  # fmt: skip
+            policies.append(
+                PPO(
+                    f"ppo-beta{beta:g}".replace(".", "") + f"-{seed}",
+                    policy="base",
+                    reward=SCORE,
+                    task=task,
+                    seed=seed,
+                    iterations=5 if tiny else 150,
+                    batch=256,
+                    kl_coef=beta,
+                    critic="policy",
+                    no_eos="keep",
+                    optim=optim,
+                )
+            )
         for algorithm in ("grpo", "rloo"):
-            policies.append(PPO(
-                f"{algorithm}-beta01-{seed}", policy="base", reward=SCORE, task=task, seed=seed,
-                algorithm=algorithm, samples=8, epochs=1, iterations=5 if tiny else 300, batch=32,
-                kl_coef=0.1, no_eos="keep", kl_in="loss" if algorithm == "grpo" else "reward",
-                optim=optim,
-            ))  # fmt: skip
+            policies.append(
+                PPO(
+                    f"{algorithm}-beta01-{seed}",
+                    policy="base",
+                    reward=SCORE,
+                    task=task,
+                    seed=seed,
+                    algorithm=algorithm,
+                    samples=8,
+                    epochs=1,
+                    iterations=5 if tiny else 300,
+                    batch=32,
+                    kl_coef=0.1,
+                    no_eos="keep",
+                    kl_in="loss" if algorithm == "grpo" else "reward",
+                    optim=optim,
+                )
+            )
         compare = Compare(
-            f"compare-{seed}", policy="base", task=task, prompts=64 if tiny else 1024,
-            heldout_prompts=64, k=4, noise=0.1, seed=seed,
-        )  # fmt: skip
+            f"compare-{seed}",
+            policy="base",
+            task=task,
+            prompts=64 if tiny else 1024,
+            heldout_prompts=64,
+            k=4,
+            noise=0.1,
+            seed=seed,
+        )
         dpo = DPO(
-            f"dpo-beta01-{seed}", policy="base", comparisons=compare.name, beta=0.1, seed=seed,
-            epochs=2, optim=OptimConfig(lr=1e-3, weight_decay=0.0),
-        )  # fmt: skip
-        best = BestOfN(
-            f"best-{seed}", policy="base", reward=SCORE, task=task, split="train",
-            prompts=64 if tiny else 2048, n=16, seed=seed,
-        )  # fmt: skip
-        tuned = SFT(
-            f"rejection-{seed}", base="base", task=task, records=best.name, seed=seed, batch=8,
+            f"dpo-beta01-{seed}",
+            policy="base",
+            comparisons=compare.name,
+            beta=0.1,
+            seed=seed,
             epochs=2,
-        )  # fmt: skip
+            optim=OptimConfig(lr=1e-3, weight_decay=0.0),
+        )
+        best = BestOfN(
+            f"best-{seed}",
+            policy="base",
+            reward=SCORE,
+            task=task,
+            split="train",
+            prompts=64 if tiny else 2048,
+            n=16,
+            seed=seed,
+        )
+        tuned = SFT(
+            f"rejection-{seed}",
+            base="base",
+            task=task,
+            records=best.name,
+            seed=seed,
+            batch=8,
+            epochs=2,
+        )
         policies += [compare, dpo, best, tuned]
     evaluations = [
         Evaluate(
-            f"eval-{cell.name}", before="base", after=cell.name, reward=SCORE, task=task,
-            prompts=64 if tiny else 1024, modes=MODES,
+            f"eval-{cell.name}",
+            before="base",
+            after=cell.name,
+            reward=SCORE,
+            task=task,
+            prompts=64 if tiny else 1024,
+            modes=MODES,
         )
         for cell in policies
         if isinstance(cell, PPO | DPO | SFT)
-    ]  # fmt: skip
+    ]
     return Study(
         name="diversity-tiny" if tiny else "diversity",
         title="Three modes, before and after RLHF",
@@ -141,8 +196,9 @@ def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 
 def optimum(beta: float, shares: Sequence[float]) -> list[float]:
-    """Shares of the clusters, and of anything else, under the policy that maximises reward less beta KL, where
-    the policy it starts from has `shares`: proportional to share x exp(reward / beta)."""
+    """Shares of the clusters, and of anything else, under the policy that maximises reward less
+    beta KL, where the policy it starts from has `shares`: proportional to share x exp(reward /
+    beta)."""
     rewards = (*REWARDS, 0.0)
     if beta == 0:
         return [float(r == max(rewards)) for r in rewards]
@@ -153,8 +209,9 @@ def optimum(beta: float, shares: Sequence[float]) -> list[float]:
 
 
 def against_optimum(results: Path) -> list[dict[str, Any]]:
-    """Of every evaluated policy of an export: how often it names a number of each cluster, or something else,
-    how often the optimum for its beta does that starts from the base's own shares, and the KL of both."""
+    """Of every evaluated policy of an export: how often it names a number of each cluster, or
+    something else, how often the optimum for its beta does that starts from the base's own shares,
+    and the KL of both."""
     rows = []
     cells = {c["name"]: c for c in json.loads(results.read_text())["cells"]}
     for cell in cells.values():
@@ -168,10 +225,17 @@ def against_optimum(results: Path) -> list[dict[str, Any]]:
             for side in ("before", "after")
         )
         best = None if beta is None else optimum(beta, before)
-        rows.append({
-            "policy": policy["name"], "beta": beta, "before": before, "after": after, "optimum": best,
-            "kl": cell["results"]["evaluation"]["kl"], "optimal_kl": best and divergence(best, before),
-        })  # fmt: skip
+        rows.append(
+            {
+                "policy": policy["name"],
+                "beta": beta,
+                "before": before,
+                "after": after,
+                "optimum": best,
+                "kl": cell["results"]["evaluation"]["kl"],
+                "optimal_kl": best and divergence(best, before),
+            }
+        )
     return rows
 
 

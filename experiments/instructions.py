@@ -1,8 +1,8 @@
 """Types of instructions over common words, each with one right answer that a program knows.
 
-Not a study. Three things are kept from training: a quarter of the words, the last two phrasings of every
-type, and whole types. Half of the words in training are made up: of a few hundred real ones a small model
-learns each by itself, and copies no other.
+Not a study. Three things are kept from training: a quarter of the words, the last two phrasings of
+every type, and whole types. Half of the words in training are made up: of a few hundred real ones a
+small model learns each by itself, and copies no other.
 
 | type | example | answer |
 |---|---|---|
@@ -188,66 +188,155 @@ def felt(rng: random.Random, i: int, words: Words) -> Case:
 
 
 TRAINED_TYPES: dict[str, Kind] = {
-    "repeat": Kind(repeated(1), (
-        "Repeat: {w}", "Repeat the word {w}.", "Say {w}.", "Write {w}.",
-        "Say the word {w} once.", "Copy: {w}",
-    )),
-    "twice": Kind(repeated(2), (
-        "Twice: {w}", "Repeat {w} two times.", "Say {w} twice.", "Write {w} twice.",
-        "Say the word {w} and say it again.", "Two times: {w}",
-    )),
-    "swap": Kind(swapped, (
-        "Swap: {l}", "Swap the words {l}.", "The other way round: {l}", "Turn round: {l}",
-        "Say {l} the other way.", "Change places: {l}",
-    )),
-    "first": Kind(at(0), (
-        "First word: {l}", "The first of these words: {l}", "Which word is first? {l}",
-        "Say the first of {l}.", "The word at the start: {l}", "What is first in {l}?",
-    )),
-    "last": Kind(at(3), (
-        "Last word: {l}", "The last of these words: {l}", "Which word is last? {l}",
-        "Say the last of {l}.", "The word at the end: {l}", "What is last in {l}?",
-    )),
-    "after": Kind(beside(1), (
-        "After {w}: {l}", "The word after {w}: {l}", "Which word follows {w}? {l}",
-        "Say what follows {w}: {l}", "What comes after {w}? {l}", "Go on from {w}: {l}",
-    )),
-    "present": Kind(contained("yes"), (
-        "Is {w} here? {l}", "Is {w} one of these? {l}", "Is there {w} in {l}?",
-        "Does this have {w}? {l}", "Can you see {w} in {l}?", "{l}: is {w} there?",
-    )),
-    "which": Kind(which, (
-        "Is it {a} or {b}? {l}", "{a} or {b}: {l}", "Which is here, {a} or {b}? {l}",
-        "Say {a} or {b}: {l}", "Is there {a} or {b} in {l}?", "{l}: is it {a} or {b}?",
-    )),
-    "count": Kind(counted, (
-        "How many words? {l}", "Count: {l}", "Count the words: {l}", "Say how many: {l}",
-        "The number of words: {l}", "How many are these? {l}",
-    )),
-    "feeling": Kind(felt, (
-        "Good or bad: a {w} {n}", "Good or bad? The {n} is {w}.", "Is a {w} {n} good or bad?",
-        "Judge the {w} {n}: good or bad?", "The {n} was {w}. Good or bad?",
-        "Say good or bad: {w} {n}",
-    )),
-}  # fmt: skip
+    "repeat": Kind(
+        repeated(1),
+        (
+            "Repeat: {w}",
+            "Repeat the word {w}.",
+            "Say {w}.",
+            "Write {w}.",
+            "Say the word {w} once.",
+            "Copy: {w}",
+        ),
+    ),
+    "twice": Kind(
+        repeated(2),
+        (
+            "Twice: {w}",
+            "Repeat {w} two times.",
+            "Say {w} twice.",
+            "Write {w} twice.",
+            "Say the word {w} and say it again.",
+            "Two times: {w}",
+        ),
+    ),
+    "swap": Kind(
+        swapped,
+        (
+            "Swap: {l}",
+            "Swap the words {l}.",
+            "The other way round: {l}",
+            "Turn round: {l}",
+            "Say {l} the other way.",
+            "Change places: {l}",
+        ),
+    ),
+    "first": Kind(
+        at(0),
+        (
+            "First word: {l}",
+            "The first of these words: {l}",
+            "Which word is first? {l}",
+            "Say the first of {l}.",
+            "The word at the start: {l}",
+            "What is first in {l}?",
+        ),
+    ),
+    "last": Kind(
+        at(3),
+        (
+            "Last word: {l}",
+            "The last of these words: {l}",
+            "Which word is last? {l}",
+            "Say the last of {l}.",
+            "The word at the end: {l}",
+            "What is last in {l}?",
+        ),
+    ),
+    "after": Kind(
+        beside(1),
+        (
+            "After {w}: {l}",
+            "The word after {w}: {l}",
+            "Which word follows {w}? {l}",
+            "Say what follows {w}: {l}",
+            "What comes after {w}? {l}",
+            "Go on from {w}: {l}",
+        ),
+    ),
+    "present": Kind(
+        contained("yes"),
+        (
+            "Is {w} here? {l}",
+            "Is {w} one of these? {l}",
+            "Is there {w} in {l}?",
+            "Does this have {w}? {l}",
+            "Can you see {w} in {l}?",
+            "{l}: is {w} there?",
+        ),
+    ),
+    "which": Kind(
+        which,
+        (
+            "Is it {a} or {b}? {l}",
+            "{a} or {b}: {l}",
+            "Which is here, {a} or {b}? {l}",
+            "Say {a} or {b}: {l}",
+            "Is there {a} or {b} in {l}?",
+            "{l}: is it {a} or {b}?",
+        ),
+    ),
+    "count": Kind(
+        counted,
+        (
+            "How many words? {l}",
+            "Count: {l}",
+            "Count the words: {l}",
+            "Say how many: {l}",
+            "The number of words: {l}",
+            "How many are these? {l}",
+        ),
+    ),
+    "feeling": Kind(
+        felt,
+        (
+            "Good or bad: a {w} {n}",
+            "Good or bad? The {n} is {w}.",
+            "Is a {w} {n} good or bad?",
+            "Judge the {w} {n}: good or bad?",
+            "The {n} was {w}. Good or bad?",
+            "Say good or bad: {w} {n}",
+        ),
+    ),
+}
 HELD_OUT_TYPES: dict[str, Kind] = {
-    "second": Kind(at(1), (
-        "Second word: {l}", "The second of these words: {l}", "Which word is second? {l}",
-        "Say the second of {l}.",
-    )),
-    "before": Kind(beside(-1), (
-        "Before {w}: {l}", "The word before {w}: {l}", "Which word is before {w}? {l}",
-        "Say what is before {w}: {l}",
-    )),
-    "thrice": Kind(repeated(3), (
-        "Three times: {w}", "Repeat {w} three times.", "Say {w} three times.",
-        "Write {w} three times.",
-    )),
-    "absent": Kind(contained("no"), (
-        "Is {w} missing? {l}", "Is {w} not here? {l}", "Is there no {w} in {l}?",
-        "Does this lack {w}? {l}",
-    )),
-}  # fmt: skip
+    "second": Kind(
+        at(1),
+        (
+            "Second word: {l}",
+            "The second of these words: {l}",
+            "Which word is second? {l}",
+            "Say the second of {l}.",
+        ),
+    ),
+    "before": Kind(
+        beside(-1),
+        (
+            "Before {w}: {l}",
+            "The word before {w}: {l}",
+            "Which word is before {w}? {l}",
+            "Say what is before {w}: {l}",
+        ),
+    ),
+    "thrice": Kind(
+        repeated(3),
+        (
+            "Three times: {w}",
+            "Repeat {w} three times.",
+            "Say {w} three times.",
+            "Write {w} three times.",
+        ),
+    ),
+    "absent": Kind(
+        contained("no"),
+        (
+            "Is {w} missing? {l}",
+            "Is {w} not here? {l}",
+            "Is there no {w} in {l}?",
+            "Does this lack {w}? {l}",
+        ),
+    ),
+}
 
 
 def words_of(split: str) -> Words:
@@ -296,8 +385,8 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
 
 
 def items(split: str, n: int, seed: int) -> list[Item]:
-    """`n` different items of every trained type, of every trained type in held-out phrasings, and of
-    every held-out type. A smaller `n` gives the first of them."""
+    """`n` different items of every trained type, of every trained type in held-out phrasings, and
+    of every held-out type. A smaller `n` gives the first of them."""
     found = []
     for group, kinds in (
         (TRAINED, TRAINED_TYPES),
@@ -324,7 +413,7 @@ def _items(
         found.setdefault(text, Item(name, group, text, case.answer, case.distractors))
     if len(found) < n:
         raise ConfigError(
-            f"{n} items of {name!r} ({group}, {split} split), but its words and phrasings make only about "
-            f"{len(found)}; ask for fewer"
+            f"{n} items of {name!r} ({group}, {split} split), but its words and phrasings make "
+            f"only about {len(found)}; ask for fewer"
         )
     return list(found.values())

@@ -40,8 +40,14 @@ def main() -> int:
             found.append({"noise": noise, **scores})
             print(json.dumps(found[-1]), flush=True)
     law = {name: getattr(LAW, name) for name in ("E", "A", "B", "alpha", "beta", "a")}
-    head = {"studies": args.studies, "resamples": args.resamples, "sizes": args.sizes,
-            "budgets": BUDGETS, "law": law, "level": LEVEL}  # fmt: skip
+    head = {
+        "studies": args.studies,
+        "resamples": args.resamples,
+        "sizes": args.sizes,
+        "budgets": BUDGETS,
+        "law": law,
+        "level": LEVEL,
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**head, "noise_levels": found}, indent=1) + "\n")
     return 0

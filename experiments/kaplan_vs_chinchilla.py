@@ -1,13 +1,14 @@
-"""Which choices of accounting and training move our own exponent from Chinchilla's towards Kaplan's, after
-Porian 2024: embeddings, the last layer, a long warmup, a learning rate that does not decay to the budget.
+"""Which choices of accounting and training move our own exponent from Chinchilla's towards
+Kaplan's, after Porian 2024: embeddings, the last layer, a long warmup, a learning rate that does
+not decay to the budget.
 
     rlhf-jax run experiments/kaplan_vs_chinchilla.py
     rlhf-jax run experiments/kaplan_vs_chinchilla.py --tiny     the same code in a few minutes
 
-Cost: 1e13 FLOPs of its own (one run a size at a constant learning rate after a long warmup, read at every
-compute on its way, as Kaplan 2020 did); the trunks with a short warmup are those of trunk_and_branch.py, the
-cosine runs those of chinchilla.py. Found: a = 0.65, 0.62, 0.51, 0.56 on the way from Kaplan's choices to
-Chinchilla's (results/kaplan-vs-chinchilla).
+Cost: 1e13 FLOPs of its own (one run a size at a constant learning rate after a long warmup, read at
+every compute on its way, as Kaplan 2020 did); the trunks with a short warmup are those of
+trunk_and_branch.py, the cosine runs those of chinchilla.py. Found: a = 0.65, 0.62, 0.51, 0.56 on
+the way from Kaplan's choices to Chinchilla's (results/kaplan-vs-chinchilla).
 """
 
 from __future__ import annotations
@@ -40,11 +41,24 @@ def study(tiny: bool = False) -> Study:
         corpus=CORPUS,
         cells=tuple(cells),
         analyses=(
-            Analysis("isoflop", ("long-*",), "Kaplan", params="non_embedding", flops="kaplan", loss="curve"),
+            Analysis(
+                "isoflop",
+                ("long-*",),
+                "Kaplan",
+                params="non_embedding",
+                flops="kaplan",
+                loss="curve",
+            ),
             Analysis("isoflop", ("long-*",), "and the last layer", flops="exact", loss="curve"),
             Analysis("isoflop", ("wsd-*-trunk-*",), "and a short warmup", loss="curve"),
             Analysis("isoflop", ("c*-d*",), "and decay to the budget"),
-            Analysis("isoflop", ("c*-d*",), "decay, but Kaplan's counting", params="non_embedding",
-                     flops="kaplan", loss="ends"),
+            Analysis(
+                "isoflop",
+                ("c*-d*",),
+                "decay, but Kaplan's counting",
+                params="non_embedding",
+                flops="kaplan",
+                loss="ends",
+            ),
         ),
-    )  # fmt: skip
+    )

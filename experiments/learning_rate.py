@@ -1,11 +1,12 @@
-"""The learning rate of the scaling studies: the best one at several sizes N and batches B, and the law
-lr(N, B) = k N^-p B^q through them, which `rlhf_jax.scaling.sweep` then uses.
+"""The learning rate of the scaling studies: the best one at several sizes N and batches B, and the
+law lr(N, B) = k N^-p B^q through them, which `rlhf_jax.scaling.sweep` then uses.
 
     rlhf-jax run experiments/learning_rate.py           about 20 minutes on 2 CPU cores
     rlhf-jax run experiments/learning_rate.py --tiny    the same code in a minute
 
-Cost: 5e13 FLOPs. At each (N, B) five learning rates a factor of 2.2 apart, on about as many tokens as are
-compute-optimal for N. Two groups more ask what a trunk of constant learning rate wants (schedule "wsd").
+Cost: 5e13 FLOPs. At each (N, B) five learning rates a factor of 2.2 apart, on about as many tokens
+as are compute-optimal for N. Two groups more ask what a trunk of constant learning rate wants
+(schedule "wsd").
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ def study(tiny: bool = False) -> Study:
                 optim = OptimConfig(lr=float(f"{middle * factor:.3g}"), schedule=schedule)
                 count = tokens // 20 if tiny else tokens
                 cells.append(
-                    Pretrain(f"{schedule}-d{model.width}-b{rows}-lr{i}", model=model,
-                             tokens=count, batch=rows, optim=optim)
-                )  # fmt: skip
+                    Pretrain(
+                        f"{schedule}-d{model.width}-b{rows}-lr{i}",
+                        model=model,
+                        tokens=count,
+                        batch=rows,
+                        optim=optim,
+                    )
+                )
     return Study(
         name="learning-rate-tiny" if tiny else "learning-rate",
         title="The learning rate as a law of model size and batch",

@@ -1,14 +1,16 @@
-"""A task with a known optimum: find the shortest way through a graph, having only seen random walks.
+"""A task with a known optimum: find the shortest way through a graph, having only seen random
+walks.
 
     rlhf-jax run experiments/random_walk.py
     rlhf-jax run experiments/random_walk.py --tiny
 
-The task is that of Chen et al. 2021 (Decision Transformer, "illustrative example"), as a language: 21 nodes
-with animals for names, a sentence is a walk. A language model learns 20,000 random walks; then PPO, GRPO,
-RLOO and REINFORCE ask for short ways to the `ant`. A response scores 1 if it is a shortest way, less the
-longer it is, and 0 if it is none; so the best policy's mean is 1.
+The task is that of Chen et al. 2021 (Decision Transformer, "illustrative example"), as a language:
+21 nodes with animals for names, a sentence is a walk. A language model learns 20,000 random walks;
+then PPO, GRPO, RLOO and REINFORCE ask for short ways to the `ant`. A response scores 1 if it is a
+shortest way, less the longer it is, and 0 if it is none; so the best policy's mean is 1.
 
-Cost: 1e13 FLOPs, 11 minutes of a one-thread worker. Measured: PPO 0.998 to 1, the others above 0.99, every seed.
+Cost: 1e13 FLOPs, 11 minutes of a one-thread worker. Measured: PPO 0.998 to 1, the others above
+0.99, every seed.
 """
 
 from __future__ import annotations
@@ -25,9 +27,28 @@ from rlhf_jax.study import Study
 
 # Walks end at the first. Each is one token.
 NODES = (
-    "ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "imp", "jay", "kid", "lark", "mole", "newt",
-    "owl", "pig", "quail", "ram", "seal", "toad", "urchin",
-)  # fmt: skip
+    "ant",
+    "bee",
+    "cat",
+    "dog",
+    "elk",
+    "fox",
+    "gnu",
+    "hen",
+    "imp",
+    "jay",
+    "kid",
+    "lark",
+    "mole",
+    "newt",
+    "owl",
+    "pig",
+    "quail",
+    "ram",
+    "seal",
+    "toad",
+    "urchin",
+)
 LONGEST = 10  # steps of a walk
 SEEDS = (0, 1, 2, 3)
 SCORE, PROMPTS = "random_walk:score", "random_walk:prompts"
@@ -40,9 +61,13 @@ def study(tiny: bool = False) -> Study:
     model = ModelConfig(layers=2, width=64, heads=4, vocab=VOCAB)
     task = TaskConfig(prompt_len=2, response_len=LONGEST + 1, prompts=PROMPTS, gold=SCORE)
     walker = Pretrain(
-        "walker", model=model, tokens=65_536 if tiny else 1_000_000, batch=16, repeat=True,
+        "walker",
+        model=model,
+        tokens=65_536 if tiny else 1_000_000,
+        batch=16,
+        repeat=True,
         optim=OptimConfig(lr=5e-3),
-    )  # fmt: skip
+    )
     cells: list[Cell] = [walker]
     for algorithm in ("ppo", "grpo", "rloo", "reinforce"):
         grouped = algorithm in ("grpo", "rloo")
@@ -57,9 +82,13 @@ def study(tiny: bool = False) -> Study:
                 ),
             )  # fmt: skip
             evaluate = Evaluate(
-                f"eval-{name}", before="walker", after=name, reward=SCORE, task=task,
+                f"eval-{name}",
+                before="walker",
+                after=name,
+                reward=SCORE,
+                task=task,
                 prompts=64 if tiny else 400,
-            )  # fmt: skip
+            )
             cells += [learner, evaluate]
     return Study(
         name="random-walk-tiny" if tiny else "random-walk",
@@ -74,8 +103,8 @@ VOCAB = 362  # with fewer, some animals take two tokens
 
 @functools.cache
 def graph() -> dict[str, list[str]]:
-    """Every node's neighbours: each ordered pair is an edge with probability 0.1, and again until every
-    node leads to the first."""
+    """Every node's neighbours: each ordered pair is an edge with probability 0.1, and again until
+    every node leads to the first."""
     for seed in range(1000):
         rng = random.Random(seed)
         edges = {n: [m for m in NODES if m != n and rng.random() < 0.1] for n in NODES}
@@ -115,8 +144,8 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
 
 
 def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """(LONGEST + 1 - steps) / (LONGEST + 1 - fewest steps) of a way along edges that ends at the first
-    node; 0 of anything else."""
+    """(LONGEST + 1 - steps) / (LONGEST + 1 - fewest steps) of a way along edges that ends at the
+    first node; 0 of anything else."""
     shortest = distances(graph())
     scores = []
     for prompt, response in zip(prompts, responses, strict=True):

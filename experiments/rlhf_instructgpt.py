@@ -1,18 +1,20 @@
-"""The three steps of InstructGPT (Ouyang et al. 2022), on one's own machine: demonstrations, a reward model
-from rankings of nine outputs, PPO held near its reference; and what that does to the model.
+"""The three steps of InstructGPT (Ouyang et al. 2022), on one's own machine: demonstrations, a
+reward model from rankings of nine outputs, PPO held near its reference; and what that does to the
+model.
 
     rlhf-jax run experiments/rlhf_instructgpt.py
     rlhf-jax run experiments/rlhf_instructgpt.py --tiny
 
-A language model of 431k parameters continues the openings of real sentences; simulated people like cheerful
-continuations that do not repeat themselves. Step 1 fine-tunes it on true continuations; step 2 asks for rankings of 9 samples a prompt (36
-pairs in one element) and trains four reward models, seeds of one another; step 3 optimises four policies
-with PPO, with and without the pretraining gradients of PPO-ptx. Beside them DPO on the same rankings and
-fine-tuning on the best of 16 (rejection sampling). Every policy is compared with step 1's on the same 512
-held-out prompts.
+A language model of 431k parameters continues the openings of real sentences; simulated people like
+cheerful continuations that do not repeat themselves. Step 1 fine-tunes it on true continuations;
+step 2 asks for rankings of 9 samples a prompt (36 pairs in one element) and trains four reward
+models, seeds of one another; step 3 optimises four policies with PPO, with and without the
+pretraining gradients of PPO-ptx. Beside them DPO on the same rankings and fine-tuning on the best
+of 16 (rejection sampling). Every policy is compared with step 1's on the same 512 held-out prompts.
 
-Cost: 7.9e13 FLOPs, 44 minutes of one-thread workers. Measured: PPO gains most and loses most (KL, diversity,
-perplexity, calibration); PPO-ptx gives half of the gain back, and all of the perplexity; DPO grows long.
+Cost: 7.9e13 FLOPs, 44 minutes of one-thread workers. Measured: PPO gains most and loses most (KL,
+diversity, perplexity, calibration); PPO-ptx gives half of the gain back, and all of the perplexity;
+DPO grows long.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from small_policies import (
     base,
     demonstrated,
     model,
-)  # fmt: skip
+)
 
 from rlhf_jax.cells import DPO, PPO, SFT, BestOfN, Cell, Compare, Evaluate, Reward
 from rlhf_jax.config import OptimConfig
@@ -41,38 +43,62 @@ def study(tiny: bool = False) -> Study:
         base("base", model(3, 96), 65_536 if tiny else 4_000_000),
         demonstrated("sft", "base", tiny),
         Compare(
-            "compare", policy="sft", task=TASK, prompts=64 if tiny else 2048,
-            heldout_prompts=64 if tiny else 256, k=9, noise=0.1,
+            "compare",
+            policy="sft",
+            task=TASK,
+            prompts=64 if tiny else 2048,
+            heldout_prompts=64 if tiny else 256,
+            k=9,
+            noise=0.1,
         ),
-    ]  # fmt: skip
+    ]
     for seed in SEEDS[:1] if tiny else SEEDS:
         reward = Reward(
             f"reward-{seed}", base="sft", comparisons="compare", optim=REWARD_OPTIM, seed=seed
         )
         best = BestOfN(
-            f"best-{seed}", policy="sft", reward=reward.name, task=TASK, split="train",
-            prompts=64 if tiny else 1024, n=16, seed=seed,
-        )  # fmt: skip
+            f"best-{seed}",
+            policy="sft",
+            reward=reward.name,
+            task=TASK,
+            split="train",
+            prompts=64 if tiny else 1024,
+            n=16,
+            seed=seed,
+        )
         policies: list[Cell] = [
             improved(f"ppo-{seed}", reward.name, seed, tiny),
             improved(f"ppo-ptx-{seed}", reward.name, seed, tiny, PTX_COEF),
             DPO(
-                f"dpo-{seed}", policy="sft", comparisons="compare", beta=0.1, seed=seed,
+                f"dpo-{seed}",
+                policy="sft",
+                comparisons="compare",
+                beta=0.1,
+                seed=seed,
                 optim=OptimConfig(lr=5e-4, weight_decay=0.0),
             ),
             SFT(
-                f"rejection-{seed}", base="sft", task=TASK, records=best.name, seed=seed, batch=8,
+                f"rejection-{seed}",
+                base="sft",
+                task=TASK,
+                records=best.name,
+                seed=seed,
+                batch=8,
                 epochs=2,
             ),
-        ]  # fmt: skip
+        ]
         cells += [reward, best, *policies]
         cells += [
             Evaluate(
-                f"eval-{cell.name}", before="sft", after=cell.name, reward=reward.name, task=TASK,
+                f"eval-{cell.name}",
+                before="sft",
+                after=cell.name,
+                reward=reward.name,
+                task=TASK,
                 prompts=64 if tiny else 512,
             )
             for cell in policies
-        ]  # fmt: skip
+        ]
     return Study(
         name="instructgpt-tiny" if tiny else "instructgpt",
         title="The three steps of InstructGPT",
@@ -83,6 +109,14 @@ def study(tiny: bool = False) -> Study:
 
 def improved(name: str, reward: str, seed: int, tiny: bool, ptx_coef: float = 0.0) -> PPO:
     return PPO(
-        name, policy="sft", reward=reward, task=TASK, seed=seed, kl_coef=KL_COEF,
-        iterations=3 if tiny else 60, ptx_coef=ptx_coef, ptx_batch=8, optim=POLICY_OPTIM,
-    )  # fmt: skip
+        name,
+        policy="sft",
+        reward=reward,
+        task=TASK,
+        seed=seed,
+        kl_coef=KL_COEF,
+        iterations=3 if tiny else 60,
+        ptx_coef=ptx_coef,
+        ptx_batch=8,
+        optim=POLICY_OPTIM,
+    )

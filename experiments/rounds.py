@@ -1,16 +1,17 @@
-"""RLHF in rounds: new comparisons of the current policy's samples, a new reward model from all comparisons
-so far, a new policy, three times; against one round with as many comparisons.
+"""RLHF in rounds: new comparisons of the current policy's samples, a new reward model from all
+comparisons so far, a new policy, three times; against one round with as many comparisons.
 
     rlhf-jax run experiments/rounds.py
     rlhf-jax run experiments/rounds.py --tiny
 
-Ouyang et al. 2022 and Bai et al. 2022 collect comparisons on their best policy and train again. Every policy
-starts from the same demonstrations and is held near them, so that only what the reward model was asked
-differs. Each of four seeds has its own prompts, annotators, reward models and policies; all are evaluated
-on the same 512 held-out prompts.
+Ouyang et al. 2022 and Bai et al. 2022 collect comparisons on their best policy and train again.
+Every policy starts from the same demonstrations and is held near them, so that only what the reward
+model was asked differs. Each of four seeds has its own prompts, annotators, reward models and
+policies; all are evaluated on the same 512 held-out prompts.
 
-Cost: 3.8e13 FLOPs, 18 minutes of one-thread workers. Measured: the second round is above the single one on three of
-four seeds with two thirds of its labels; the third adds nothing, and costs one seed half.
+Cost: 3.8e13 FLOPs, 18 minutes of one-thread workers. Measured: the second round is above the single
+one on three of four seeds with two thirds of its labels; the third adds nothing, and costs one seed
+half.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from small_policies import (
     base,
     demonstrated,
     model,
-)  # fmt: skip
+)
 
 from rlhf_jax.cells import PPO, Cell, Compare, Evaluate, Reward
 from rlhf_jax.study import Study
@@ -44,10 +45,14 @@ def study(tiny: bool = False) -> Study:
         for r in range(1, ROUNDS + 1):
             compare = comparisons(f"compare-{r}-{seed}", policy, 1, 10 * seed + r, tiny)
             reward = Reward(
-                f"reward-{r}-{seed}", base="sft", comparisons=compare.name, earlier=tuple(asked),
+                f"reward-{r}-{seed}",
+                base="sft",
+                comparisons=compare.name,
+                earlier=tuple(asked),
                 epochs=2,
-            optim=REWARD_OPTIM, seed=seed,
-            )  # fmt: skip
+                optim=REWARD_OPTIM,
+                seed=seed,
+            )
             asked.append(compare.name)
             ppo = improved(f"ppo-{r}-{seed}", reward.name, seed, tiny)
             cells += [
@@ -78,16 +83,28 @@ def study(tiny: bool = False) -> Study:
 
 def comparisons(name: str, policy: str, rounds: int, seed: int, tiny: bool) -> Compare:
     return Compare(
-        name, policy=policy, task=TASK, prompts=rounds * (32 if tiny else PROMPTS),
-        heldout_prompts=64, k=6, noise=0.1, seed=seed,
-    )  # fmt: skip
+        name,
+        policy=policy,
+        task=TASK,
+        prompts=rounds * (32 if tiny else PROMPTS),
+        heldout_prompts=64,
+        k=6,
+        noise=0.1,
+        seed=seed,
+    )
 
 
 def improved(name: str, reward: str, seed: int, tiny: bool) -> PPO:
     return PPO(
-        name, policy="sft", reward=reward, task=TASK, seed=seed, kl_coef=0.05,
-        iterations=3 if tiny else ITERATIONS, optim=POLICY_OPTIM,
-    )  # fmt: skip
+        name,
+        policy="sft",
+        reward=reward,
+        task=TASK,
+        seed=seed,
+        kl_coef=0.05,
+        iterations=3 if tiny else ITERATIONS,
+        optim=POLICY_OPTIM,
+    )
 
 
 def evaluated(name: str, policy: str, reward: str, tiny: bool) -> Evaluate:

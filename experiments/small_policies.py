@@ -1,9 +1,9 @@
 """What the RLHF studies of this folder share: the corpus, the task, and models made for CPUs.
 
-Not a study. The task is to continue the opening of a real sentence (Shakespeare, the Bible, Wikipedia,
-news); people, who are simulated, like cheerful continuations (VADER's sentiment) that do not repeat
-themselves, and rank with noise. With sentiment alone for gold no proxy was ever over-optimized: `my heart my
-heart my heart` has nearly the best score there is.
+Not a study. The task is to continue the opening of a real sentence (Shakespeare, the Bible,
+Wikipedia, news); people, who are simulated, like cheerful continuations (VADER's sentiment) that do
+not repeat themselves, and rank with noise. With sentiment alone for gold no proxy was ever
+over-optimized: `my heart my heart my heart` has nearly the best score there is.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Does a decay branch off a shared trunk tell the same exponent as a whole run a budget, and at what cost?
+"""Does a decay branch off a shared trunk tell the same exponent as a whole run a budget, and at
+what cost?
 
     rlhf-jax run experiments/trunk_and_branch.py
     rlhf-jax run experiments/trunk_and_branch.py --tiny     the same code in a few minutes
 
-Cost: 5e13 FLOPs, of which the runs at every second budget are those of experiments/chinchilla.py. Seven
-budgets a factor of 1.5 apart, 2e11 to 2.3e12 FLOPs; at each the same sizes once as independent cosine runs
-(`c*`), once as branches (`wsd-*`). By the formula the branches cost 0.497 of the
-whole runs, and did; a = 0.57 by whole runs, 0.55 by branches (results/trunk-and-branch).
+Cost: 5e13 FLOPs, of which the runs at every second budget are those of experiments/chinchilla.py.
+Seven budgets a factor of 1.5 apart, 2e11 to 2.3e12 FLOPs; at each the same sizes once as
+independent cosine runs (`c*`), once as branches (`wsd-*`). By the formula the branches cost 0.497
+of the whole runs, and did; a = 0.57 by whole runs, 0.55 by branches (results/trunk-and-branch).
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ def study(tiny: bool = False) -> Study:
         points = [grid_point(b, SHAPES[index], CORPUS.seq_len, ROWS) for b in budgets]
         cells += [pretrain(point, f"{point.name}-s0") for point in points]
         trunk, branches = trunk_and_branch(
-            f"wsd-d{SHAPES[index].width}", SHAPES[index], [p.tokens for p in points], ROWS,
-            CORPUS.seq_len, OptimConfig(lr=TRUNK_LR * points[0].lr),
-        )  # fmt: skip
+            f"wsd-d{SHAPES[index].width}",
+            SHAPES[index],
+            [p.tokens for p in points],
+            ROWS,
+            CORPUS.seq_len,
+            OptimConfig(lr=TRUNK_LR * points[0].lr),
+        )
         cells += [*trunk, *branches]
     return Study(
         name="trunk-and-branch-tiny" if tiny else "trunk-and-branch",

@@ -25,14 +25,24 @@ from rlhf_jax.runs import STALE_SECONDS, CellFolder, Damaged
 LINE_SECONDS = 30.0  # between two lines of a running cell
 REFRESH_SECONDS = 1.0
 QUIET_SECONDS = 120.0  # without progress, a running cell is said to stand still
-STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "ready": "default",
-          "elsewhere": "cyan", "kept": "green", "damaged": "bold red",
-          "blocked": "yellow", "stopped": "yellow", "waiting": "dim"}  # fmt: skip
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "ready": "default",
+    "elsewhere": "cyan",
+    "kept": "green",
+    "damaged": "bold red",
+    "blocked": "yellow",
+    "stopped": "yellow",
+    "waiting": "dim",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell as shown. `detail` is its headline result, the reason, the phase, or what it waits for."""
+    """One cell as shown. `detail` is its headline result, the reason, the phase, or what it waits
+    for."""
 
     name: str
     kind: str
@@ -52,7 +62,8 @@ def heartbeat(job: Job) -> dict[str, Any]:
 
 
 def last_metrics(folder: CellFolder) -> dict[str, Any]:
-    """The last whole row of metrics.jsonl, without reading the others; nothing where it is unreadable."""
+    """The last whole row of metrics.jsonl, without reading the others; nothing where it is
+    unreadable."""
     with (
         contextlib.suppress(OSError, ValueError),
         open(folder.path / "metrics.jsonl", "rb") as f,
@@ -81,9 +92,17 @@ def row(job: Job, graph: Graph) -> Row:
             detail += f" (no heartbeat for {duration(silent)})"
         elif quiet > QUIET_SECONDS:
             detail += f" (no progress for {duration(quiet)})"
-        return Row(job.name, job.kind, job.state, beat.get("step"), beat.get("steps"),
-                   beat.get("loss"), beat.get("tokens_per_second"), beat.get("eta_seconds"),
-                   detail.strip())  # fmt: skip
+        return Row(
+            job.name,
+            job.kind,
+            job.state,
+            beat.get("step"),
+            beat.get("steps"),
+            beat.get("loss"),
+            beat.get("tokens_per_second"),
+            beat.get("eta_seconds"),
+            detail.strip(),
+        )
     detail = job.reason or ""
     if job.state == "waiting":
         undone = [p for p in job.parents if p in graph.jobs and graph.jobs[p].state != "done"]
@@ -235,9 +254,16 @@ class LiveTable(Silent):
             time_ = duration(r.seconds)
             if time_ and r.state not in ("done", "kept"):
                 time_ += " left"
-            table.add_row(r.name, r.kind, Text(r.state, style=STYLES[r.state]), step,
-                          number(r.training_loss, ".4f"), number(r.tokens_per_second, ",.0f"), time_,
-                          Text(r.detail, style="dim"))  # fmt: skip
+            table.add_row(
+                r.name,
+                r.kind,
+                Text(r.state, style=STYLES[r.state]),
+                step,
+                number(r.training_loss, ".4f"),
+                number(r.tokens_per_second, ",.0f"),
+                time_,
+                Text(r.detail, style="dim"),
+            )
         done = sum(j.state == "done" for j in graph.jobs.values())
         foot = f"{done} of {len(graph.jobs)} cells done"
         if graph.open() and not last:

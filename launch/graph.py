@@ -62,8 +62,13 @@ class Graph:
         jobs = {}
         for cell in study.order():
             if cell.name in todo or cell.name in selected:
-                job = Job(cell.name, cell.KIND, folders[cell.name], cell.parents(),
-                          seconds.get(cell.name, 1.0))  # fmt: skip
+                job = Job(
+                    cell.name,
+                    cell.KIND,
+                    folders[cell.name],
+                    cell.parents(),
+                    seconds.get(cell.name, 1.0),
+                )
                 job.state = "waiting" if cell.name in todo else "done"
                 jobs[cell.name] = job
         graph = cls(jobs, selected, populations(study))
@@ -97,8 +102,9 @@ class Graph:
                 job.state = "ready"
 
     def next_ready(self) -> list[Job]:
-        """The ready cell with the longest chain of work after it, with the others of its population;
-        none if nothing is ready. A population is not begun while one of it waits for its parents."""
+        """The ready cell with the longest chain of work after it, with the others of its
+        population; none if nothing is ready. A population is not begun while one of it waits for
+        its parents."""
         left = {j.name: j.seconds for j in self.jobs.values() if j.state != "done"}
         paths = remaining_paths(left, {j.name: j.parents for j in self.jobs.values()})
         ready = [
@@ -220,7 +226,7 @@ def _allow_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and count > hard:
         raise ConfigError(
-            f"--force would clear {count - 64:,} cells at once, but a process may open {hard:,} files here "
-            "(ulimit -n); name fewer cells at a time"
+            f"--force would clear {count - 64:,} cells at once, but a process may open {hard:,} "
+            f"files here (ulimit -n); name fewer cells at a time"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -29,8 +29,8 @@ from rlhf_jax.runs import STALE_SECONDS, Runs, write_sealed
 from rlhf_jax.study import Study
 
 TICK_SECONDS = 0.25
-# After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and for as long as its heart beats up
-# to STOP_LIMIT: a large checkpoint takes minutes.
+# After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and for as long as its heart
+# beats up to STOP_LIMIT: a large checkpoint takes minutes.
 STOP_SECONDS, STOP_LIMIT = 20.0, 1800.0
 ATTEMPTS = 3  # workers that may be killed in one cell before it has failed
 EXECUTE = (sys.executable, "-m", "rlhf_jax.execute")
@@ -83,15 +83,35 @@ def run(
     accelerator = machine.accelerator()
     plan = make_plan(study, runs, corpus_hash, workers, threads, accelerator, accumulate)
     graph = Graph.of(study, folders, {c.name: c.seconds for c in plan.cells}, only)
-    command = [*worker_command, str(study_path), *(["--tiny"] if tiny else []),
-               "--runs", str(runs.root), "--threads", str(threads), "--wandb", wandb,
-               *(["--mesh", mesh] if mesh else []), "--accumulate", str(accumulate), *overrides]  # fmt: skip
+    command = [
+        *worker_command,
+        str(study_path),
+        *(["--tiny"] if tiny else []),
+        "--runs",
+        str(runs.root),
+        "--threads",
+        str(threads),
+        "--wandb",
+        wandb,
+        *(["--mesh", mesh] if mesh else []),
+        "--accumulate",
+        str(accumulate),
+        *overrides,
+    ]
     title = f"{study.name}: {len(graph.jobs)} cells, {workers} workers x {threads} threads"
     # The members of a population lie on the cores of a CPU; a mesh, and an accelerator, has devices
     # of its own.
     together = devices if mesh or accelerator else machine.cores()
-    launch = _Launch(graph, workers, threads, command, runs, runs.study(study),
-                     choose(display, title), (devices, together))  # fmt: skip
+    launch = _Launch(
+        graph,
+        workers,
+        threads,
+        command,
+        runs,
+        runs.study(study),
+        choose(display, title),
+        (devices, together),
+    )
     with _signals(launch.events), launch.display:
         launch.loop()
         launch.display.show(graph, workers, last=True)
@@ -102,9 +122,19 @@ class _Launch:
     """The workers of one launch and the loop that feeds them. All events arrive in one queue:
     `(worker, answer)`, `(worker, None)` for its death, `(None, signal number)`."""
 
-    def __init__(self, graph: Graph, count: int, threads: int, command: list[str], runs: Runs,
-                 folder: Path, display: Silent, devices: tuple[int, int]) -> None:  # fmt: skip
-        """devices: that a CPU is split into in a worker for one cell, and in one for a population."""
+    def __init__(
+        self,
+        graph: Graph,
+        count: int,
+        threads: int,
+        command: list[str],
+        runs: Runs,
+        folder: Path,
+        display: Silent,
+        devices: tuple[int, int],
+    ) -> None:
+        """devices: that a CPU is split into in a worker for one cell, and in one for a
+        population."""
         self.graph, self.count, self.threads, self.runs = graph, count, threads, runs
         self.command, self.folder, self.display, self.devices = command, folder, display, devices
         self.events: SimpleQueue[tuple[Worker | None, Any]] = SimpleQueue()

@@ -21,7 +21,8 @@ def accelerator() -> bool:
 
 
 def devices() -> int | None:
-    """How many GPUs or TPU chips jax will find here; None: a CPU alone, or no device files to count."""
+    """How many GPUs or TPU chips jax will find here; None: a CPU alone, or no device files to
+    count."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = sum(p.name.removeprefix("nvidia").isdigit() for p in Path("/dev").glob("nvidia*"))
     if gpus and hidden is not None:

@@ -1,5 +1,5 @@
-"""A worker process: reads names of cells on stdin (those of a population on one line), answers one JSON
-line for each on stdout.
+"""A worker process: reads names of cells on stdin (those of a population on one line), answers one
+JSON line for each on stdout.
 
 `{"cell": NAME, "outcome": "done" | "failed" | "stopped" | "held", "reason": str | null}`
 Everything else that it prints goes to its log. It ends when its stdin closes, so a launcher that is

@@ -25,8 +25,8 @@ from rlhf_jax.ranges import (
     Weight,
 )
 
-# Fields that came after a release stay out of run ids while they have their default: a new option leaves
-# finished runs what they were.
+# Fields that came after a release stay out of run ids while they have their default: a new option
+# leaves finished runs what they were.
 ADDED = {"added": True}
 
 
@@ -38,13 +38,14 @@ def option(default: Any, outside: str = "") -> Any:
 
 @dataclass(frozen=True)
 class TaskConfig(Checked):
-    """What SFT, comparisons, PPO and evaluation share: prompts, lengths, and who judges. The default task
-    is to continue the opening of a real sentence, judged by its sentiment."""
+    """What SFT, comparisons, PPO and evaluation share: prompts, lengths, and who judges. The
+    default task is to continue the opening of a real sentence, judged by its sentiment."""
 
     LABEL = "task"
     prompt_len: Size = 16  # tokens; shorter prompts are padded on the left
     response_len: Size = 24  # tokens at most, EOS included
-    # MODULE:FUNCTION, (split, n, seed) -> texts of prompts; empty: openings of the corpus's sentences.
+    # MODULE:FUNCTION, (split, n, seed) -> texts of prompts; empty: openings of the corpus's
+    # sentences.
     prompts: str = option("", "callable")
     # MODULE:FUNCTION, (prompts, responses) -> scores: the utility that annotators rank by.
     gold: str = option("rlhf_jax.data.annotators:sentiment", "callable")
@@ -57,12 +58,14 @@ class TaskConfig(Checked):
             )
         if self.template != "plain" and not self.prompts:
             raise ConfigError(
-                f"task.template = {self.template!r} needs task.prompts; openings of sentences are plain"
+                f"task.template = {self.template!r} needs task.prompts; openings of sentences are "
+                "plain"
             )
 
 
 def names_cell(value: Any) -> bool:
-    """Whether the value of a parent's field is the name of a cell, rather than an import path or a file."""
+    """Whether the value of a parent's field is the name of a cell, rather than an import path or a
+    file."""
     return isinstance(value, str) and bool(re.fullmatch(r"[\w-]+", value))
 
 
@@ -94,8 +97,9 @@ REWARDS = ("reward", "ensemble", "sft")  # sft: on critiques with verdicts, whic
 
 @dataclass(frozen=True)
 class Pretrain(Cell):
-    """Next-token prediction on the corpus. `continues` extends another pretraining cell from its last
-    checkpoint (optimizer moments and data position included) to more `tokens`, under a new schedule."""
+    """Next-token prediction on the corpus. `continues` extends another pretraining cell from its
+    last checkpoint (optimizer moments and data position included) to more `tokens`, under a new
+    schedule."""
 
     KIND = "pretrain"
     PARENTS = {"continues": ("pretrain",)}
@@ -124,15 +128,16 @@ class SFT(Cell):
     batch: Size = 16
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     seed: Seed = 0
-    # Demonstrations, corrections or critiques: a file of records, MODULE:FUNCTION (split, n, seed) ->
-    # records, or a cell that wrote them. None: true continuations that the labeller approves of.
+    # Demonstrations, corrections or critiques: a file of records, MODULE:FUNCTION (split, n, seed)
+    # -> records, or a cell that wrote them. None: true continuations that the labeller approves of.
     records: str | None = option(None, "records")
 
     def check(self) -> None:
         if self.records is None and self.task.prompts:
             raise ConfigError(
-                f"{self.name}.task.prompts = {self.task.prompts!r}, but only openings of the corpus's sentences "
-                "have true continuations to learn from; give records (a file, MODULE:FUNCTION or a cell)"
+                f"{self.name}.task.prompts = {self.task.prompts!r}, but only openings of the "
+                f"corpus's sentences have true continuations to learn from; give records (a file, "
+                "MODULE:FUNCTION or a cell)"
             )
 
 
@@ -157,8 +162,8 @@ class Compare(Cell):
 
 @dataclass(frozen=True)
 class Feedback(Cell):
-    """Records of a policy's own samples that a simulated labeller has edited, or criticised. A compare cell
-    of the same policy, task, k, temperature and seed ranks the same samples."""
+    """Records of a policy's own samples that a simulated labeller has edited, or criticised. A
+    compare cell of the same policy, task, k, temperature and seed ranks the same samples."""
 
     KIND = "feedback"
     PARENTS = {"policy": LANGUAGE_MODELS}
@@ -176,9 +181,9 @@ class Feedback(Cell):
         labellers = "rlhf_jax.data.annotators"
         if not self.task.gold.startswith(labellers + ":"):
             raise ConfigError(
-                f"{self.name}.task.gold = {self.task.gold!r}; the simulated labeller edits and criticises by "
-                f"sentiment, for a gold score of {labellers} alone. Use one, or name a file of people's "
-                "records where it is learned from"
+                f"{self.name}.task.gold = {self.task.gold!r}; the simulated labeller edits and "
+                f"criticises by sentiment, for a gold score of {labellers} alone. Use one, or name "
+                f"a file of people's records where it is learned from"
             )
 
 
@@ -205,8 +210,8 @@ class Reward(Cell):
     loss: Literal["kwise", "plackett_luce", "best_of_n"] = option("kwise")
     margin: Weight = option(0.0)  # kwise: score asked of a pair for each rank between them
     centre: Weight = option(0.0)  # of the squared sum of a pair's scores, which pulls them to 0
-    # Afterwards the score has mean 0 and variance 1 on the compared samples (Ziegler 2019), or is 0 on
-    # average on true continuations (Stiennon 2020, InstructGPT).
+    # Afterwards the score has mean 0 and variance 1 on the compared samples (Ziegler 2019), or is 0
+    # on average on true continuations (Stiennon 2020, InstructGPT).
     normalise: Literal["samples", "demonstrations"] = option("samples")
 
     @property
@@ -238,8 +243,8 @@ class Ensemble(Cell):
 
 @dataclass(frozen=True)
 class PPO(Cell):
-    """Proximal policy optimisation against a reward, held near the policy it starts from, and what comes
-    out of the same rollout: GRPO, RLOO, REINFORCE.
+    """Proximal policy optimisation against a reward, held near the policy it starts from, and what
+    comes out of the same rollout: GRPO, RLOO, REINFORCE.
 
     Defaults follow Ziegler et al. 2019 and the N+ reproduction (2024) where they agree;
     `rlhf_jax.rl.presets` has the published settings.
@@ -303,8 +308,8 @@ class PPO(Cell):
             self.unused("kl_horizon", "a kl_target")
         elif self.kl_coef == 0:
             raise ConfigError(
-                f"{self.name}.kl_target = {self.kl_target} would do nothing: the controller multiplies "
-                "kl_coef, which is 0. Give kl_coef a value above 0"
+                f"{self.name}.kl_target = {self.kl_target} would do nothing: the controller "
+                f"multiplies kl_coef, which is 0. Give kl_coef a value above 0"
             )
         if self.algorithm != "ppo":
             for name in ("critic_lr", "gamma", "lam", "value_clip", "value_coef"):
@@ -314,8 +319,8 @@ class PPO(Cell):
             self.unused("bessel", "whitening of advantages or rewards")
         if self.algorithm in ("grpo", "rloo") and self.samples < 2:
             raise ConfigError(
-                f"{self.name}.samples = {self.samples}; {self.algorithm} compares at least 2 responses "
-                "to a prompt"
+                f"{self.name}.samples = {self.samples}; {self.algorithm} compares at least 2 "
+                f"responses to a prompt"
             )
         if self.algorithm == "reinforce" and self.batch * self.samples < 2:
             raise ConfigError(
@@ -323,15 +328,16 @@ class PPO(Cell):
             )
         if self.critic_lr is not None and self.critic == "shared":
             raise ConfigError(
-                f"{self.name}.critic_lr = {self.critic_lr}, but critic = 'shared' is on the policy's trunk "
-                "and learns with it; leave critic_lr out or give the critic a trunk of its own"
+                f"{self.name}.critic_lr = {self.critic_lr}, but critic = 'shared' is on the "
+                f"policy's trunk and learns with it; leave critic_lr out or give the critic a "
+                "trunk of its own"
             )
 
 
 @dataclass(frozen=True)
 class DPO(Cell):
-    """Direct preference optimisation from rankings (Rafailov et al. 2023), or IPO (Azar et al. 2023):
-    the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
+    """Direct preference optimisation from rankings (Rafailov et al. 2023), or IPO (Azar et al.
+    2023): the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
 
     KIND = "dpo"
     PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare", "feedback")}
@@ -353,8 +359,8 @@ class DPO(Cell):
 
 @dataclass(frozen=True)
 class BestOfN(Cell):
-    """The best of n samples by a reward, for n up to `n`; its best responses are records that an SFT cell
-    can learn from (rejection sampling)."""
+    """The best of n samples by a reward, for n up to `n`; its best responses are records that an
+    SFT cell can learn from (rejection sampling)."""
 
     KIND = "best_of_n"
     PARENTS = {"policy": LANGUAGE_MODELS, "reward": REWARDS}
@@ -371,7 +377,8 @@ class BestOfN(Cell):
 
 @dataclass(frozen=True)
 class Evaluate(Cell):
-    """Two policies side by side on held-out prompts: gold reward, KL, diversity, calibration, tax."""
+    """Two policies side by side on held-out prompts: gold reward, KL, diversity, calibration,
+    tax."""
 
     KIND = "evaluate"
     PARENTS = {"before": LANGUAGE_MODELS, "after": LANGUAGE_MODELS, "reward": REWARDS}
@@ -389,8 +396,8 @@ class Evaluate(Cell):
 
 @dataclass(frozen=True)
 class Prompting(Cell):
-    """A model's answers to tasks put to it in words, with and without worked examples in front (Brown et
-    al. 2020): exact match of greedy completions, and multiple choice."""
+    """A model's answers to tasks put to it in words, with and without worked examples in front
+    (Brown et al. 2020): exact match of greedy completions, and multiple choice."""
 
     KIND = "prompting"
     PARENTS = {"policy": LANGUAGE_MODELS}
@@ -407,7 +414,8 @@ class Prompting(Cell):
     def check(self) -> None:
         if ":" not in self.tasks:
             raise ConfigError(
-                f"{self.name}.tasks = {self.tasks!r}; expected MODULE:FUNCTION, which gives the items"
+                f"{self.name}.tasks = {self.tasks!r}; expected MODULE:FUNCTION, which gives the "
+                "items"
             )
         if not self.shots or len(set(self.shots)) < len(self.shots):
             raise ConfigError(
@@ -418,6 +426,16 @@ class Prompting(Cell):
 KINDS: dict[str, type[Cell]] = {
     c.KIND: c
     for c in (
-        Pretrain, SFT, Compare, Feedback, Reward, Ensemble, PPO, DPO, BestOfN, Evaluate, Prompting,
+        Pretrain,
+        SFT,
+        Compare,
+        Feedback,
+        Reward,
+        Ensemble,
+        PPO,
+        DPO,
+        BestOfN,
+        Evaluate,
+        Prompting,
     )
-}  # fmt: skip
+}

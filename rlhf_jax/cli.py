@@ -1,4 +1,5 @@
-"""The command line: `rlhf-jax run | plan | status | report | fit | predict | cost | generate | ...`."""
+"""The command line: `rlhf-jax run | plan | status | report | fit | predict | cost | generate |
+...`."""
 
 from __future__ import annotations
 
@@ -117,40 +118,88 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         return p
 
     def placement(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--mesh", metavar="AXIS=N,...", default="",
-                       help="of each process: data, fsdp and tensor, for instance fsdp=4,tensor=2")  # fmt: skip
-        p.add_argument("--accumulate", metavar="N", type=argument(Count), default=1,
-                       help="micro-batches of a training step (default 1)")  # fmt: skip
+        p.add_argument(
+            "--mesh",
+            metavar="AXIS=N,...",
+            default="",
+            help="of each process: data, fsdp and tensor, for instance fsdp=4,tensor=2",
+        )
+        p.add_argument(
+            "--accumulate",
+            metavar="N",
+            type=argument(Count),
+            default=1,
+            help="micro-batches of a training step (default 1)",
+        )
 
     def study(p: argparse.ArgumentParser) -> None:
         p.add_argument("study", metavar="STUDY", help="a Python file with study(tiny) -> Study")
-        p.add_argument("overrides", metavar="key=value", nargs="*",
-                       help="CELL.field=value (CELL may be a glob) or corpus.field=value")  # fmt: skip
+        p.add_argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            help="CELL.field=value (CELL may be a glob) or corpus.field=value",
+        )
         p.add_argument("--tiny", action="store_true", help="the study's small form")
         p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
-        p.add_argument("--kept", action="store_true",
-                       help="use results that are kept beside the study file; run what has to start "
-                            "from such a cell, and that cell first")  # fmt: skip
+        p.add_argument(
+            "--kept",
+            action="store_true",
+            help="use results that are kept beside the study file; run what has to start "
+            "from such a cell, and that cell first",
+        )
 
-    p = command("run", _run, "Run the cells of a study that are not done, then build its report.",
-                "rlhf-jax run experiments/demo.py --tiny")  # fmt: skip
+    p = command(
+        "run",
+        _run,
+        "Run the cells of a study that are not done, then build its report.",
+        "rlhf-jax run experiments/demo.py --tiny",
+    )
     study(p)
-    p.add_argument("--only", metavar="GLOB", nargs="+", action="extend", default=[],
-                   help="these cells and the unfinished ones that they need")  # fmt: skip
-    p.add_argument("--force", metavar="GLOB", nargs="+", action="extend", default=[],
-                   help="forget these cells and all that start from them, first")  # fmt: skip
+    p.add_argument(
+        "--only",
+        metavar="GLOB",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="these cells and the unfinished ones that they need",
+    )
+    p.add_argument(
+        "--force",
+        metavar="GLOB",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="forget these cells and all that start from them, first",
+    )
     p.add_argument("--dry-run", action="store_true", help="show the plan; run nothing")
-    p.add_argument("--workers", metavar="N", type=argument(Count),
-                   help="processes (default: one a core; one in all with an accelerator)")  # fmt: skip
-    p.add_argument("--threads", metavar="N", type=argument(Count),
-                   help="of each process (default: cores / workers)")  # fmt: skip
+    p.add_argument(
+        "--workers",
+        metavar="N",
+        type=argument(Count),
+        help="processes (default: one a core; one in all with an accelerator)",
+    )
+    p.add_argument(
+        "--threads",
+        metavar="N",
+        type=argument(Count),
+        help="of each process (default: cores / workers)",
+    )
     p.add_argument("--wandb", choices=("disabled", "offline", "online"), default="disabled")
     placement(p)
-    p.add_argument("--display", choices=("auto", "table", "lines", "none"), default="auto",
-                   help="auto: a table on a terminal, lines elsewhere")  # fmt: skip
+    p.add_argument(
+        "--display",
+        choices=("auto", "table", "lines", "none"),
+        default="auto",
+        help="auto: a table on a terminal, lines elsewhere",
+    )
 
-    p = command("plan", _plan, "Parameters, tokens, FLOPs, memory, disk and time of every cell.",
-                "rlhf-jax plan experiments/demo.py")  # fmt: skip
+    p = command(
+        "plan",
+        _plan,
+        "Parameters, tokens, FLOPs, memory, disk and time of every cell.",
+        "rlhf-jax plan experiments/demo.py",
+    )
     study(p)
     p.add_argument("--json", action="store_true")
     p.add_argument("--workers", metavar="N", type=argument(Count))
@@ -163,13 +212,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="at this share of its peak (default 0.4)",
     )
 
-    p = command("status", _status, "Which cells are done, running, waiting, or failed and why.",
-                "rlhf-jax status experiments/demo.py")  # fmt: skip
+    p = command(
+        "status",
+        _status,
+        "Which cells are done, running, waiting, or failed and why.",
+        "rlhf-jax status experiments/demo.py",
+    )
     study(p)
     p.add_argument("--json", action="store_true")
 
-    p = command("report", _report, "Build the HTML report of a study from its run folders.",
-                "rlhf-jax report experiments/demo.py")  # fmt: skip
+    p = command(
+        "report",
+        _report,
+        "Build the HTML report of a study from its run folders.",
+        "rlhf-jax report experiments/demo.py",
+    )
     study(p)
     p.add_argument(
         "--export",
@@ -178,12 +235,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="also copy the small results there, to be committed: tables, fits, figures",
     )
 
-    p = command("fit", _fit, "Fit scaling laws to a table of runs (.csv, .jsonl, ...) or to a study.",
-                "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3")  # fmt: skip
+    p = command(
+        "fit",
+        _fit,
+        "Fit scaling laws to a table of runs (.csv, .jsonl, ...) or to a study.",
+        "rlhf-jax fit runs.csv --columns params=N tokens=D loss=L --approach 3",
+    )
     scaling_cli.add_arguments(p)
 
-    p = command("predict", _predict, "What a sweep's finished runs say of a larger budget, before it is run.",
-                "rlhf-jax predict experiments/chinchilla.py --at 1.153e13")  # fmt: skip
+    p = command(
+        "predict",
+        _predict,
+        "What a sweep's finished runs say of a larger budget, before it is run.",
+        "rlhf-jax predict experiments/chinchilla.py --at 1.153e13",
+    )
     study(p)
     p.add_argument(
         "--at",
@@ -193,34 +258,57 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="compute of that budget",
     )
 
-    p = command("cost", _cost, "What training a model costs, and the budget that published laws would have "
-                "given it.", "rlhf-jax cost --preset palm-540b --tokens 780e9")  # fmt: skip
+    p = command(
+        "cost",
+        _cost,
+        "What training a model costs, and the budget that published laws would have given it.",
+        "rlhf-jax cost --preset palm-540b --tokens 780e9",
+    )
     cost_cli.add_arguments(p)
 
-    p = command("generate", _generate, "Continue a prompt with a trained cell.",
-                'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10')  # fmt: skip
+    p = command(
+        "generate",
+        _generate,
+        "Continue a prompt with a trained cell.",
+        'rlhf-jax generate demo/base --prompt "The colour of the sky is" --top 10',
+    )
     p.add_argument("cell", metavar="RUN", help="a cell's folder, STUDY/CELL, or a cell's name")
     p.add_argument("--prompt", required=True)
-    p.add_argument("--template", choices=("plain", "chat"),
-                   help="of the prompt (default: the one that the cell has learned)")  # fmt: skip
+    p.add_argument(
+        "--template",
+        choices=("plain", "chat"),
+        help="of the prompt (default: the one that the cell has learned)",
+    )
     p.add_argument(
         "--top", type=argument(Size), metavar="N", help="also show the N likeliest next tokens"
     )
-    p.add_argument("--tokens", type=argument(Size), metavar="N",
-                   help="at most (default: as many as the cell's task takes, or 40)")  # fmt: skip
-    p.add_argument("--temperature", type=argument(Temperature), default=0.8,
-                   help="0 is greedy (default 0.8)")  # fmt: skip
+    p.add_argument(
+        "--tokens",
+        type=argument(Size),
+        metavar="N",
+        help="at most (default: as many as the cell's task takes, or 40)",
+    )
+    p.add_argument(
+        "--temperature", type=argument(Temperature), default=0.8, help="0 is greedy (default 0.8)"
+    )
     p.add_argument("--seed", type=argument(Seed), default=0)
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
 
-    p = command("aot", _aot, "Compile a training step for TPUs that are not here: memory, FLOPs, "
-                "collectives, an estimate of its time.",
-                "rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096")  # fmt: skip
+    p = command(
+        "aot",
+        _aot,
+        "Compile a training step for TPUs that are not here: memory, FLOPs, "
+        "collectives, an estimate of its time.",
+        "rlhf-jax aot llama-8b --topology v5e:16x16 --batch-per-device 2 --seq-len 4096",
+    )
     aot.add_arguments(p)
 
-    p = command("bench", _bench, "How fast this machine trains, samples, reads and compiles, and whether "
-                "PyTorch is faster.",
-                "rlhf-jax bench train --against torch --shapes 4x128 8x256")  # fmt: skip
+    p = command(
+        "bench",
+        _bench,
+        "How fast this machine trains, samples, reads and compiles, and whether PyTorch is faster.",
+        "rlhf-jax bench train --against torch --shapes 4x128 8x256",
+    )
     bench.add_arguments(p)
     return parser, commands
 
@@ -278,8 +366,8 @@ def _corpus_hash(study: Study, runs: Runs, args: argparse.Namespace) -> str | No
 
 
 def _corpus(study: Study, runs: Runs, args: argparse.Namespace) -> Corpus | None:
-    """The corpus if it has been prepared. Refuses cells that it is too small for; brings back kept results
-    if asked to."""
+    """The corpus if it has been prepared. Refuses cells that it is too small for; brings back kept
+    results if asked to."""
     from rlhf_jax.data.corpus import find, prepare
 
     corpus = find(study.corpus, runs.root)
@@ -299,8 +387,8 @@ def _check(
     names: Collection[str],
     failing: dict[str, str] | None = None,
 ) -> None:
-    """Refuses what a job would refuse of the data, if it is there. `names`: the cells that would run. Says
-    what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
+    """Refuses what a job would refuse of the data, if it is there. `names`: the cells that would
+    run. Says what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
     from rlhf_jax.jobs.between_cells import remarks
     from rlhf_jax.jobs.needs import check_data
 
@@ -392,8 +480,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _without(
     study: Study, names: Collection[str], failing: Collection[str], asked: Sequence[str]
 ) -> list[str]:
-    """The cells of `names` that a run ends in, or is `asked` for, without those that start from a failing
-    one."""
+    """The cells of `names` that a run ends in, or is `asked` for, without those that start from a
+    failing one."""
     parents = {p for c in study.cells for p in c.parents()}
     ends = {c.name for c in study.select(asked)} | {c.name for c in study.cells} - parents
     return sorted((set(names) & ends) - forgotten(study, list(failing)))
@@ -409,8 +497,8 @@ def _write_study(
 
 
 def _check_cells(study: Study, runs: Runs, args: argparse.Namespace) -> None:
-    """What needs no data: where cells are placed (all of them; in a run those that would run), and what
-    they ask of each other."""
+    """What needs no data: where cells are placed (all of them; in a run those that would run), and
+    what they ask of each other."""
     from rlhf_jax.data.corpus import find
     from rlhf_jax.jobs.between_cells import check_cells
 

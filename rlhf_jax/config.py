@@ -67,8 +67,8 @@ class Checked:
         value = getattr(self, name)
         if value != self.__dataclass_fields__[name].default:  # type: ignore[attr-defined]
             raise ConfigError(
-                f"{self._called()}.{name} = {value!r} would do nothing: it needs {needs}. Leave it out, "
-                "or change that"
+                f"{self._called()}.{name} = {value!r} would do nothing: it needs {needs}. Leave it "
+                f"out, or change that"
             )
 
     def _called(self) -> str:
@@ -85,8 +85,11 @@ _hints: Callable[[Any], dict[str, Any]] = functools.cache(_typed)
 
 
 def _settled_of(cls: Any) -> dict[str, Any]:
-    """The defaults of fields that are as the fields hold them, and are not checked in each object."""
-    defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}  # fmt: skip
+    """The defaults of fields that are as the fields hold them, and are not checked in each
+    object."""
+    defaults = {
+        f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
+    }
     hints = _hints(cls)
     return {n: d for n, d in defaults.items() if _convert(hints[n], d, f"{cls.__name__}.{n}") is d}
 
@@ -174,7 +177,8 @@ class CorpusConfig(Checked):
     seq_len: Size = 128  # T: targets in a packed row
     validation: Decay = 0.02  # share of documents
     test: Decay = 0.02
-    # The one fixed set that every cell is scored on. The default is at most all of the validation split.
+    # The one fixed set that every cell is scored on. The default is at most all of the validation
+    # split.
     heldout_tokens: Tokens = 65_536
     dedup: bool = True
     seed: Seed = 0
@@ -182,8 +186,8 @@ class CorpusConfig(Checked):
     def check(self) -> None:
         if self.validation + self.test >= 1:
             raise ConfigError(
-                f"corpus.validation + corpus.test = {self.validation} + {self.test} leave no text to train "
-                "on; they are shares of the documents, below 1 together"
+                f"corpus.validation + corpus.test = {self.validation} + {self.test} leave no text "
+                f"to train on; they are shares of the documents, below 1 together"
             )
         check_names(self.sources, "corpus.sources")
 

@@ -193,8 +193,8 @@ class Content:
         except Exception:
             raise ConfigError(
                 f"{self.import_path!r} uses an object of {_name(type(value))} whose content "
-                "cannot be read, so run ids cannot depend on it; make it in a function that the callable calls (with "
-                "functools.cache, to make it once)"
+                "cannot be read, so run ids cannot depend on it; make it in a function that the "
+                "callable calls (with functools.cache, to make it once)"
             ) from None
         if isinstance(made, str):
             yield made

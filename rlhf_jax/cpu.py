@@ -1,5 +1,5 @@
-"""What is set before a process computes on a CPU. All of it is here; none of it changes a result beyond
-rounding.
+"""What is set before a process computes on a CPU. All of it is here; none of it changes a result
+beyond rounding.
 
 | setting                             | why                                                               |
 |-------------------------------------|-------------------------------------------------------------------|
@@ -39,8 +39,9 @@ MALLOC = ("hugetlb=1", "mmap_max=0", "trim_threshold=1000000000000", "arena_max=
 
 
 def worker_environment(threads: int | None, devices: int = 1) -> dict[str, str]:
-    """The environment of a process with `threads` CPU threads (None: as many as there are): ours, with
-    the settings of the table added to it. glibc reads its own at the start of a process only."""
+    """The environment of a process with `threads` CPU threads (None: as many as there are): ours,
+    with the settings of the table added to it. glibc reads its own at the start of a process
+    only."""
     env = dict(os.environ)
     if threads is not None:
         count = str(threads)
@@ -67,8 +68,8 @@ def tpu_here() -> bool:
 
 
 def without_tpu() -> dict[str, str]:
-    """What to add to the environment, before jax is imported, where libtpu is installed and there is no
-    TPU: jax would load it to look for one, which takes time and fills the terminal."""
+    """What to add to the environment, before jax is imported, where libtpu is installed and there
+    is no TPU: jax would load it to look for one, which takes time and fills the terminal."""
     chosen = {"JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_FORCE_TPU_INIT"} & set(os.environ)
     if chosen or importlib.util.find_spec("libtpu") is None or tpu_here():
         return {}
@@ -79,7 +80,8 @@ def without_tpu() -> dict[str, str]:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs in a folder, for every later process that would compile them again."""
+    """Keeps compiled programs in a folder, for every later process that would compile them
+    again."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))

@@ -1,11 +1,12 @@
-"""A worker: runs cells, one after the other, as their names come in on standard input. Names that come on
-one line are a population's, and are trained together.
+"""A worker: runs cells, one after the other, as their names come in on standard input. Names that
+come on one line are a population's, and are trained together.
 
     python -m rlhf_jax.execute STUDY.py [--tiny] [--runs DIR] [--threads N] [key=value ...]
 
-For each cell it prints one JSON line {"cell", "outcome", "reason"}; outcome is done, failed, stopped
-or held (by another process). It leaves when its input closes; when that happens in the middle of a
-cell its launcher is dead, and so is it, at once: the cell resumes from its last checkpoint.
+For each cell it prints one JSON line {"cell", "outcome", "reason"}; outcome is done, failed,
+stopped or held (by another process). It leaves when its input closes; when that happens in the
+middle of a cell its launcher is dead, and so is it, at once: the cell resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def run_cell(ctx: Any) -> None:
 
 
 def run_cells(ctxs: list[Any]) -> list[Exception | None]:
-    """The same for cells that train together: of each, the reason why it failed, or None. One cell's
-    exceptions are raised."""
+    """The same for cells that train together: of each, the reason why it failed, or None. One
+    cell's exceptions are raised."""
     from rlhf_jax.jobs.language import pretrain_together
 
     if len(ctxs) < 2:

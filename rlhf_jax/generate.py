@@ -1,5 +1,6 @@
-"""The one sampler: prefill the prompts, then a fused decode loop over a KV cache that ends early when
-every row has stopped. Training rollouts, comparisons, evaluation and the command line all use it."""
+"""The one sampler: prefill the prompts, then a fused decode loop over a KV cache that ends early
+when every row has stopped. Training rollouts, comparisons, evaluation and the command line all use
+it."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def positions_of(segments_BT: jax.Array) -> jax.Array:
 
 
 def sample_keys(key: jax.Array, items_B: jax.Array, samples_BS: jax.Array, axes: Axes) -> jax.Array:
-    """Keys (B x S) of samples of prompts, prompt by prompt: functions of (key, number of the prompt, number
-    of the sample) alone."""
+    """Keys (B x S) of samples of prompts, prompt by prompt: functions of (key, number of the
+    prompt, number of the sample) alone."""
     samples_N = axes.constrain(samples_BS, None, None).ravel()
     items_N = jnp.repeat(axes.constrain(items_B, None), samples_BS.shape[1])
     of = lambda item, sample: jax.random.fold_in(jax.random.fold_in(key, item), sample)  # noqa: E731
@@ -51,15 +52,15 @@ def generate(
 ) -> Samples:
     """Sample `samples` responses of at most `length` tokens to each prompt (left-padded with PAD).
 
-    Rows come out prompt by prompt; the prefill is shared by the samples of a prompt. `key` is a key for
-    each row (`sample_keys`), or one for all, of which row b takes fold_in(key, b). A row draws its t-th
-    token with its key and t alone, whatever is sampled beside it. Temperature 0 is greedy, and its
-    log-probs are then those at temperature 1. Jit-compatible; no top-k or top-p, so log-probs are the
-    policy's own.
+    Rows come out prompt by prompt; the prefill is shared by the samples of a prompt. `key` is a key
+    for each row (`sample_keys`), or one for all, of which row b takes fold_in(key, b). A row draws
+    its t-th token with its key and t alone, whatever is sampled beside it. Temperature 0 is greedy,
+    and its log-probs are then those at temperature 1. Jit-compatible; no top-k or top-p, so
+    log-probs are the policy's own.
 
     Raises:
-        ConfigError: fewer than one token or sample, a temperature that is negative or not finite, or
-            rows past the model's table of learned positions, which would be read at its end.
+        ConfigError: fewer than one token or sample, a temperature that is negative or not finite,
+            or rows past the model's table of learned positions, which would be read at its end.
     """
     if isinstance(temperature, int | float) and not 0 <= temperature < math.inf:
         raise ConfigError(f"temperature = {temperature}; expected a finite number of at least 0")
@@ -68,7 +69,8 @@ def generate(
     B0, P = prompts_BP.shape
     if cfg.positions == "learned" and P + length > cfg.max_positions:
         raise ConfigError(
-            f"rows of {P} + {length} tokens, but the model has a table of {cfg.max_positions} positions"
+            f"rows of {P} + {length} tokens, but the model has a table of {cfg.max_positions} "
+            "positions"
         )
     segments_BP = (prompts_BP != PAD).astype(jnp.int32)
     empty = init_cache(cfg, B0, P + length, axes)
@@ -94,7 +96,8 @@ def generate(
         scaled_BV = logits_BV / safe
         noise_BV = axes.constrain(noise_BV, "batch", "vocab")
         noisy_BV = jnp.where(temperature > 0, scaled_BV + noise_BV, scaled_BV)
-        # The first largest, as argmax has it: two plain reductions are a fraction of its time on a CPU.
+        # The first largest, as argmax has it: two plain reductions are a fraction of its time on a
+        # CPU.
         ids_BV = jax.lax.broadcasted_iota(jnp.int32, noisy_BV.shape, 1)
         largest_BV = noisy_BV == jnp.max(noisy_BV, axis=-1, keepdims=True)
         token_B = jnp.min(jnp.where(largest_BV, ids_BV, cfg.vocab), axis=-1)
@@ -172,7 +175,7 @@ def response_log_probs(
     temperature: jax.Array | float,
     axes: Axes,
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-probs_BR, entropy_BR) in nats of the last `length` tokens of each row, teacher-forced, of
-    logits / temperature: the same distribution that `generate` samples from."""
+    """(log-probs_BR, entropy_BR) in nats of the last `length` tokens of each row, teacher-forced,
+    of logits / temperature: the same distribution that `generate` samples from."""
     x_DBR = response_states(params, cfg, rows, length, axes)
     return log_probs_of_states(params, cfg, x_DBR, rows, temperature, axes)

@@ -1,8 +1,8 @@
 """Results that the repository keeps stand in for run folders that are gone (`--kept`).
 
-`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and provenance, of
-its metrics at most those that figures are made from, and no checkpoints: reports and status use it, and
-it runs again when a cell has to run that starts from it (`launch.graph.needed`).
+`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and
+provenance, of its metrics at most those that figures are made from, and no checkpoints: reports and
+status use it, and it runs again when a cell has to run that starts from it (`launch.graph.needed`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BEGUN = (
 
 
 def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]:
-    """Folders for the study's cells that an export in `kept` (`results` beside the study file) holds
-    results of and RUNS does not, by run id. Returns the names of those that came back.
+    """Folders for the study's cells that an export in `kept` (`results` beside the study file)
+    holds results of and RUNS does not, by run id. Returns the names of those that came back.
 
     Raises:
       ConfigError: nothing is kept there.

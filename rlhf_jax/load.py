@@ -46,7 +46,8 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read the folder of a cell that trains a model; of one that is not done, its newest checkpoint."""
+    """Read the folder of a cell that trains a model; of one that is not done, its newest
+    checkpoint."""
     folder = CellFolder(Path(path))
     config = folder.json("config.json")
     if folder.kept():
@@ -78,7 +79,8 @@ def load_run(path: str | Path) -> Run:
 def sample_text(
     run: Run, prompt: str, tokens: int | None = None, temperature: float = 0.8, seed: int = 0
 ) -> str:
-    """A continuation of `prompt`, up to EOS or `tokens` tokens; None: as many as the cell's task takes, or 40.
+    """A continuation of `prompt`, up to EOS or `tokens` tokens; None: as many as the cell's task
+    takes, or 40.
 
     Raises:
         ConfigError: a number that cannot be, or more positions than the model has.
@@ -105,25 +107,27 @@ def _speaks(run: Run) -> None:
 
 
 def _length(run: Run, prompt: int, tokens: int | None) -> int:
-    """Tokens to sample after a prompt of so many. Says where a model is asked for what it never learned."""
+    """Tokens to sample after a prompt of so many. Says where a model is asked for what it never
+    learned."""
     most, task = run.model.max_positions, run.task
     given = tokens is not None
     if tokens is None:
         tokens = min(task.response_len if task else 40, most - prompt)
     if prompt + tokens > most and run.model.positions == "learned":
         raise ConfigError(
-            f"prompt and continuation take {prompt} + {tokens} tokens, but the model has a table of {most} "
-            f"positions; ask for at most {most - prompt}"
+            f"prompt and continuation take {prompt} + {tokens} tokens, but the model has a table "
+            f"of {most} positions; ask for at most {most - prompt}"
         )
     made_for = min(most, run.seq_len or most)
     if prompt + tokens > made_for:
         warn(
-            f"prompt and continuation take {prompt} + {tokens} tokens; the model was trained on rows of "
-            f"{made_for}, and what it says beyond them means little"
+            f"prompt and continuation take {prompt} + {tokens} tokens; the model was trained on "
+            f"rows of {made_for}, and what it says beyond them means little"
         )
     if task and run.template != task.template:
         warn(
-            f"the cell has learned the {task.template} template, and is asked in the {run.template} one"
+            f"the cell has learned the {task.template} template, and is asked in the "
+            f"{run.template} one"
         )
     if task and prompt > task.prompt_len:
         warn(f"the prompt takes {prompt} tokens; the cell's task has at most {task.prompt_len}")

@@ -44,10 +44,10 @@ def rlhf_bytes(
     rewards: Sequence[ModelConfig],
     accumulate: int = 1,
 ) -> dict[str, float]:
-    """What a PPO cell takes, by part: the trained models with gradients and Adam moments, the frozen ones,
-    and the larger of what sampling and an update need beside them. `critic` None or the policy's own: it
-    has no parameters of its own, as far as `cell` says so. `accumulate`: micro-batches of an update and of
-    scoring; the sampler's cache is of all rows."""
+    """What a PPO cell takes, by part: the trained models with gradients and Adam moments, the
+    frozen ones, and the larger of what sampling and an update need beside them. `critic` None or
+    the policy's own: it has no parameters of its own, as far as `cell` says so. `accumulate`:
+    micro-batches of an update and of scoring; the sampler's cache is of all rows."""
     s = cell.task.prompt_len + cell.task.response_len
     rows = cell.batch * cell.samples
     trained = {"policy": policy}
@@ -71,7 +71,8 @@ def rlhf_bytes(
 
 
 def available_bytes() -> float | None:
-    """Memory that a process can still get: of the first device, or on a CPU of the host. None: unknown."""
+    """Memory that a process can still get: of the first device, or on a CPU of the host. None:
+    unknown."""
     import jax
 
     device = jax.local_devices()[0]

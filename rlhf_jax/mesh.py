@@ -1,5 +1,5 @@
-"""Meshes as text, and whether a study's shapes lie on one. Without jax: launchers ask before they start
-anything. `rlhf_jax.parallel` has the sharding table that these rules follow from."""
+"""Meshes as text, and whether a study's shapes lie on one. Without jax: launchers ask before they
+start anything. `rlhf_jax.parallel` has the sharding table that these rules follow from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     """`fsdp=4,tensor=2` as a mesh shape; the empty text has no axes.
 
     Raises:
-      ConfigError: an unknown axis, one given twice, or a size that is not a whole number of at least 1.
+      ConfigError: an unknown axis, one given twice, or a size that is not a whole number of at
+          least 1.
     """
     shape: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -28,16 +29,16 @@ def parse_mesh(text: str) -> dict[str, int]:
             raise ConfigError(f"mesh {text!r}: {name} is given twice; give each axis once")
         if not (size.isascii() and size.isdigit()) or int(size) < 1:
             raise ConfigError(
-                f"mesh {text!r}: {name} = {size!r} is not a number of devices of at least 1; expected for "
-                "instance fsdp=4,tensor=2"
+                f"mesh {text!r}: {name} = {size!r} is not a number of devices of at least 1; "
+                f"expected for instance fsdp=4,tensor=2"
             )
         shape[name] = int(size)
     return shape
 
 
 def full_mesh(text: str, devices: int | None) -> dict[str, int]:
-    """The size of every axis. What is left over of `devices` lies on `data`, if that is not given; None: of
-    a CPU, which has as many devices as are asked for.
+    """The size of every axis. What is left over of `devices` lies on `data`, if that is not given;
+    None: of a CPU, which has as many devices as are asked for.
 
     Raises:
       ConfigError: it needs more devices than there are, or they cannot be divided so.
@@ -54,8 +55,8 @@ def full_mesh(text: str, devices: int | None) -> dict[str, int]:
     if "data" not in given:
         if devices % needs:
             raise ConfigError(
-                f"mesh {text!r}: {needs} does not divide the {devices} devices; give data too, or axes "
-                "whose product does"
+                f"mesh {text!r}: {needs} does not divide the {devices} devices; give data too, or "
+                f"axes whose product does"
             )
         shape["data"] = devices // needs
     return shape
@@ -92,14 +93,15 @@ def _check_model(study: Study, cell: Cell, mesh: Mapping[str, int]) -> None:
             if size % mesh[axis]:
                 fits = [n for n in range(1, mesh[axis]) if size % n == 0]
                 raise ConfigError(
-                    f"{cell.name}.model.{field} = {size} does not divide over {axis} = {mesh[axis]}; "
-                    f"choose --mesh {axis}={fits[-1]}, or a model whose {field} is a multiple of "
-                    f"{mesh[axis]}"
+                    f"{cell.name}.model.{field} = {size} does not divide over {axis} = "
+                    f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
+                    f"multiple of {mesh[axis]}"
                 )
 
 
 def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
-    """By mesh axis, the dimensions that the sharding table lays on it, with names of the model's fields."""
+    """By mesh axis, the dimensions that the sharding table lays on it, with names of the model's
+    fields."""
     tensor = {
         "heads": model.heads,
         "kv_heads": model.K,
@@ -111,7 +113,8 @@ def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
 
 
 def _row_counts(study: Study, cell: Cell) -> Iterator[tuple[str, int, bool]]:
-    """(what, rows, whether they are split into micro-batches) of the batches that a cell puts on the mesh."""
+    """(what, rows, whether they are split into micro-batches) of the batches that a cell puts on
+    the mesh."""
     if isinstance(cell, Pretrain | SFT | Reward | DPO):
         yield f"{cell.name}.batch", cell.batch, True
     elif isinstance(cell, Ensemble):
@@ -132,6 +135,6 @@ def _check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int)
     said = " x ".join(f"{name} {n}" for name, n in parts.items() if n > 1)
     near = sorted({max(1, rows // over) * over, (rows // over + 1) * over})
     raise ConfigError(
-        f"{field} = {rows} rows do not divide into {said} = {over} parts; choose a product that divides "
-        f"{rows}, or rows of {' or '.join(map(str, near))} (another run id)"
+        f"{field} = {rows} rows do not divide into {said} = {over} parts; choose a product that "
+        f"divides {rows}, or rows of {' or '.join(map(str, near))} (another run id)"
     )

@@ -1,5 +1,5 @@
-"""What lies outside a study and enters run ids by its content: callables by import path, files. And the
-one place where callables are called, and what they give is checked."""
+"""What lies outside a study and enters run ids by its content: callables by import path, files. And
+the one place where callables are called, and what they give is checked."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def _places(error: BaseException) -> list[tuple[str, int | None]]:
 
 
 def passed(error: BaseException, path: Path) -> str:
-    """`, line N`: the last line of a file that an error passed through; empty if it passed through none."""
+    """`, line N`: the last line of a file that an error passed through; empty if it passed through
+    none."""
     lines = [n for name, n in _places(error) if Path(name).resolve() == path.resolve()]
     return f", line {lines[-1]}" if lines else ""
 
@@ -219,8 +220,8 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
     bad = np.flatnonzero(~(np.abs(scores.astype(np.float64)) <= MOST))
     if len(bad):
         raise ConfigError(
-            f"{name} gave {scores[bad[0]]!s} for response {bad[0] + 1} of {n}, {responses[bad[0]]!r:.80}; "
-            f"expected finite numbers from {-MOST:g} to {MOST:g}"
+            f"{name} gave {scores[bad[0]]!s} for response {bad[0] + 1} of {n}, "
+            f"{responses[bad[0]]!r:.80}; expected finite numbers from {-MOST:g} to {MOST:g}"
         )
     return scores.astype(np.float64)
 
@@ -228,7 +229,8 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
 def call_for_each(
     import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
 ) -> Iterator[Any]:
-    """The objects of some kinds that a callable gives, one at a time: a generator's are never all held."""
+    """The objects of some kinds that a callable gives, one at a time: a generator's are never all
+    held."""
     found, name = _call(import_path, where, *arguments)
     if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
         raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
@@ -282,8 +284,8 @@ def call_for_each_text(import_path: str, where: str, *arguments: Any) -> Iterato
     for i, text in enumerate(call_for_each(import_path, where, arguments, str, "texts"), 1):
         if text.encode(errors="replace").decode() != text:
             raise ConfigError(
-                f"{where} = {import_path!r}: text {i}, {shown(text)}, holds what UTF-8 cannot write; "
-                "leave it out"
+                f"{where} = {import_path!r}: text {i}, {shown(text)}, holds what UTF-8 cannot "
+                f"write; leave it out"
             )
         yield str(text)
 

@@ -1,8 +1,8 @@
 """What a study will cost, before anything runs: FLOPs, memory, disk and time of every cell.
 
 FLOPs are counted (`rlhf_jax.work`). Time is those FLOPs over the rate
-in `GFLOPS` plus an overhead, both corrected by what finished cells in RUNS took; memory and disk are
-estimates.
+in `GFLOPS` plus an overhead, both corrected by what finished cells in RUNS took; memory and disk
+are estimates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
 from rlhf_jax.study import Study
 from rlhf_jax.work import row_length, work_of
 
-# Training speed by model width: model GFLOP/s of one CPU core (measured, float32, batches of 8 to 16
-# rows of 128, a 2020s server core; the last two rows a guess), and of one GPU (a guess; small models
-# there wait for kernel launches). Between two rows the rate is interpolated.
+# Training speed by model width: model GFLOP/s of one CPU core (measured, float32, batches of 8 to
+# 16 rows of 128, a 2020s server core; the last two rows a guess), and of one GPU (a guess; small
+# models there wait for kernel launches). Between two rows the rate is interpolated.
 GFLOPS: dict[int, tuple[float, float]] = {
     16: (12.0, 30.0),
     32: (16.0, 100.0),
@@ -48,7 +48,8 @@ class CellPlan:
 
     Attributes:
       params: of the model trained or run. sequences, tokens: processed, all epochs counted.
-      memory: peak bytes of the process that runs it, over all devices of its mesh. disk: bytes kept. seconds: on this machine.
+      memory: peak bytes of the process that runs it, over all devices of its mesh. disk: bytes
+          kept. seconds: on this machine.
       members: cells that train together with it in one program, itself included.
     """
 
@@ -119,19 +120,33 @@ def cell_plan(study: Study, cell: Cell, accumulate: int = 1) -> CellPlan:
         tokens = cell.tokens - (
             getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
         )
-    return CellPlan(cell.name, cell.KIND, cell.parents(), params, work.sequences, tokens, work.flops,
-                    work.decode_flops, BASELINE_BYTES + work.memory, work.disk)  # fmt: skip
+    return CellPlan(
+        cell.name,
+        cell.KIND,
+        cell.parents(),
+        params,
+        work.sequences,
+        tokens,
+        work.flops,
+        work.decode_flops,
+        BASELINE_BYTES + work.memory,
+        work.disk,
+    )
 
 
 def _together(study: Study, cells: list[CellPlan]) -> list[CellPlan]:
     """The cells of a population take memory side by side."""
     groups, memory = populations(study), {c.name: c.memory - BASELINE_BYTES for c in cells}
     return [
-        replace(c, members=len(groups[c.name]),
-                memory=BASELINE_BYTES + sum(memory[n] for n in groups[c.name]))
-        if c.name in groups else c
+        replace(
+            c,
+            members=len(groups[c.name]),
+            memory=BASELINE_BYTES + sum(memory[n] for n in groups[c.name]),
+        )
+        if c.name in groups
+        else c
         for c in cells
-    ]  # fmt: skip
+    ]
 
 
 # --- time ------------------------------------------------------------------------------------
@@ -204,8 +219,8 @@ def calibrate(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Args:
       measured: (work by the table, seconds taken) of finished cells.
 
-    Least squares of ln(overhead + factor x work) - ln(taken), in the logarithms of both, held to the
-    table's values by `PRIOR`, so that few cells or equal ones decide nothing absurd.
+    Least squares of ln(overhead + factor x work) - ln(taken), in the logarithms of both, held to
+    the table's values by `PRIOR`, so that few cells or equal ones decide nothing absurd.
     """
     u, v = math.log(COMPILE_SECONDS), 0.0
     for _ in range(50):  # Gauss-Newton with bounded steps

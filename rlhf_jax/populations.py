@@ -1,8 +1,9 @@
-"""Which cells train together: pretraining cells that differ in numbers alone (seed, and with it the order
-of the data; peak learning rate; weight decay). One compiled program takes all of a population's steps.
+"""Which cells train together: pretraining cells that differ in numbers alone (seed, and with it the
+order of the data; peak learning rate; weight decay). One compiled program takes all of a
+population's steps.
 
-Who trains with whom is a function of the study: it depends neither on the machine nor on what has been
-interrupted.
+Who trains with whom is a function of the study: it depends neither on the machine nor on what has
+been interrupted.
 """
 
 from __future__ import annotations

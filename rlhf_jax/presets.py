@@ -1,6 +1,8 @@
-"""Known models by name: shapes from their papers and public configurations, to plan, cost and compile.
+"""Known models by name: shapes from their papers and public configurations, to plan, cost and
+compile.
 
-Shapes only: our Transformer stands in for theirs, and `Preset.differs` says where it is another one.
+Shapes only: our Transformer stands in for theirs, and `Preset.differs` says where it is another
+one.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from rlhf_jax.ranges import Efficiency, Number, Positive, Size
 class Training(Checked):
     """The published run that made a model; None where its authors did not say.
 
-    `hardware` names one of `scaling.hardware.HARDWARE`. `chip_hours` are of the whole campaign, with
-    restarts. `mfu` is the share of the peak in (0, 1] that went into model FLOPs as PaLM counts them.
-    `dollars` is what others estimated, (low, high).
+    `hardware` names one of `scaling.hardware.HARDWARE`. `chip_hours` are of the whole campaign,
+    with restarts. `mfu` is the share of the peak in (0, 1] that went into model FLOPs as PaLM
+    counts them. `dollars` is what others estimated, (low, high).
     """
 
     LABEL = "training"
@@ -55,9 +57,16 @@ def _large(**shape: Any) -> ModelConfig:
 
 def _llama(layers: int, width: int, heads: int, ff: int) -> ModelConfig:
     return _large(
-        layers=layers, width=width, heads=heads, kv_heads=8, ff=ff, vocab=128_256, tied=False,
-        rope_base=500_000.0, max_positions=8192,
-    )  # fmt: skip
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=8,
+        ff=ff,
+        vocab=128_256,
+        tied=False,
+        rope_base=500_000.0,
+        max_positions=8192,
+    )
 
 
 def _llama_1(layers: int, width: int, heads: int, ff: int) -> ModelConfig:
@@ -68,21 +77,33 @@ def _llama_1(layers: int, width: int, heads: int, ff: int) -> ModelConfig:
 
 def _gpt(layers: int, width: int, heads: int) -> ModelConfig:
     return _large(
-        layers=layers, width=width, heads=heads, vocab=50_257, positions="learned",
-        max_positions=2048, norm="layer", activation="gelu",
-    )  # fmt: skip
+        layers=layers,
+        width=width,
+        heads=heads,
+        vocab=50_257,
+        positions="learned",
+        max_positions=2048,
+        norm="layer",
+        activation="gelu",
+    )
 
 
 def _maxtext(scale: int, layers: int, width: int, heads: int, ff: int, params: float) -> Preset:
     return Preset(
         _large(
-            layers=layers, width=width, heads=heads, head_width=128, ff=ff, vocab=32_000, tied=False,
+            layers=layers,
+            width=width,
+            heads=heads,
+            head_width=128,
+            ff=ff,
+            vocab=32_000,
+            tied=False,
             max_positions=2048,
         ),
         params,
         2048,
         f"MaxText, configs/v5e/{scale}b.sh over configs/base.yml: global_parameter_scale={scale}",
-    )  # fmt: skip
+    )
 
 
 PRESETS = {
@@ -173,7 +194,8 @@ PRESETS = {
         "attention and feed-forward one after the other instead of in parallel",
         training=Training(
             780e9,
-            "Chowdhery et al. 2022, appendix B: 6144 chips for 1200 h, 3072 for 336 h; dollars: Heim 2022",
+            "Chowdhery et al. 2022, appendix B: 6144 chips for 1200 h, 3072 for 336 h; dollars: "
+            "Heim 2022",
             "tpu-v4", 8_404_992, 0.462, (9e6, 23e6),
         ),
     ),

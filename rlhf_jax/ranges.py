@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`. `above`, `below`: without these two. `zero`: or 0. `advice`: what
-    to do instead. Floats are rounded to float32 first, in which all is computed."""
+    """The numbers from `low` to `high`. `above`, `below`: without these two. `zero`: or 0.
+    `advice`: what to do instead. Floats are rounded to float32 first, in which all is computed."""
 
     low: float = -math.inf
     high: float = math.inf

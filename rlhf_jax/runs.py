@@ -13,8 +13,8 @@ RUNS/cells/<name>-<run_id>/config.json          the cell
                            kept.json            in its place where results are all there is (`--kept`)
 RUNS/studies/<name>/                            study.json, fits, figures, report.html
 
-done.json holds the SHA-256 of every other file that the cell wrote, and of itself. Whoever reads one
-of those files checks it (`CellFolder.read`).
+done.json holds the SHA-256 of every other file that the cell wrote, and of itself. Whoever reads
+one of those files checks it (`CellFolder.read`).
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Runs:
             raise ConfigError(f"runs folder {path!r} holds a NUL; name another folder with --runs")
         if set(path) & set("*?[\\") or path.encode(errors="replace").decode() != path:
             raise ConfigError(
-                f"runs folder {path!r}: checkpoints cannot be written below a path that holds one of "
-                "* ? [ \\ or what is not UTF-8; name another folder with --runs"
+                f"runs folder {path!r}: checkpoints cannot be written below a path that holds one "
+                f"of * ? [ \\ or what is not UTF-8; name another folder with --runs"
             )
         try:
             if not (nearest := self._nearest()).is_dir():
@@ -112,8 +112,8 @@ class Runs:
             raise ConfigError(f"--runs {self.root}: {what} ({disk_words(e) or e})") from None
 
     def cell(self, name: str, run_id: str) -> CellFolder:
-        """The folder of a run id; another study may have made it under another name. Of several (two
-        studies began the same work at once) the one with the work in it."""
+        """The folder of a run id; another study may have made it under another name. Of several
+        (two studies began the same work at once) the one with the work in it."""
         return self._cell(name, run_id, sorted((self.root / "cells").glob(f"*-{run_id}")))
 
     def _cell(self, name: str, run_id: str, paths: Sequence[Path]) -> CellFolder:
@@ -126,8 +126,8 @@ class Runs:
         return found[0]
 
     def current(self, folder: CellFolder) -> CellFolder:
-        """Where a cell's work is now: since we looked, another study may have begun it under another
-        name."""
+        """Where a cell's work is now: since we looked, another study may have begun it under
+        another name."""
         name, _, run_id = folder.path.name.rpartition("-")
         return replace(self.cell(name, run_id), name=folder.name)
 
@@ -149,7 +149,8 @@ class Runs:
 
 
 def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, str]) -> str:
-    """What to say before `write_study` writes the study's folder: what is replaced; empty: nothing is.
+    """What to say before `write_study` writes the study's folder: what is replaced; empty: nothing
+    is.
 
     Args:
       source: the study's file. ids: its run ids by cell.
@@ -176,9 +177,9 @@ def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, 
     if gone:
         some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
         said.append(
-            f"the report in {folder} is replaced: it was of {len(gone)} cells that this study does not "
-            f"have, or has with other settings ({some}). Their folders stay; `{old.get('command')}` "
-            "makes it again"
+            f"the report in {folder} is replaced: it was of {len(gone)} cells that this study does "
+            f"not have, or has with other settings ({some}). Their folders stay; "
+            f"`{old.get('command')}` makes it again"
         )
     return "; ".join(said)
 
@@ -186,8 +187,8 @@ def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, 
 def write_study(
     study: Study, runs: Runs, corpus_hash: str, command: str, source: str | Path | None = None
 ) -> Path:
-    """`studies/<name>/study.json`: the cells by id, and what to conclude from them. source: the study's
-    file, which the folder then belongs to (`claim_study`)."""
+    """`studies/<name>/study.json`: the cells by id, and what to conclude from them. source: the
+    study's file, which the folder then belongs to (`claim_study`)."""
     folder, folders = runs.study(study), runs.folders(study, corpus_hash)
     ids = study.run_ids(corpus_hash)
     sweep(folder, LEFTOVER_SECONDS)
@@ -267,8 +268,8 @@ def find_cell(text: str, runs: Runs) -> Path:
                 return runs.root / cell["folder"]
         if index is None and (runs.root / "cells").is_dir():
             raise ConfigError(
-                f"no {runs.root / 'studies' / study / 'study.json'}; `rlhf-jax report STUDY` writes it, or "
-                "give the folder or the name of the cell"
+                f"no {runs.root / 'studies' / study / 'study.json'}; `rlhf-jax report STUDY` "
+                f"writes it, or give the folder or the name of the cell"
             )
     known = {p.parent for p in (runs.root / "cells").glob("*/config.json")}
     matches = sorted(p for p in known if text in (p.name, p.name.rpartition("-")[0]))
@@ -277,5 +278,7 @@ def find_cell(text: str, runs: Runs) -> Path:
     if matches:
         raise ConfigError(f"several cells are named {text!r}: {', '.join(map(str, matches))}")
     names = sorted({p.name.rpartition("-")[0] for p in known})
-    raise ConfigError(f"no cell {text!r} in {runs.root}." + (suggest(text, names) if names else
-                      " Nothing has been run there; see --runs"))  # fmt: skip
+    raise ConfigError(
+        f"no cell {text!r} in {runs.root}."
+        + (suggest(text, names) if names else " Nothing has been run there; see --runs")
+    )

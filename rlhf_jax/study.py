@@ -1,8 +1,8 @@
 """A study is a graph of cells, plus what to conclude from them.
 
-A cell is one unit of work, described by science alone. Its run id is a hash of that description with
-its parents' ids and the corpus hash in it, so equal work has one folder and is done once. Cells name
-their parents; `Study` checks the graph before anything runs.
+A cell is one unit of work, described by science alone. Its run id is a hash of that description
+with its parents' ids and the corpus hash in it, so equal work has one folder and is done once.
+Cells name their parents; `Study` checks the graph before anything runs.
 """
 
 from __future__ import annotations
@@ -55,16 +55,18 @@ if TYPE_CHECKING:
 class Analysis(Checked):
     """What to conclude from some cells (names or globs).
 
-    kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size at
-    several learning rates; `lr_law`, several sizes and batches at several learning rates;
-    `data_constrained`, repeated text; `overoptimization`, best-of-n and PPO cells against the rewards
-    that they name, seeds of one reward (names that differ in `-s3` or a last `-3` alone) together.
+    kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size
+    at several learning rates; `lr_law`, several sizes and batches at several learning rates;
+    `data_constrained`, repeated text; `overoptimization`, best-of-n and PPO cells against the
+    rewards that they name, seeds of one reward (names that differ in `-s3` or a last `-3` alone)
+    together.
 
-    Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where losses at
-    equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses at
-    its horizons, interpolated; `curve`, its training curve (cells that continue each other joined), read
-    on the way as Kaplan 2020 did. `window`: approach 2 leaves a budget's runs out of its parabola beyond
-    this factor of its best size; None: every run counts.
+    Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where
+    losses at
+    equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses
+    at its horizons, interpolated; `curve`, its training curve (cells that continue each other
+    joined), read on the way as Kaplan 2020 did. `window`: approach 2 leaves a budget's runs out of
+    its parabola beyond this factor of its best size; None: every run counts.
     """
 
     LABEL = "analysis"
@@ -126,8 +128,10 @@ class Study(Checked):
     def __getitem__(self, name: str) -> Cell:
         if (cell := self._by_name.get(name)) is not None:
             return cell
-        raise ConfigError(f"no cell {name!r} in study {self.name!r}."
-                          + suggest(name, [c.name for c in self.cells]))  # fmt: skip
+        raise ConfigError(
+            f"no cell {name!r} in study {self.name!r}."
+            + suggest(name, [c.name for c in self.cells])
+        )
 
     @functools.cached_property
     def _by_name(self) -> dict[str, Cell]:
@@ -225,16 +229,16 @@ class Study(Checked):
             )
         if cell.tokens // step > INT32:
             raise ConfigError(
-                f"{cell.name}: tokens = {cell.tokens:,} are {cell.tokens // step:,} steps of {step:,} tokens; "
-                f"expected at most {INT32:,}. Raise batch or lower tokens"
+                f"{cell.name}: tokens = {cell.tokens:,} are {cell.tokens // step:,} steps of "
+                f"{step:,} tokens; expected at most {INT32:,}. Raise batch or lower tokens"
             )
         if cell.continues:
             parent = self[cell.continues]
             assert isinstance(parent, Pretrain)
             for path, own, before in _differing(cell, parent):
                 raise ConfigError(
-                    f"{cell.name}.{path} = {own!r}, but {parent.name!r}, which it continues, has {before!r}; "
-                    "model and batch must agree: set both"
+                    f"{cell.name}.{path} = {own!r}, but {parent.name!r}, which it continues, has "
+                    f"{before!r}; model and batch must agree: set both"
                 )
             for name in ("seed", "unique_tokens"):
                 own, before = getattr(cell, name), getattr(parent, name)
@@ -251,8 +255,8 @@ class Study(Checked):
                 )
 
     def check_corpus(self, train_tokens: int) -> None:
-        """Refuse cells that would see text twice without having asked for it (`repeat`), or that ask
-        for more unique tokens than there are."""
+        """Refuse cells that would see text twice without having asked for it (`repeat`), or that
+        ask for more unique tokens than there are."""
         for cell in self.cells:
             if not isinstance(cell, Pretrain):
                 continue
@@ -331,7 +335,8 @@ class Study(Checked):
 
 
 def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
-    """(field, name, whether it is a file rather than a callable) of what a cell names that is no cell."""
+    """(field, name, whether it is a file rather than a callable) of what a cell names that is no
+    cell."""
     if not _names_others(obj.__class__):
         return
     parents = getattr(obj, "PARENTS", {})
@@ -382,11 +387,12 @@ def load_study(
     overrides: Sequence[str] = (),
     runs: str | Path | None = None,
 ) -> Study:
-    """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The file
-    can import its neighbours, as a script can.
+    """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The
+    file can import its neighbours, as a script can.
 
-    Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or `corpus.field=value`.
-    `runs`: the root of run folders, which remembers the content of files of records that are gone.
+    Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or
+    `corpus.field=value`. `runs`: the root of run folders, which remembers the content of files of
+    records that are gone.
     """
     from rlhf_jax.data.recipes import Digests
 
@@ -404,8 +410,8 @@ def load_study(
 
 
 def _described(path: Path, tiny: bool) -> Study:
-    """The study of a file. What the file prints goes to standard error: standard output is a command's
-    own."""
+    """The study of a file. What the file prints goes to standard error: standard output is a
+    command's own."""
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
@@ -429,8 +435,8 @@ def _described(path: Path, tiny: bool) -> Study:
     if not isinstance(study, Study):
         forgot = " (is `return` missing?)" if study is None else ""
         raise ConfigError(
-            f"{path}{line_of(function)}: study() returns {type(study).__name__}{forgot}; expected a Study "
-            "of rlhf_jax.study"
+            f"{path}{line_of(function)}: study() returns {type(study).__name__}{forgot}; expected "
+            f"a Study of rlhf_jax.study"
         )
     return study
 

@@ -71,13 +71,32 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
     )
     for c in plan.cells:
         kind = c.kind if c.members == 1 else f"{c.kind}, 1 of {c.members} together"
-        table.add_row(c.name, kind, Text(c.state, style=STYLES[c.state]), f"{c.params:,}",
-                      f"{c.sequences:,}", f"{c.tokens:,}", f"{c.flops:.2e}", _bytes(c.memory),
-                      _bytes(c.disk), duration(c.seconds))  # fmt: skip
+        table.add_row(
+            c.name,
+            kind,
+            Text(c.state, style=STYLES[c.state]),
+            f"{c.params:,}",
+            f"{c.sequences:,}",
+            f"{c.tokens:,}",
+            f"{c.flops:.2e}",
+            _bytes(c.memory),
+            _bytes(c.disk),
+            duration(c.seconds),
+        )
     t = plan.totals()
     table.add_section()
-    table.add_row("total", "", "", "", "", f"{t['tokens']:,}", f"{t['flops']:.2e}",
-                  _bytes(t["memory"]), _bytes(t["disk"]), duration(t["seconds"]))  # fmt: skip
+    table.add_row(
+        "total",
+        "",
+        "",
+        "",
+        "",
+        f"{t['tokens']:,}",
+        f"{t['flops']:.2e}",
+        _bytes(t["memory"]),
+        _bytes(t["disk"]),
+        duration(t["seconds"]),
+    )
     show(plan.study, table)
     print(
         f"\nWith {plan.workers} workers x {plan.threads} threads: about "
@@ -93,7 +112,8 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
 
 
 def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> None:
-    """The runs of a scaling study under every FLOP convention, and what they would cost elsewhere."""
+    """The runs of a scaling study under every FLOP convention, and what they would cost
+    elsewhere."""
     conventions = list(rows[0]["flops"])
     table = table_of(
         ("run",),
@@ -111,21 +131,32 @@ def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> Non
         ),
     )
     for r in rows:
-        table.add_row(r["cell"], str(r["seeds"]), f"{r['params']:,}", f"{r['tokens']:,}",
-                      f"{r['tokens_per_param']:.3g}", f"{r['batch_tokens']:,}", f"{r['steps']:,}",
-                      f"{r['lr']:.3g}", *(f"{v:.2e}" for v in r["flops"].values()),
-                      f"{r['chip_hours']:.2g}", f"{r['dollars']:.2g}")  # fmt: skip
+        table.add_row(
+            r["cell"],
+            str(r["seeds"]),
+            f"{r['params']:,}",
+            f"{r['tokens']:,}",
+            f"{r['tokens_per_param']:.3g}",
+            f"{r['batch_tokens']:,}",
+            f"{r['steps']:,}",
+            f"{r['lr']:.3g}",
+            *(f"{v:.2e}" for v in r["flops"].values()),
+            f"{r['chip_hours']:.2g}",
+            f"{r['dollars']:.2g}",
+        )
     hours, dollars = (sum(r[key] for r in rows) for key in ("chip_hours", "dollars"))
     table.add_section()
     table.add_row("total", *[""] * (len(table.columns) - 3), f"{hours:.3g}", f"{dollars:.3g}")
     show(f"The grid (tokens a batch; FLOPs of one seed; {hardware} at {mfu:.0%} MFU)", table)
-    print(f"Peak learning rates are the study's; sweeps take them from the law {LAW_IN_WORDS},\n"
-          "N parameters, B tokens a batch.\n")  # fmt: skip
+    print(
+        f"Peak learning rates are the study's; sweeps take them from the law {LAW_IN_WORDS},\n"
+        "N parameters, B tokens a batch.\n"
+    )
 
 
 def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
-    """Adds to a cell's row: of a finished one its headline result and who made it, of others the last
-    batch."""
+    """Adds to a cell's row: of a finished one its headline result and who made it, of others the
+    last batch."""
     if "loss" in row:
         row["training_loss"] = row.pop("loss")
     if row["state"] not in ("done", "kept"):
@@ -146,8 +177,13 @@ def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
 
 def head_commit() -> str | None:
     """The checkout's commit, if this is a checkout."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                         capture_output=True, text=True, check=False)  # fmt: skip
+    run = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return run.stdout.strip() if run.returncode == 0 else None
 
 
@@ -157,10 +193,15 @@ def print_status(found: dict[str, Any]) -> None:
     table.add_column("result", overflow="fold")
     for row in found["cells"]:
         step, steps = row.get("step"), row.get("steps")
-        table.add_row(row["name"], row["kind"], Text(row["state"], style=STYLES[row["state"]]),
-                      f"{step}/{steps}" if steps else number(step, "d"),
-                      number(row.get("training_loss"), ".4f"), number(row.get("tokens_per_second"), ",.0f"),
-                      Text(_remark(row), style="dim"))  # fmt: skip
+        table.add_row(
+            row["name"],
+            row["kind"],
+            Text(row["state"], style=STYLES[row["state"]]),
+            f"{step}/{steps}" if steps else number(step, "d"),
+            number(row.get("training_loss"), ".4f"),
+            number(row.get("tokens_per_second"), ",.0f"),
+            Text(_remark(row), style="dim"),
+        )
     show(found["study"], table)
     states = [row["state"] for row in found["cells"]]
     counts = [f"{states.count(s)} {s}" for s in ("done", "running", "failed", "waiting")]
@@ -203,11 +244,15 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
         print(f"Refused: {fit['refused']}")
     ahead = fit.get("extrapolation") or {}
     if "rms_log_error" in ahead:
-        print(f"Fitted below {ahead['below']:.3g} FLOPs, it misses the {ahead['scored']} runs above by "
-              f"{number(ahead['rms_log_error'], '.2%')} rms (ln)")  # fmt: skip
+        print(
+            f"Fitted below {ahead['below']:.3g} FLOPs, it misses the {ahead['scored']} runs above "
+            f"by {number(ahead['rms_log_error'], '.2%')} rms (ln)"
+        )
     elif "n_log_error" in ahead:
-        print(f"Fitted up to {ahead['below']:.3g} FLOPs, it misses N* at {ahead['flops']:.3g} by "
-              f"{ahead['n_log_error']:+.1%} (ln)")  # fmt: skip
+        print(
+            f"Fitted up to {ahead['below']:.3g} FLOPs, it misses N* at {ahead['flops']:.3g} by "
+            f"{ahead['n_log_error']:+.1%} (ln)"
+        )
     for note in [*(fit.get("warnings") or []), *(fit.get("notes") or [])]:
         print(f"Note: {note}")
 

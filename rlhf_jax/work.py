@@ -1,5 +1,5 @@
-"""What a cell of each kind computes, in FLOPs (`rlhf_jax.scaling.flops`, convention `exact`), and what it
-takes of memory and disk, by estimate."""
+"""What a cell of each kind computes, in FLOPs (`rlhf_jax.scaling.flops`, convention `exact`), and
+what it takes of memory and disk, by estimate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlhf_jax.cells import (
     Prompting,
     Reward,
     names_cell,
-)  # fmt: skip
+)
 from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.memory import BASELINE_BYTES, rlhf_bytes, sampling_bytes, training_bytes
 from rlhf_jax.scaling.flops import flops_per_token, param_counts, train_flops
@@ -36,8 +36,8 @@ TYPES = 20  # types and groups of items that a prompting cell is taken to have
 
 @dataclass(frozen=True)
 class Work:
-    """Of one cell. `decode_flops` is the part of `flops` spent sampling, one token a step; memory (beside
-    the process itself) and disk are in bytes."""
+    """Of one cell. `decode_flops` is the part of `flops` spent sampling, one token a step; memory
+    (beside the process itself) and disk are in bytes."""
 
     sequences: int
     flops: float
@@ -55,7 +55,9 @@ class _Costs:
         self.s = row_length(study, cell)
         self.params = param_counts(self.model)["total"]
         self.forward = self.passes(self.model)
-        self.heldout = study.corpus.heldout_tokens * flops_per_token(self.model, study.corpus.seq_len) / 3.0  # fmt: skip
+        self.heldout = (
+            study.corpus.heldout_tokens * flops_per_token(self.model, study.corpus.seq_len) / 3.0
+        )
 
     def passes(self, model: ModelConfig) -> float:
         """A forward pass of some model over one sequence."""
@@ -167,15 +169,16 @@ WORK: dict[type[Cell], Callable[[_Costs, Any], Work]] = {
 
 
 def work_of(study: Study, cell: Cell, accumulate: int = 1) -> Work:
-    """accumulate: micro-batches of a step. Raises ConfigError for a kind of cell that has no formula."""
+    """accumulate: micro-batches of a step. Raises ConfigError for a kind of cell that has no
+    formula."""
     if type(cell) not in WORK:
         raise ConfigError(f"{cell.name}: no cost is known for a cell of kind {cell.KIND!r}")
     return WORK[type(cell)](_Costs(study, cell, accumulate), cell)
 
 
 def compared(study: Study, cell: Cell) -> tuple[int, int, int]:
-    """(training prompts, held-out prompts, completions a prompt) of a cell that learns from rankings; of a
-    file of records, which is not read here, a guess."""
+    """(training prompts, held-out prompts, completions a prompt) of a cell that learns from
+    rankings; of a file of records, which is not read here, a guess."""
     assert isinstance(cell, Reward | DPO)
     cells = [
         c for n in cell.compared if names_cell(n) and isinstance(c := study[n], Compare | Feedback)

@@ -124,8 +124,14 @@ class FakeLaunch:
 
     def run(self, **options) -> int:
         options = {"workers": 2, "display": "lines", **options}
-        return local.run(self.study, self.path, runs=self.runs, corpus_hash="corpus",
-                         worker_command=self.worker_command, **options)  # fmt: skip
+        return local.run(
+            self.study,
+            self.path,
+            runs=self.runs,
+            corpus_hash="corpus",
+            worker_command=self.worker_command,
+            **options,
+        )
 
     def tell(self, cell: str, what: str) -> None:
         (self.control / cell).write_text(what)

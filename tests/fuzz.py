@@ -2,9 +2,9 @@
 
     python tests/fuzz.py [--cases 2500] [--seed 0]
 
-Settings of studies, command lines, tables of runs, files of records, sources of text; most are wrong. Prints how
-many of each ran, were refused in words, ended in a traceback, took longer than a minute, or were accepted though
-they make no sense. Exit code 1 if there is one of the last three.
+Settings of studies, command lines, tables of runs, files of records, sources of text; most are
+wrong. Prints how many of each ran, were refused in words, ended in a traceback, took longer than a
+minute, or were accepted though they make no sense. Exit code 1 if there is one of the last three.
 """
 
 from __future__ import annotations
@@ -100,7 +100,13 @@ def sources(seed: int, n: int, folder: Path) -> Outcomes:
         yield tried(lambda: list(documents(str(path), folder, lambda text: None)), said)  # noqa: B023
 
 
-KINDS = {"settings": settings, "commands": commands, "tables": tables, "records": records, "sources": sources}  # fmt: skip
+KINDS = {
+    "settings": settings,
+    "commands": commands,
+    "tables": tables,
+    "records": records,
+    "sources": sources,
+}
 
 
 def main() -> int:

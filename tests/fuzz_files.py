@@ -1,5 +1,5 @@
-"""Random damage to files of records and of text: rows replaced, fields renamed, types changed, bytes cut,
-other encodings. Every case is a function of the seed and its number."""
+"""Random damage to files of records and of text: rows replaced, fields renamed, types changed,
+bytes cut, other encodings. Every case is a function of the seed and its number."""
 
 import gzip
 import json
@@ -24,15 +24,43 @@ ROWS = {
     "scores": {"prompt": "1 + 2", "completions": ["3", "4"], "scores": [0.5, -1]},
     "messages": {"messages": TURNS},
     "sharegpt": {"conversations": SHARED, "system": "Be brief."},
-    "ultra": {"prompt": "Name a fish.", "chosen": TURNS, "rejected": [TURNS[0], {**TURNS[1], "content": "Cow."}],
-              "score_chosen": 8, "score_rejected": 3},
+    "ultra": {
+        "prompt": "Name a fish.",
+        "chosen": TURNS,
+        "rejected": [TURNS[0], {**TURNS[1], "content": "Cow."}],
+        "score_chosen": 8,
+        "score_rejected": 3,
+    },
     "own": {"kind": "demonstration", "version": 1, "prompt": "1 + 2", "response": "3"},
-}  # fmt: skip
+}
 JUNK = [
-    None, True, False, 0, -1, 1e300, float("nan"), float("inf"), 10**30, "", " ", "\x00", "\ud800", "a\u2028b",
-    "👍🏽" * 3, "\u202eabc", "e" + "\u0301" * 50, "x" * 5000, [], {}, [None], [[]], {"a": {"b": []}}, ["a", 1],
-    "\n\nHuman: x\n\nAssistant:", b"\xff",
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1e300,
+    float("nan"),
+    float("inf"),
+    10**30,
+    "",
+    " ",
+    "\x00",
+    "\ud800",
+    "a\u2028b",
+    "👍🏽" * 3,
+    "\u202eabc",
+    "e" + "\u0301" * 50,
+    "x" * 5000,
+    [],
+    {},
+    [None],
+    [[]],
+    {"a": {"b": []}},
+    ["a", 1],
+    "\n\nHuman: x\n\nAssistant:",
+    b"\xff",
+]
 MARKS = [
     "label",
     "split",
@@ -46,9 +74,26 @@ MARKS = [
     "history",
 ]
 LINES = [
-    b"", b"{", b"}", b"null", b"[]", b"[1]", b"{}", b'"text"', b"\xff\xfe", b"\x00", b"{'a': 1}", b"NaN",
-    b"[" * 5000, b'{"a":' * 5000, b"9" * 5000, b'{"text": "\\ud83d"}', b"<html>", b"a,b\n1,2", b"\x1f\x8b\x08",
-]  # fmt: skip
+    b"",
+    b"{",
+    b"}",
+    b"null",
+    b"[]",
+    b"[1]",
+    b"{}",
+    b'"text"',
+    b"\xff\xfe",
+    b"\x00",
+    b"{'a': 1}",
+    b"NaN",
+    b"[" * 5000,
+    b'{"a":' * 5000,
+    b"9" * 5000,
+    b'{"text": "\\ud83d"}',
+    b"<html>",
+    b"a,b\n1,2",
+    b"\x1f\x8b\x08",
+]
 TEXT = {
     "English": "The river is old. A farmer saw the bridge, and the market was quiet. ",
     "Russian": "Золотая лампа видит мост. Большая гавань помнит реку. ",
@@ -99,9 +144,28 @@ def changed(rng: random.Random, row: dict) -> tuple[str, dict]:
 def damaged(rng: random.Random, name: str, raw: bytes) -> tuple[str, str, bytes]:
     """A file after something has happened to all of it."""
     how = rng.choice(
-        ["none", "none", "none", "cut", "flip", "gzip", "gzip cut", "gzip flip", "utf-16", "latin-1", "bom",
-         "crlf", "list", "list cut", "no end", "empty", "zip", "renamed", "parquet name"]
-    )  # fmt: skip
+        [
+            "none",
+            "none",
+            "none",
+            "cut",
+            "flip",
+            "gzip",
+            "gzip cut",
+            "gzip flip",
+            "utf-16",
+            "latin-1",
+            "bom",
+            "crlf",
+            "list",
+            "list cut",
+            "no end",
+            "empty",
+            "zip",
+            "renamed",
+            "parquet name",
+        ]
+    )
     at = rng.randrange(max(1, len(raw)))
     if how in ("cut", "no end"):
         raw = raw[:at] if how == "cut" else raw.rstrip(b"\n")

@@ -1,6 +1,7 @@
 """Settings of a study, each known to be right or wrong by what its field means.
 
-Written from the meaning of the fields and not from the product's own ranges, so that the two can disagree.
+Written from the meaning of the fields and not from the product's own ranges, so that the two can
+disagree.
 """
 
 from __future__ import annotations
@@ -46,31 +47,87 @@ def study_of_every_kind() -> Study:
         Reward("reward", base="sft", comparisons="compare", batch=8),
         Reward("reward-2", base="sft", comparisons="compare", batch=8, seed=1),
         Ensemble("ensemble", members=("reward", "reward-2")),
-        PPO("ppo", policy="sft", reward="reward", task=TASK, iterations=2, batch=8, prompt_batches=2),
+        PPO(
+            "ppo", policy="sft", reward="reward", task=TASK, iterations=2, batch=8, prompt_batches=2
+        ),
         DPO("dpo", policy="sft", comparisons="compare", batch=8),
         BestOfN("best", policy="sft", reward="reward", task=TASK, prompts=16, n=4),
         Evaluate("evaluate", before="sft", after="ppo", reward="reward", task=TASK, prompts=16),
         Prompting("prompting", policy="sft", tasks="rlhf_jax.evals.prompting:Item", items=4),
-    )  # fmt: skip
+    )
     return Study("fuzz", cells, CORPUS)
 
 
 NOT_NUMBERS = ("x", "", [1], {"a": 1}, math.nan, math.inf, -math.inf, 1e400)
 COUNTS = {
-    "layers", "width", "heads", "kv_heads", "head_width", "ff", "max_positions", "vocab", "tokens", "batch", "unique_tokens",
-    "examples", "epochs", "prompts", "heldout_prompts", "k", "annotators", "iterations", "minibatches", "samples",
-    "ptx_batch", "prompt_batches", "n", "items", "answer_len", "prompt_len", "response_len", "seq_len", "heldout_tokens",
+    "layers",
+    "width",
+    "heads",
+    "kv_heads",
+    "head_width",
+    "ff",
+    "max_positions",
+    "vocab",
+    "tokens",
+    "batch",
+    "unique_tokens",
+    "examples",
+    "epochs",
+    "prompts",
+    "heldout_prompts",
+    "k",
+    "annotators",
+    "iterations",
+    "minibatches",
+    "samples",
+    "ptx_batch",
+    "prompt_batches",
+    "n",
+    "items",
+    "answer_len",
+    "prompt_len",
+    "response_len",
+    "seq_len",
+    "heldout_tokens",
     "members",
-}  # fmt: skip
+}
 SHARES = {"warmup", "final", "decay", "validation", "test", "gamma", "lam", "ema"}
 BELOW_ONE = {"b1", "b2"}
 POSITIVE = {"lr", "critic_lr", "eps", "rope_base", "beta", "kl_horizon", "kl_target"}
-AT_LEAST_0 = {"weight_decay", "noise", "disagreement", "temperature", "kl_coef", "value_coef", "ptx_coef", "centre",
-              "variance_coef"}  # fmt: skip
+AT_LEAST_0 = {
+    "weight_decay",
+    "noise",
+    "disagreement",
+    "temperature",
+    "kl_coef",
+    "value_coef",
+    "ptx_coef",
+    "centre",
+    "variance_coef",
+}
 ABOVE_0 = {"value_clip", "optim.clip"}
 SWITCHES = {"qk_norm", "tied", "dedup", "repeat", "whiten_rewards", "bessel"}
-CHOICES = {"positions", "norm", "activation", "compute", "remat", "schedule", "adam", "template", "gives", "loss",
-           "normalise", "combine", "no_eos", "algorithm", "critic", "kl_in", "score_at", "whiten_advantages", "split"}  # fmt: skip
+CHOICES = {
+    "positions",
+    "norm",
+    "activation",
+    "compute",
+    "remat",
+    "schedule",
+    "adam",
+    "template",
+    "gives",
+    "loss",
+    "normalise",
+    "combine",
+    "no_eos",
+    "algorithm",
+    "critic",
+    "kl_in",
+    "score_at",
+    "whiten_advantages",
+    "split",
+}
 LISTS = {"sources", "members of an ensemble", "shots", "earlier"}
 
 
@@ -172,7 +229,17 @@ def _replaced(obj: Any, path: list[str], value: Any) -> Any:
 
 BASE = study_of_every_kind()
 PLACES = places(BASE)
-OPTIONAL = {"kv_heads", "head_width", "ff", "unique_tokens", "prompts", "kl_target", "value_clip", "critic_lr", "ema"}  # fmt: skip
+OPTIONAL = {
+    "kv_heads",
+    "head_width",
+    "ff",
+    "unique_tokens",
+    "prompts",
+    "kl_target",
+    "value_clip",
+    "critic_lr",
+    "ema",
+}
 WRONG = [(*p, v) for p in PLACES for v in wrong_values(p[2], p[3])]
 RIGHT = [(*p, v) for p in PLACES for v in right_values(p[2], p[3])]
 

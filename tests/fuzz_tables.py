@@ -1,4 +1,5 @@
-"""Tables of runs, good and bad, drawn from a seed: what a table of a known law becomes in people's hands."""
+"""Tables of runs, good and bad, drawn from a seed: what a table of a known law becomes in people's
+hands."""
 
 import csv
 import gzip
@@ -13,24 +14,116 @@ from rlhf_jax.scaling.parametric import Law
 
 LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
-JUNK = ("", "NaN", "nan", "inf", "-inf", "x", "N/A", "None", "null", "-", "0", "-1", "1e200", "1e-200", "1e999",
-        "#REF!", "TRUE", "12:30", "1.2.3", "--", "\u2028", "3.5.1", "[]", "{}", "1e", "9" * 400, "=A1+B2")  # fmt: skip
+JUNK = (
+    "",
+    "NaN",
+    "nan",
+    "inf",
+    "-inf",
+    "x",
+    "N/A",
+    "None",
+    "null",
+    "-",
+    "0",
+    "-1",
+    "1e200",
+    "1e-200",
+    "1e999",
+    "#REF!",
+    "TRUE",
+    "12:30",
+    "1.2.3",
+    "--",
+    "\u2028",
+    "3.5.1",
+    "[]",
+    "{}",
+    "1e",
+    "9" * 400,
+    "=A1+B2",
+)
 NAMES = {
-    "params": ("params", "N", "Model Size", "n_params", "num_parameters", "Parameters", "non_embedding_params",
-               "config.n_params", "params_M", "params (M)", "Size (billions)"),
-    "tokens": ("tokens", "D", "Training Tokens", "tokens_seen", "num_tokens", "tokens_B", "tokens (billions)"),
-    "flops": ("flops", "C", "Training FLOP", "Training Compute (FLOP)", "train_flops", "achieved_flops",
-              "compute", "flops_1e18", "FLOPs (10^18)", "C (EFLOPs)", "compute_pf_days"),
-    "loss": ("loss", "L", "val_loss", "final_loss", "eval/loss", "validation loss", "summary.eval/loss"),
-}  # fmt: skip
-UNITS = {"params_M": 1e6, "params (M)": 1e6, "Size (billions)": 1e9, "tokens_B": 1e9,
-         "tokens (billions)": 1e9, "flops_1e18": 1e18, "FLOPs (10^18)": 1e18, "C (EFLOPs)": 1e18,
-         "compute_pf_days": 8.64e19}  # fmt: skip
-STATES = ("crashed", "failed", "killed", "running", "FAILED", "TIMEOUT", "CANCELLED by 1000", "OUT_OF_ME+",
-          "preempted", "diverged")  # fmt: skip
-OPTIONS = (["--seed", "-1"], ["--seed", "5000000000"], ["--resamples", "-3"], ["--window", "0"],
-           ["--window", "nan"], ["--columns", "loss=los"], ["--columns", "params=params*x"],
-           ["--columns", "params"], ["--seed", "x"], ["--approach", "4"])  # fmt: skip
+    "params": (
+        "params",
+        "N",
+        "Model Size",
+        "n_params",
+        "num_parameters",
+        "Parameters",
+        "non_embedding_params",
+        "config.n_params",
+        "params_M",
+        "params (M)",
+        "Size (billions)",
+    ),
+    "tokens": (
+        "tokens",
+        "D",
+        "Training Tokens",
+        "tokens_seen",
+        "num_tokens",
+        "tokens_B",
+        "tokens (billions)",
+    ),
+    "flops": (
+        "flops",
+        "C",
+        "Training FLOP",
+        "Training Compute (FLOP)",
+        "train_flops",
+        "achieved_flops",
+        "compute",
+        "flops_1e18",
+        "FLOPs (10^18)",
+        "C (EFLOPs)",
+        "compute_pf_days",
+    ),
+    "loss": (
+        "loss",
+        "L",
+        "val_loss",
+        "final_loss",
+        "eval/loss",
+        "validation loss",
+        "summary.eval/loss",
+    ),
+}
+UNITS = {
+    "params_M": 1e6,
+    "params (M)": 1e6,
+    "Size (billions)": 1e9,
+    "tokens_B": 1e9,
+    "tokens (billions)": 1e9,
+    "flops_1e18": 1e18,
+    "FLOPs (10^18)": 1e18,
+    "C (EFLOPs)": 1e18,
+    "compute_pf_days": 8.64e19,
+}
+STATES = (
+    "crashed",
+    "failed",
+    "killed",
+    "running",
+    "FAILED",
+    "TIMEOUT",
+    "CANCELLED by 1000",
+    "OUT_OF_ME+",
+    "preempted",
+    "diverged",
+)
+OPTIONS = (
+    ["--seed", "-1"],
+    ["--seed", "5000000000"],
+    ["--resamples", "-3"],
+    ["--window", "0"],
+    ["--window", "nan"],
+    ["--columns", "loss=los"],
+    ["--columns", "params=params*x"],
+    ["--columns", "params"],
+    ["--seed", "x"],
+    ["--approach", "4"],
+)
 
 
 @dataclass
@@ -55,8 +148,16 @@ def clean(rng, flops=False):
             n = float(round(LAW.compute_optimal(c)[0] * 4 ** ((k - 3) / 3)))
             d = float(round(c / (6 * n)))
             loss = float(LAW.loss(n, d) * np.exp(0.002 * rng.normal()))
-            rows.append([f"run-{len(rows)}", "finished", f"{n:.0f}", f"{d:.0f}",
-                         *([f"{c:g}"] if flops else []), f"{loss:.6f}"])  # fmt: skip
+            rows.append(
+                [
+                    f"run-{len(rows)}",
+                    "finished",
+                    f"{n:.0f}",
+                    f"{d:.0f}",
+                    *([f"{c:g}"] if flops else []),
+                    f"{loss:.6f}",
+                ]
+            )
     return Draft(header, rows)
 
 
@@ -110,8 +211,10 @@ def _shuffle(rng, t):
 def _separator(rng, t):
     t.separator = str(rng.choice([";", "\t", "|"]))
     if t.separator == ";" and rng.random() < 0.7:
-        t.rows = [[cell if i < 2 else cell.replace(".", ",") for i, cell in enumerate(row)]
-                  for row in t.rows]  # fmt: skip
+        t.rows = [
+            [cell if i < 2 else cell.replace(".", ",") for i, cell in enumerate(row)]
+            for row in t.rows
+        ]
 
 
 def _states(rng, t):
@@ -129,8 +232,13 @@ def _spelling(rng, t):
             value = float(row[at])
         except ValueError:
             continue
-        row[at] = (f"{value:.6e}", f"{value:,.0f}", f"{value / 1e6:.4f}M", f"{value:,.0f}".replace(",", "\u202f"),
-                   f"{value / 1e9:.6f} B")[form]  # fmt: skip
+        row[at] = (
+            f"{value:.6e}",
+            f"{value:,.0f}",
+            f"{value / 1e6:.4f}M",
+            f"{value:,.0f}".replace(",", "\u202f"),
+            f"{value / 1e9:.6f} B",
+        )[form]
 
 
 def _lengths(rng, t):
@@ -175,8 +283,25 @@ def _options(rng, t):
     t.argv += OPTIONS[int(rng.integers(len(OPTIONS)))]
 
 
-EDITS = (_junk, _junk, _rename, _rename, _scale, _double, _shuffle, _separator, _states, _spelling, _lengths,
-         _blank_lines, _comments, _few, _flat, _columns, _options)  # fmt: skip
+EDITS = (
+    _junk,
+    _junk,
+    _rename,
+    _rename,
+    _scale,
+    _double,
+    _shuffle,
+    _separator,
+    _states,
+    _spelling,
+    _lengths,
+    _blank_lines,
+    _comments,
+    _few,
+    _flat,
+    _columns,
+    _options,
+)
 
 
 # --- bytes -----------------------------------------------------------------------------------

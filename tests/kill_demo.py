@@ -1,11 +1,11 @@
-"""Kills a study with SIGKILL at seeded moments, lets it go on each time, and compares the end with an
-uninterrupted run, bit for bit.
+"""Kills a study with SIGKILL at seeded moments, lets it go on each time, and compares the end with
+an uninterrupted run, bit for bit.
 
     python tests/kill_demo.py                                 the demo, ten kills, about 40 minutes
     python tests/kill_demo.py experiments/demo.py --tiny --kills 4
 
-At least one kill falls inside a checkpoint write (seen to be unfinished afterwards), one into PPO and
-one into the building of the report; the others fall at random. Compared are every row of
+At least one kill falls inside a checkpoint write (seen to be unfinished afterwards), one into PPO
+and one into the building of the report; the others fall at random. Compared are every row of
 metrics.jsonl and every file in results/, without the fields that measure time. Exit code 0: equal.
 """
 
@@ -142,8 +142,9 @@ class Killer:
                 if still := new & self.unfinished():
                     self.pending.remove("checkpoint")
                     path = Path(min(still))
-                    return self._kill(f"inside the write of {path.parent.parent.name}/{path.name}",
-                                      victim)  # fmt: skip
+                    return self._kill(
+                        f"inside the write of {path.parent.parent.name}/{path.name}", victim
+                    )
                 return self._kill("just after the write of a checkpoint", victim)
             if "report" in self.pending and victim.said(REPORTING):
                 time.sleep(self.random.uniform(0.1, 1.5))
@@ -248,13 +249,28 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/killed"))
-    parser.add_argument("--reference", type=Path, default=Path("runs/uninterrupted"),
-                        help="a runs root; what is finished there is used as it is")  # fmt: skip
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        default=Path("runs/uninterrupted"),
+        help="a runs root; what is finished there is used as it is",
+    )
     args = parser.parse_intermixed_args()
 
     def command(root: Path) -> list[str]:
-        return [sys.executable, "-m", "rlhf_jax.cli", "run", args.study, "--runs", str(root),
-                "--display", "lines", *(["--tiny"] if args.tiny else []), *args.overrides]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "rlhf_jax.cli",
+            "run",
+            args.study,
+            "--runs",
+            str(root),
+            "--display",
+            "lines",
+            *(["--tiny"] if args.tiny else []),
+            *args.overrides,
+        ]
 
     began = time.time()
     print(f"Uninterrupted run in {args.reference} ...", flush=True)
@@ -294,8 +310,11 @@ def main() -> int:
             print(f"it ended with exit code {code} before: {', '.join(killer.pending)}", flush=True)
             continue
         kills.append(kill)
-        print(f"kill {len(kills)}: {kill.moment}, {kill.after:.1f} s after its start, {kill.done} "
-              f"cells done, running: {', '.join(kill.running) or '-'}", flush=True)  # fmt: skip
+        print(
+            f"kill {len(kills)}: {kill.moment}, {kill.after:.1f} s after its start, {kill.done} "
+            f"cells done, running: {', '.join(kill.running) or '-'}",
+            flush=True,
+        )
     print("The last run, to the end ...", flush=True)
     last = Victim(command(args.runs), log)
     try:
@@ -338,8 +357,10 @@ def verdict(
     if code != 0:
         print(f"FAIL  the last run ended with exit code {code}; see {args.runs / 'output.log'}")
     ok = not bad and not killer.pending and code == 0
-    print(f"\n{'PASS' if ok else 'FAIL'}: {len(kills)} kills, {len(folders) - bad} of {len(folders)} "
-          "cells equal to the uninterrupted run, bit for bit")  # fmt: skip
+    print(
+        f"\n{'PASS' if ok else 'FAIL'}: {len(kills)} kills, {len(folders) - bad} of {len(folders)} "
+        "cells equal to the uninterrupted run, bit for bit"
+    )
     return 0 if ok else 1
 
 

@@ -1,14 +1,16 @@
-"""Mutation testing: puts single faults into a copy of the product, one at a time, and reports which of them
-the tests notice.
+"""Mutation testing: puts single faults into a copy of the product, one at a time, and reports which
+of them the tests notice.
 
     python tests/mutants.py [--sample N --seed S] [--only SUBSTRING] [--jobs J]
 
-The faults are in `tests/faults/AREA.json`, lists of {"file", "old", "new", "tests"}: a file of the product, a
-text that occurs exactly once in it, what stands there instead, and the tests that should notice, as pytest
-names them (the smallest ones, so that a full run stays short). Exit code 0: at least 95% are noticed.
+The faults are in `tests/faults/AREA.json`, lists of {"file", "old", "new", "tests"}: a file of the
+product, a text that occurs exactly once in it, what stands there instead, and the tests that should
+notice, as pytest names them (the smallest ones, so that a full run stays short). Exit code 0: at
+least 95% are noticed.
 
-Outcomes: `noticed`, a named test failed; `survived`, they all passed; `broken`, the fault is no fair one
-(tests cannot be collected, or a name is undefined); `timeout`. Only the first counts as noticed.
+Outcomes: `noticed`, a named test failed; `survived`, they all passed; `broken`, the fault is no
+fair one (tests cannot be collected, or a name is undefined); `timeout`. Only the first counts as
+noticed.
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ def listed(folder: Path = FAULTS) -> list[Fault]:
 
 
 def problems(faults: Sequence[Fault], root: Path = ROOT) -> list[str]:
-    """What is wrong with a table: old texts that are not found once, faults that change nothing, files
-    that do not compile with the fault in them, tests that do not exist."""
+    """What is wrong with a table: old texts that are not found once, faults that change nothing,
+    files that do not compile with the fault in them, tests that do not exist."""
     found = []
     for fault in faults:
         try:
@@ -134,15 +136,31 @@ def copy(to: Path) -> Path:
 def pytest(
     tree: Path, tests: Sequence[str], seconds: float, *options: str
 ) -> tuple[int | None, str]:
-    """(exit code, output) of tests in a copy; None when they took longer than `seconds`. No bytecode is
-    written, so that none of an earlier fault is read."""
+    """(exit code, output) of tests in a copy; None when they took longer than `seconds`. No
+    bytecode is written, so that none of an earlier fault is read."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-               f"--timeout={seconds}", *options, *tests]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={seconds}",
+        *options,
+        *tests,
+    ]
     with subprocess.Popen(
-        command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", start_new_session=True,
-    ) as process:  # fmt: skip
+        command,
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
             output, _ = process.communicate(timeout=seconds + 30)
             return process.returncode, output

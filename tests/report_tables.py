@@ -15,11 +15,14 @@ def tables(text: str) -> list[list[list[str]]]:
     """Rows of cells of every table, the header first, as plain text."""
     return [
         [
-            [unescape(re.sub(r"<[^>]*>", "", c)) for c in re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row, re.S)]
+            [
+                unescape(re.sub(r"<[^>]*>", "", c))
+                for c in re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row, re.S)
+            ]
             for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)
         ]
         for table in re.findall(r"<table>(.*?)</table>", text, re.S)
-    ]  # fmt: skip
+    ]
 
 
 def rows_under(text: str, *header: str) -> list[list[str]]:

@@ -1,5 +1,5 @@
-"""Guarantee: a training step is compiled for TPUs that are not here, and a configuration that cannot
-work is refused with the amount, as far as possible before compiling."""
+"""Guarantee: a training step is compiled for TPUs that are not here, and a configuration that
+cannot work is refused with the amount, as far as possible before compiling."""
 
 import importlib.util
 import json
@@ -39,8 +39,14 @@ def study(tiny=False):
 def command(*words, folder=None):
     """In a process of its own: libtpu reads its settings once."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "rlhf_jax.cli", "aot", *words], env=env, cwd=folder,
-                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "rlhf_jax.cli", "aot", *words],
+        env=env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def study(tmp_path_factory):
 
 @needs_libtpu
 def test_a_study_is_compiled_once_a_model_and_described(study):
-    done = command(study, "--topology", "v5e:2x2", "--cell", "small", "--mesh", "fsdp=2,tensor=2", "--json")  # fmt: skip
+    done = command(
+        study, "--topology", "v5e:2x2", "--cell", "small", "--mesh", "fsdp=2,tensor=2", "--json"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
     assert report["fits"] and report["name"] == "small" and report["devices"] == 4

@@ -1,4 +1,5 @@
-"""`rlhf-jax generate` asks a cell as it was trained; labels and scores that say nothing are said to."""
+"""`rlhf-jax generate` asks a cell as it was trained; labels and scores that say nothing are said
+to."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Letters:
 
 @pytest.fixture
 def run(mesh, monkeypatch):
-    """A cell that has learned a chat task, and what its sampler was asked, as `run.config["asked"]`."""
+    """A cell that has learned a chat task, and what its sampler was asked, as
+    `run.config["asked"]`."""
     asked: list[dict] = []
 
     def record(params, cfg, prompts, key, *, length, temperature, axes):
@@ -126,9 +128,14 @@ def test_the_sampler_refuses_rows_past_a_table_of_positions():
     length = LEARNED.max_positions - 1
     with pytest.raises(ConfigError, match=f"2 \\+ {length} tokens"):
         sampler.generate(
-            {}, LEARNED, jnp.ones((1, 2), jnp.int32), jnp.uint32(0), length=length, temperature=1.0,
+            {},
+            LEARNED,
+            jnp.ones((1, 2), jnp.int32),
+            jnp.uint32(0),
+            length=length,
+            temperature=1.0,
             axes=AXES,
-        )  # fmt: skip
+        )
 
 
 def test_a_model_speaks_the_template_of_the_last_task_in_its_line():
@@ -188,7 +195,8 @@ def test_a_reward_model_is_not_asked_for_text(run):
             ask(scores, "abc")
 
 
-# --- labels and scores without information -----------------------------------------------------------
+# --- labels and scores without information
+# -----------------------------------------------------------
 
 
 def test_completions_of_the_same_text_tie_and_others_are_ranked_as_before():
@@ -197,8 +205,11 @@ def test_completions_of_the_same_text_tie_and_others_are_ranked_as_before():
     mask = np.ones((3, 4, 5))
     mask[0, 2, 3:] = 0  # the same text can be of other tokens
     gold = np.linspace(0, 1, 12)
-    scores = types.SimpleNamespace(gold=lambda task, prompts, responses: np.where(
-        np.array(responses) == "y", 1.0, gold * (np.array(responses) > "o")))  # fmt: skip
+    scores = types.SimpleNamespace(
+        gold=lambda task, prompts, responses: np.where(
+            np.array(responses) == "y", 1.0, gold * (np.array(responses) > "o")
+        )
+    )
     ranks = ranked(scores, cell, Chunk("train", 0, ["", "", ""], texts, mask))["ranks"]
     assert ranks[0][0] == ranks[0][2] == ranks[0][3] != ranks[0][1]
     assert (ranks[1] == 1).all()

@@ -1,5 +1,5 @@
-"""Guarantee: every attention kernel gives what plain loops give, forward and backward, on packed rows
-with padding and grouped heads; and the one that runs is chosen by a table and said once."""
+"""Guarantee: every attention kernel gives what plain loops give, forward and backward, on packed
+rows with padding and grouped heads; and the one that runs is chosen by a table and said once."""
 
 import functools
 import json
@@ -105,8 +105,13 @@ def test_kernels_on_a_mesh_equal_the_reference():
     here = Path(__file__).parent
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)}
-    done = subprocess.run([sys.executable, str(here / "tiny_attention.py")], env=env,
-                          capture_output=True, text=True, timeout=200)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(here / "tiny_attention.py")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
     assert set(errors) == {"cpu", "xla", "splash"} and max(errors.values()) < 2e-5, errors

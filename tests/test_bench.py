@@ -140,7 +140,8 @@ def test_every_planted_difference_is_named(tmp_path, planted, said):
     assert "nothing was timed" in str(refusal.value)
 
 
-# Speaks the protocol, copies our gradients, and gets every loss wrong but the first, which it is told.
+# Speaks the protocol, copies our gradients, and gets every loss wrong but the first, which it is
+# told.
 FAKE = """
 import json, pathlib, shutil, sys
 

@@ -1,5 +1,5 @@
-"""Guarantee: TRL's trainer and our compiled iteration take the same iteration before they are timed, and
-neither stops early."""
+"""Guarantee: TRL's trainer and our compiled iteration take the same iteration before they are
+timed, and neither stops early."""
 
 import json
 import sys
@@ -126,14 +126,17 @@ def test_the_arithmetic_at_the_least_is_that_of_its_passes():
     head = 2 * param_counts(cfg)["embedding"] * rows * T
     last = rows * (flops_per_token(cfg, T + 1) * (T + 1) - flops_per_token(cfg, T) * T) / 3
     reward = a_pass + last - head - head / T
-    # 14 passes with logits (sample, reference, three for each epoch), 13 without (critic), and the reward.
+    # 14 passes with logits (sample, reference, three for each epoch), 13 without (critic), and the
+    # reward.
     expected = 14 * a_pass + 13 * (a_pass - head) + reward
     assert ppo.iteration_flops(cfg, rows, 1, T) == pytest.approx(expected)
 
 
 def test_ratios_are_of_the_turns_of_a_round():
-    ours = [{"total": t, "generate": 1.0, "score": 0.5, "update": 1.5, "peak_memory_bytes": 1}
-            for t in (1.0, 2.0, 4.0)]  # fmt: skip
+    ours = [
+        {"total": t, "generate": 1.0, "score": 0.5, "update": 1.5, "peak_memory_bytes": 1}
+        for t in (1.0, 2.0, 4.0)
+    ]
     trl = [{**a, "total": 3 * a["total"], "generate": 5.0, "collect": a["total"]} for a in ours]
     row = ppo.summary(TINY, {"ours": ours, "trl": trl})
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == 3
@@ -145,8 +148,14 @@ def test_ratios_are_of_the_turns_of_a_round():
 def test_our_iteration_is_measured(capsys):
     found = json.loads(json.dumps(ppo.bench_ppo([TINY], settings(), quietly)))
     row = found["shapes"][0]
-    assert set(row) == {"name", "ours", "reward_step", "floor_seconds", "share_of_floor",
-                        "others_share_of_cpu"}  # fmt: skip
+    assert set(row) == {
+        "name",
+        "ours",
+        "reward_step",
+        "floor_seconds",
+        "share_of_floor",
+        "others_share_of_cpu",
+    }
     assert set(row["ours"]) == TIMES
     parts = sum(row["ours"][p] for p in ppo.PHASES)
     assert row["ours"]["generate"] > 0 and parts > 0 and 0 < row["share_of_floor"] < 1

@@ -1,5 +1,5 @@
-"""Guarantees of best-of-n: the estimate is the average over all subsets, and the cell's samples do not
-depend on what scores them or on interruptions."""
+"""Guarantees of best-of-n: the estimate is the average over all subsets, and the cell's samples do
+not depend on what scores them or on interruptions."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def context(corpus, mesh, monkeypatch):
         cell = BestOfN("best", policy="base", task=task, split="train", **options)
         study = Study("s", (Pretrain("base", model=model), cell), corpus.cfg)
         beat = SimpleNamespace(progress=lambda **_: None)
-        return Context(study, cell, {"best": CellFolder(folder)}, corpus, Runtime(mesh, AXES), beat)  # fmt: skip
+        return Context(study, cell, {"best": CellFolder(folder)}, corpus, Runtime(mesh, AXES), beat)
 
     return make
 

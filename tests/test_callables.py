@@ -60,12 +60,16 @@ def scores(monkeypatch, result, responses=TEXTS):
 @pytest.mark.parametrize(
     "result",
     [
-        [1, 2.5, -3], (1, 2.5, -3), np.array([1, 2.5, -3]), np.array([1, 2.5, -3], np.float16),
-        jnp.array([1, 2.5, -3]), jnp.array([1, 2.5, -3], jnp.bfloat16),
+        [1, 2.5, -3],
+        (1, 2.5, -3),
+        np.array([1, 2.5, -3]),
+        np.array([1, 2.5, -3], np.float16),
+        jnp.array([1, 2.5, -3]),
+        jnp.array([1, 2.5, -3], jnp.bfloat16),
         [np.float32(1), jnp.float32(2.5), np.int64(-3)],
     ],
     ids=lambda x: type(x).__name__,
-)  # fmt: skip
+)
 def test_numbers_in_a_list_or_an_array_are_scores(monkeypatch, result):
     found = scores(monkeypatch, result)
     assert found.dtype == np.float64 and found.tolist() == [1, 2.5, -3]
@@ -93,10 +97,13 @@ def test_numbers_in_a_list_or_an_array_are_scores(monkeypatch, result):
         ({"a": 1}, "gave {'a': 1}; expected 3 numbers"),
         ([1, float("nan"), 3], "gave nan for response 2 of 3, 'two'; expected finite numbers"),
         ([1, 2, -float("inf")], "gave -inf for response 3 of 3"),
-        ([1e39, 2, 3], "gave 1e+39 for response 1 of 3, 'one'; expected finite numbers from -1e+15 to 1e+15"),
+        (
+            [1e39, 2, 3],
+            "gave 1e+39 for response 1 of 3, 'one'; expected finite numbers from -1e+15 to 1e+15",
+        ),
     ],
     ids=lambda x: str(x)[:25],
-)  # fmt: skip
+)
 def test_other_scores_are_refused_with_field_function_file_and_line(monkeypatch, result, said):
     with pytest.raises(ConfigError) as e:
         scores(monkeypatch, result)
@@ -107,8 +114,11 @@ def test_other_scores_are_refused_with_field_function_file_and_line(monkeypatch,
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("raises", "raised ZeroDivisionError: division by zero"), ("exits", "raised it calls sys.exit(3)")],
-)  # fmt: skip
+    [
+        ("raises", "raised ZeroDivisionError: division by zero"),
+        ("exits", "raised it calls sys.exit(3)"),
+    ],
+)
 def test_a_callable_that_fails_is_named_with_the_line_that_failed(name, said):
     function = globals()[name]
     with pytest.raises(ConfigError) as e:
@@ -204,7 +214,8 @@ def test_a_reward_that_is_given_as_a_function_is_checked_too(result):
         jax.block_until_ready(reward.score((), Sequences(tokens, tokens, tokens), jnp.ones((2, 2))))
 
 
-# --- what can be seen without calling it is refused by plan --------------------------------------------
+# --- what can be seen without calling it is refused by plan
+# --------------------------------------------
 
 MODULE = """
 import functools
@@ -254,12 +265,21 @@ def plan(tmp_path, monkeypatch, capsys):
 
 FIELDS = {
     "PPO('x', policy='base', reward='MINE:{}')": ("x.reward", 2),
-    "PPO('x', policy='base', reward='MINE:two', task=TaskConfig(gold='MINE:{}'))": ("x.task.gold", 2),
-    "PPO('x', policy='base', reward='MINE:two', task=TaskConfig(prompts='MINE:{}'))": ("x.task.prompts", 3),
+    "PPO('x', policy='base', reward='MINE:two', task=TaskConfig(gold='MINE:{}'))": (
+        "x.task.gold",
+        2,
+    ),
+    "PPO('x', policy='base', reward='MINE:two', task=TaskConfig(prompts='MINE:{}'))": (
+        "x.task.prompts",
+        3,
+    ),
     "SFT('x', base='base', records='MINE:{}')": ("x.records", 3),
     "Prompting('x', policy='base', tasks='MINE:{}')": ("x.tasks", 3),
-    "Evaluate('x', before='base', after='base', reward='MINE:two', modes='MINE:{}')": ("x.modes", 2),
-}  # fmt: skip
+    "Evaluate('x', before='base', after='base', reward='MINE:two', modes='MINE:{}')": (
+        "x.modes",
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("cell", FIELDS)
@@ -323,12 +343,15 @@ def test_built_in_code_is_no_reward(plan, path, said):
     [
         ("PPO('x', policy='base', reward='')", "x.reward = ''; expected"),
         ("SFT('x', base='base', records='')", "x.records = ''; expected"),
-        ("PPO('x', policy='base', reward='MINE:two', task=TaskConfig(gold=''))", "task.gold = ''; expected"),
+        (
+            "PPO('x', policy='base', reward='MINE:two', task=TaskConfig(gold=''))",
+            "task.gold = ''; expected",
+        ),
         ("PPO('x', policy='base', reward='MINE:')", "x.reward: 'mine_"),
         ("PPO('x', policy='base', reward='a/b')", "x.reward: 'a/b' cannot be imported"),
         ("SFT('x', base='base', records='none.jsonl')", "x.records: 'none.jsonl'"),
     ],
-)  # fmt: skip
+)
 def test_what_names_nothing_is_refused_with_its_field(plan, cell, said):
     code, err = plan(cell)
     assert code == 2 and said in err and err.count("\n") == 1

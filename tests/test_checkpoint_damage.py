@@ -1,5 +1,5 @@
-"""Guarantees of checkpoints that are damaged, cannot be read or cannot be written: no result rests on wrong
-numbers, nothing whole is deleted, and whoever runs the command is told what to do."""
+"""Guarantees of checkpoints that are damaged, cannot be read or cannot be written: no result rests
+on wrong numbers, nothing whole is deleted, and whoever runs the command is told what to do."""
 
 import json
 import re
@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope="module")
 def cells(mesh, toy_step, tmp_path_factory):
-    """A finished cell (steps 8 and 9 are kept) and one that was stopped (5 and 6); tests work on copies."""
+    """A finished cell (steps 8 and 9 are kept) and one that was stopped (5 and 6); tests work on
+    copies."""
     toy = Toy(tmp_path_factory.mktemp("cells"), mesh, toy_step)
     toy.train("finished", saves=True)
     with pytest.raises(Stopped):
@@ -185,7 +186,9 @@ def test_a_whole_checkpoint_of_another_step_is_not_taken_for_the_last(toy, finis
         final_checkpoint(finished, laid_out)
 
 
-def test_a_cell_that_an_older_version_finished_is_read_at_its_newest_step_or_not_at_all(toy, finished, uninterrupted):  # fmt: skip
+def test_a_cell_that_an_older_version_finished_is_read_at_its_newest_step_or_not_at_all(
+    toy, finished, uninterrupted
+):
     (finished.path / "checkpoint.json").unlink()
     assert same_bits(final_state(finished, toy.fresh()), uninterrupted[0])
     (finished.path / "metrics.jsonl").rename(finished.path / "elsewhere")
@@ -242,7 +245,9 @@ def test_what_is_not_wanted_is_not_read(finished, uninterrupted):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, delete])
-def test_a_damaged_file_of_an_unfinished_cell_costs_the_steps_after_the_checkpoint_before(toy, stopped, cells, damage):  # fmt: skip
+def test_a_damaged_file_of_an_unfinished_cell_costs_the_steps_after_the_checkpoint_before(
+    toy, stopped, cells, damage
+):
     like, seen, there = toy.fresh(), set(), stopped.checkpoints
     whole = cells / "stopped" / "checkpoints"
     newest = restored(there, like)[0]
@@ -274,7 +279,9 @@ def test_a_resume_from_the_checkpoint_before_is_bit_exact(toy, stopped, uninterr
     assert stopped.metrics() == uninterrupted[1]
 
 
-def test_a_cell_whose_checkpoints_are_all_damaged_starts_over_and_says_so(toy, stopped, uninterrupted):  # fmt: skip
+def test_a_cell_whose_checkpoints_are_all_damaged_starts_over_and_says_so(
+    toy, stopped, uninterrupted
+):
     rewrite(stopped.checkpoints / "5", swapped)
     (stopped.checkpoints / "6" / "meta" / "metadata").write_text("{")
     state = toy.train("stopped")
@@ -302,11 +309,15 @@ def test_what_a_killed_write_leaves_behind_is_cleared_away(toy, stopped, uninter
         PermissionError(13, "Permission denied"),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes."),
         ValueError("PERMISSION_DENIED: Error opening: Permission denied [os_error_code='13']"),
-        ValueError("FAILED_PRECONDITION: Error reading 'w_in/0.0': Is a directory [os_error_code='21']"),
-        ValueError("User-provided restore item and on-disk value metadata tree structures do not match"),
+        ValueError(
+            "FAILED_PRECONDITION: Error reading 'w_in/0.0': Is a directory [os_error_code='21']"
+        ),
+        ValueError(
+            "User-provided restore item and on-disk value metadata tree structures do not match"
+        ),
     ],
     ids=lambda e: f"{type(e).__name__}-{str(e)[:17]}",
-)  # fmt: skip
+)
 def test_an_error_that_may_pass_deletes_nothing(toy, stopped, finished, monkeypatch, error):
     before = contents(stopped.checkpoints)
 
@@ -340,7 +351,9 @@ def test_a_cell_goes_on_bit_for_bit_after_an_error_that_passed(toy, stopped, uni
 # --- writing fails -------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_that_cannot_be_written_fails_the_cell_and_the_next_run_finishes_it(mesh, toy_step, tmp_path):  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_fails_the_cell_and_the_next_run_finishes_it(
+    mesh, toy_step, tmp_path
+):
     """As on a full disk: files cannot grow beyond a size that the arrays need."""
     toy = Toy(tmp_path, mesh, toy_step, width=64)
     expected = jax.device_get(toy.train("whole"))
@@ -357,7 +370,9 @@ def test_a_checkpoint_that_cannot_be_written_fails_the_cell_and_the_next_run_fin
     assert read_json(toy.root / "cell" / "checkpoint.json")["step"] == STEPS
 
 
-def test_the_last_checkpoint_is_read_back_before_training_counts_as_done(toy, uninterrupted, monkeypatch):  # fmt: skip
+def test_the_last_checkpoint_is_read_back_before_training_counts_as_done(
+    toy, uninterrupted, monkeypatch
+):
     wait = Checkpoints.wait
 
     def damaging(self):

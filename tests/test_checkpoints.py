@@ -1,4 +1,5 @@
-"""Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, divergence, fingerprints."""
+"""Guarantees of `rlhf_jax.train.loop` and `rlhf_jax.train.checkpoints`: resume, divergence,
+fingerprints."""
 
 import json
 import shutil
@@ -68,7 +69,9 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(toy, saves):
         with pytest.raises(Stopped):
             toy.train("cell", stop_at=1)
     last = 5 if saves else 2
-    with pytest.raises(Diverged, match=rf"step 6 \(batch 5\).*last good checkpoint\s+is step {last}"):  # fmt: skip
+    with pytest.raises(
+        Diverged, match=rf"step 6 \(batch 5\).*last good checkpoint\s+is step {last}"
+    ):
         toy.train("cell", poison=5, saves=saves)
     assert toy.steps("cell")[-1] == last
     assert [r["step"] for r in toy.folder("cell").metrics()] == [1, 2, 3, 4, 5]
@@ -143,7 +146,11 @@ def mixed_sum(words):
 )
 def test_every_element_of_an_array_of_any_width_is_in_its_fingerprint(dtype):
     rng = np.random.default_rng(1)
-    x = np.array(jnp.asarray(rng.integers(-90, 90, (3, 5)) / 100 if "float" in dtype else rng.integers(0, 2, (3, 5))).astype(dtype))  # fmt: skip
+    x = np.array(
+        jnp.asarray(
+            rng.integers(-90, 90, (3, 5)) / 100 if "float" in dtype else rng.integers(0, 2, (3, 5))
+        ).astype(dtype)
+    )
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     clean = int(jax.jit(fingerprint)(x))
     assert clean == mixed_sum(map(int, x.view(unsigned).ravel()))

@@ -81,8 +81,17 @@ def test_plan_json_has_every_cell_and_totals(command, capsys):
     assert command("plan", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["study"] == "fake" and len(plan["cells"]) == 5
-    assert set(plan["cells"][0]) >= {"name", "kind", "params", "tokens", "flops", "memory", "disk",
-                                     "seconds", "state"}  # fmt: skip
+    assert set(plan["cells"][0]) >= {
+        "name",
+        "kind",
+        "params",
+        "tokens",
+        "flops",
+        "memory",
+        "disk",
+        "seconds",
+        "state",
+    }
     assert set(plan["totals"]) >= {"flops", "disk", "memory", "seconds", "wall_seconds"}
 
 
@@ -150,15 +159,27 @@ def test_wrong_input_is_one_clear_message(fake, capsys, tmp_path, words, message
         (["--mesh", "data"], "data = '' is not a number"),
         (["--mesh", "data=1.5"], "data = '1.5'"),
         (["--mesh", "data=4"], "a.batch = 2 rows do not divide into data 4 = 4 parts"),
-        (["--mesh", "data=2,fsdp=2"], "a.batch = 2 rows do not divide into data 2 x fsdp 2 = 4 parts"),
+        (
+            ["--mesh", "data=2,fsdp=2"],
+            "a.batch = 2 rows do not divide into data 2 x fsdp 2 = 4 parts",
+        ),
         (["--accumulate", "3"], "a.batch = 2 rows do not divide into --accumulate 3 = 3 parts"),
         (["--mesh", "data=2", "--accumulate", "2"], "data 2 x --accumulate 2 = 4 parts"),
-        (["--mesh", "tensor=4"], "a.model.heads = 2 does not divide over tensor = 4; choose --mesh tensor=2"),
-        (["--mesh", "tensor=2", "*.model.kv_heads=1"], "a.model.kv_heads = 1 does not divide over tensor"),
-        (["--mesh", "tensor=2", "*.model.ff=65"], "a.model.ff = 65 does not divide over tensor = 2"),
+        (
+            ["--mesh", "tensor=4"],
+            "a.model.heads = 2 does not divide over tensor = 4; choose --mesh tensor=2",
+        ),
+        (
+            ["--mesh", "tensor=2", "*.model.kv_heads=1"],
+            "a.model.kv_heads = 1 does not divide over tensor",
+        ),
+        (
+            ["--mesh", "tensor=2", "*.model.ff=65"],
+            "a.model.ff = 65 does not divide over tensor = 2",
+        ),
         (["--mesh", "fsdp=3", "*.batch=6"], "a.model.width = 32 does not divide over fsdp = 3"),
     ],
-)  # fmt: skip
+)
 def test_a_mesh_that_does_not_divide_is_refused_before_anything_runs(
     command, fake, capsys, monkeypatch, name, words, message
 ):
@@ -204,8 +225,11 @@ def test_ppo_and_rankings_are_checked_by_the_rows_that_they_put_on_a_mesh(rlhf_s
     check_placement(study, ["ppo"], {"data": 2, "fsdp": 1, "tensor": 2}, 3)
     for changes, message in (
         ({"vocab": 64}, "base.model.vocab = 64 does not divide over tensor = 3"),
-        ({"vocab": 63, "width": 50, "head_width": 16}, "base.model.width = 50 does not divide over tensor"),
-    ):  # fmt: skip
+        (
+            {"vocab": 63, "width": 50, "head_width": 16},
+            "base.model.width = 50 does not divide over tensor",
+        ),
+    ):
         model = replace(rlhf_study["base"].model, **{"heads": 3, "width": 48, "ff": 96} | changes)
         corpus = replace(rlhf_study.corpus, vocab=model.vocab)
         study = Study("one", (Pretrain("base", model=model, tokens=65_536),), corpus)
@@ -314,7 +338,8 @@ def test_generate_prints_the_distribution_and_a_continuation(fake, monkeypatch, 
 def test_planning_and_launching_never_import_jax(fake):
     code = (
         "import sys; from rlhf_jax import cli; import launch.local, rlhf_jax.plan;"
-        f"cli.main(['plan', {str(fake.path)!r}, '--runs', 'none', 'corpus.sources=[\"shakespeare\"]']);"
+        f"cli.main(['plan', {str(fake.path)!r}, '--runs', 'none', "
+        "'corpus.sources=[\"shakespeare\"]']);"
         "bad = {'jax', 'tensorflow'} & set(sys.modules); assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -336,18 +361,30 @@ def test_results_kept_beside_the_study_count_as_done_when_run_folders_are_gone(
     capsys.readouterr()
     assert command("status", "--json", "--kept") == 0
     rows = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["cells"]}
-    assert rows == {"a": "kept", "a-child": "waiting", "a-grandchild": "waiting", "b": "kept",
-                    "b-child": "kept"}  # fmt: skip
+    assert rows == {
+        "a": "kept",
+        "a-child": "waiting",
+        "a-grandchild": "waiting",
+        "b": "kept",
+        "b-child": "kept",
+    }
     assert fake.folder("b").result("heldout")["loss"] == 3.25
     (fake.control / "log").unlink()
-    # a-child is not done and starts from a's checkpoint, which is not kept: a runs again. So it does
-    # without --kept.
+    # a-child is not done and starts from a's checkpoint, which is not kept: a runs again. So it
+    # does without --kept.
     command("run", "--dry-run")
     assert "Would run: a, a-child, a-grandchild\n" in capsys.readouterr().out
     assert command("run") == 0
     assert [line for line in fake.log() if line.startswith("start")] == [
-        "start a", "start a-child", "start a-grandchild"
-    ]  # fmt: skip
-    assert fake.states() == {"a": "done", "a-child": "done", "a-grandchild": "done", "b": "kept",
-                             "b-child": "kept"}  # fmt: skip
+        "start a",
+        "start a-child",
+        "start a-grandchild",
+    ]
+    assert fake.states() == {
+        "a": "done",
+        "a-child": "done",
+        "a-grandchild": "done",
+        "b": "kept",
+        "b-child": "kept",
+    }
     assert not (fake.folder("a").path / "kept.json").exists()

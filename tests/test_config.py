@@ -125,7 +125,8 @@ def test_content_id_is_stable():
         content_id(float("nan"))
 
 
-# --- constructors, overrides and JSON check alike ----------------------------------------------------
+# --- constructors, overrides and JSON check alike
+# ----------------------------------------------------
 
 WRONG = [
     (ModelConfig, {"activation": "relu"}, "activation = 'relu'.*Did you mean 'relu2'"),
@@ -152,8 +153,12 @@ WRONG = [
     (PPO, {"name": "p", "kl_in": "los"}, "p.kl_in = 'los'. Did you mean 'loss'"),
     (PPO, {"name": "p", "ema": True}, "p.ema: expected float, got True"),
     (Ensemble, {"name": "e", "members": "ab"}, "e.members: expected a list, got 'ab'"),
-    (Prompting, {"name": "p", "tasks": "m:f", "shots": (0, 1.5)}, r"p.shots\[1\]: expected int, got 1.5"),
-]  # fmt: skip
+    (
+        Prompting,
+        {"name": "p", "tasks": "m:f", "shots": (0, 1.5)},
+        r"p.shots\[1\]: expected int, got 1.5",
+    ),
+]
 
 
 @pytest.mark.parametrize(("cls", "values", "said"), WRONG, ids=str)

@@ -1,5 +1,5 @@
-"""Damage to each file of a prepared corpus heals, or is said in words that name the file; and a corpus is
-found by the content of its sources, wherever they lie."""
+"""Damage to each file of a prepared corpus heals, or is said in words that name the file; and a
+corpus is found by the content of its sources, wherever they lie."""
 
 from __future__ import annotations
 
@@ -90,9 +90,15 @@ DAMAGE = {
     "deleted": lambda p, other: p.unlink(),
 }
 FILES = (
-    "manifest.json", "tokenizer.model", "rows-train.npy", "rows-validation.npy", "rows/1.0.0/rows-train.*",
-    "rows/1.0.0/features.json", "documents/1.0.0/documents-test.*", "documents/1.0.0/dataset_info.json",
-)  # fmt: skip
+    "manifest.json",
+    "tokenizer.model",
+    "rows-train.npy",
+    "rows-validation.npy",
+    "rows/1.0.0/rows-train.*",
+    "rows/1.0.0/features.json",
+    "documents/1.0.0/documents-test.*",
+    "documents/1.0.0/dataset_info.json",
+)
 
 
 def flipped(raw: bytes) -> bytes:
@@ -195,7 +201,8 @@ def test_files_are_read_once_a_process(copy, monkeypatch):
         find(cfg, runs).rows("train")
 
 
-# --- corpora of the first release ------------------------------------------------------------------
+# --- corpora of the first release
+# ------------------------------------------------------------------
 
 
 def as_first_release(cfg, runs, folder) -> None:
@@ -221,8 +228,15 @@ def test_a_corpus_of_the_first_release_is_found_and_gets_digests(copy, monkeypat
     assert content(prepare(cfg, runs, quiet)) == before
 
 
-@pytest.mark.parametrize("pattern", ["rows-validation.npy", "rows/1.0.0/rows-test.*", "tokenizer.model",
-                                     "documents/1.0.0/documents-test.*"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "rows-validation.npy",
+        "rows/1.0.0/rows-test.*",
+        "tokenizer.model",
+        "documents/1.0.0/documents-test.*",
+    ],
+)
 def test_damage_to_a_corpus_of_the_first_release_is_seen(copy, pattern):
     cfg, runs, folder = copy
     before = content(find(cfg, runs))
@@ -234,7 +248,8 @@ def test_damage_to_a_corpus_of_the_first_release_is_seen(copy, pattern):
     assert content(prepare(cfg, runs, quiet)) == before
 
 
-# --- sources by content ----------------------------------------------------------------------------
+# --- sources by content
+# ----------------------------------------------------------------------------
 
 
 def test_the_recipe_depends_on_content_not_on_paths_times_or_spelling(tmp_path, monkeypatch):
@@ -245,8 +260,16 @@ def test_the_recipe_depends_on_content_not_on_paths_times_or_spelling(tmp_path, 
     (tmp_path / "a.txt").write_text(texts())
     (tmp_path / "other.jsonl").write_text(texts(1))
     first = recipe(config("a.jsonl"))
-    for spelling in (str(tmp_path / "a.jsonl"), "./a.jsonl", "sub/../a.jsonl", "sub/b.jsonl", "s*/*.jsonl",
-                     "a.jsonl#text", "[1] x.jsonl", tmp_path / "a.jsonl"):  # fmt: skip
+    for spelling in (
+        str(tmp_path / "a.jsonl"),
+        "./a.jsonl",
+        "sub/../a.jsonl",
+        "sub/b.jsonl",
+        "s*/*.jsonl",
+        "a.jsonl#text",
+        "[1] x.jsonl",
+        tmp_path / "a.jsonl",
+    ):
         assert recipe(config(spelling)) == first, spelling
     os.utime("a.jsonl", (1, 1))
     assert recipe(config("a.jsonl")) == first
@@ -288,12 +311,14 @@ def test_digests_are_remembered_by_size_and_time(copy, monkeypatch):
     assert find(cfg, runs) is None and len(reads) == 2
 
 
-# --- the command line ------------------------------------------------------------------------------
+# --- the command line
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def study(copy, tmp_path):
-    """A study file whose cells are done. Returns how `status` sees them through the file at some path."""
+    """A study file whose cells are done. Returns how `status` sees them through the file at some
+    path."""
     cfg, runs, _ = copy
     (tmp_path / "r.jsonl").write_text("{}\n")
     path = tmp_path / "paths.py"

@@ -79,17 +79,25 @@ def test_every_published_run_is_on_priced_hardware():
     assert all(0 < h.low < h.high for h in HARDWARE.values())
 
 
-# Hoffmann 2022, tables 3 and A3, in billions. Their row 67B is left out: it lies off the line through
-# the others by 6% under all three approaches.
+# Hoffmann 2022, tables 3 and A3, in billions. Their row 67B is left out: it lies off the line
+# through the others by 6% under all three approaches.
 @pytest.mark.parametrize(
     ("law", "wanted", "rel"),
     [
-        ("hoffmann-1", {0.4: 8.0, 10: 205.1, 175: 3700, 280: 5900, 520: 11_000, 1e4: 216_200}, 0.012),
-        ("hoffmann-2", {0.4: 7.7, 10: 219.5, 175: 4300, 280: 7100, 520: 13_400, 1e4: 292_000}, 0.012),
+        (
+            "hoffmann-1",
+            {0.4: 8.0, 10: 205.1, 175: 3700, 280: 5900, 520: 11_000, 1e4: 216_200},
+            0.012,
+        ),
+        (
+            "hoffmann-2",
+            {0.4: 7.7, 10: 219.5, 175: 4300, 280: 7100, 520: 13_400, 1e4: 292_000},
+            0.012,
+        ),
         # Of other coefficients than the ones that the paper's source holds.
         ("hoffmann-3", {0.4: 9.2, 10: 410.1, 175: 12_000, 280: 20_100, 520: 43_500}, 0.2),
     ],
-)  # fmt: skip
+)
 def test_optimal_tokens_are_those_of_hoffmanns_tables(law, wanted, rel):
     ours = {n: FRONTIERS[law].tokens(n * 1e9) / 1e9 for n in wanted}
     assert ours == pytest.approx(wanted, rel=rel)
@@ -148,9 +156,17 @@ def test_wasted_compute_is_what_the_optimum_saves_for_the_same_loss():
 def test_models_before_chinchilla_are_undertrained_and_llamas_are_not():
     rows = {r["model"]: r for r in undertrained_table()}
     order = [
-        "mt-nlg-530b", "gopher-280b", "palm-540b", "gpt3-175b", "chinchilla-70b", "llama1-65b",
-        "llama2-70b", "llama1-7b", "llama-70b", "llama-8b",
-    ]  # fmt: skip
+        "mt-nlg-530b",
+        "gopher-280b",
+        "palm-540b",
+        "gpt3-175b",
+        "chinchilla-70b",
+        "llama1-65b",
+        "llama2-70b",
+        "llama1-7b",
+        "llama-70b",
+        "llama-8b",
+    ]
     assert list(rows) == order
     for name in order[:4]:
         ratios = rows[name]["ratios"]
@@ -168,7 +184,10 @@ def test_models_before_chinchilla_are_undertrained_and_llamas_are_not():
         (["--preset", "palm-540b", "--params", "5e11"], "both of a preset"),
         (["--preset", "palm-540"], "no preset 'palm-540'. Did you mean 'palm-540b'"),
         (["--preset", "palm-540b", "--hardware", "tpu-4"], "'tpu-4'. Did you mean 'tpu-v4'"),
-        (["--preset", "palm-540b", "--hardware", "cpu"], "no peak and price are known for .* 'cpu'"),
+        (
+            ["--preset", "palm-540b", "--hardware", "cpu"],
+            "no peak and price are known for .* 'cpu'",
+        ),
         (["--preset", "palm-540b", "--tokens", "0"], "tokens is 0.0"),
         (["--preset", "palm-540b", "--tokens", "nan"], "tokens is nan"),
         (["--preset", "palm-540b", "--tokens", "inf"], "tokens is inf"),
@@ -181,7 +200,7 @@ def test_models_before_chinchilla_are_undertrained_and_llamas_are_not():
         (["--preset", "palm-540b", "--mfu", "nan"], "MFU is nan"),
         (["--preset", "palm-540b", "--price", "0"], "price is 0.0"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_refused_with_what_was_given(argv, message):
     with pytest.raises(ConfigError, match=message):
         run(*argv)
@@ -195,10 +214,25 @@ def test_json_is_complete_finite_and_the_same_each_time(capsys):
     assert capsys.readouterr().out == first
     found = json.loads(first, parse_constant=lambda text: pytest.fail(f"{text} in JSON"))
     assert set(found) == {
-        "model", "params", "tokens", "seq_len", "tokens_per_param", "flops", "convention", "hardware",
-        "mfu", "mfu_source", "prices", "price_source", "ideal", "campaign", "laws", "sources",
-        "known_models", "law_sources",
-    }  # fmt: skip
+        "model",
+        "params",
+        "tokens",
+        "seq_len",
+        "tokens_per_param",
+        "flops",
+        "convention",
+        "hardware",
+        "mfu",
+        "mfu_source",
+        "prices",
+        "price_source",
+        "ideal",
+        "campaign",
+        "laws",
+        "sources",
+        "known_models",
+        "law_sources",
+    }
     assert set(found["sources"]) == {"flops", "model", "model_differs", "training"}
     assert all(row["source"] for row in [*found["laws"], *found["known_models"]])
     assert math.isclose(found["ideal"]["dollars"][1], found["ideal"]["chip_hours"] * 3.22)
@@ -235,7 +269,9 @@ def test_serving_is_compared_with_the_given_model_by_hand():
     found = serving(1e9, 2e10, 1e12)
     for row in found["laws"]:
         assert row["given_flops"] == pytest.approx(6 * 1e9 * 2e10 + 2 * 1e9 * 1e12)
-        assert row["flops"] == pytest.approx(6 * row["params"] * row["tokens"] + 2 * row["params"] * 1e12)  # fmt: skip
+        assert row["flops"] == pytest.approx(
+            6 * row["params"] * row["tokens"] + 2 * row["params"] * 1e12
+        )
         assert row["saving"] == pytest.approx(1 - row["flops"] / row["given_flops"])
         law = FRONTIERS[row["law"]].law
         assert law.loss(row["params"], row["tokens"]) == pytest.approx(law.loss(1e9, 2e10))
@@ -245,6 +281,9 @@ def test_a_run_is_compared_with_what_each_law_wants_by_hand():
     for row in compare_laws(1e9, 5e9):
         frontier = FRONTIERS[row["law"]]
         assert row["tokens_wanted"] == pytest.approx(frontier.k * 1e9**frontier.g)
-        assert row["tokens_ratio"] == pytest.approx(5e9 / row["tokens_wanted"]) and row["tokens_ratio"] < 1  # fmt: skip
+        assert (
+            row["tokens_ratio"] == pytest.approx(5e9 / row["tokens_wanted"])
+            and row["tokens_ratio"] < 1
+        )
         assert row["flops_wanted"] == pytest.approx(6 * 1e9 * row["tokens_wanted"])
         assert 6 * row["params_best"] * row["tokens_best"] == pytest.approx(6 * 1e9 * 5e9)

@@ -1,5 +1,5 @@
-"""Damage to each file of a run folder: every command names the file and what to do, or heals it. Nothing
-here trains."""
+"""Damage to each file of a run folder: every command names the file and what to do, or heals it.
+Nothing here trains."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def delete(path):
 
 @pytest.fixture
 def world(fake, monkeypatch):
-    """A study of which `b-child` has failed and all others are done, a corpus that needs no preparation, a
-    model that needs no checkpoint, and the real report."""
+    """A study of which `b-child` has failed and all others are done, a corpus that needs no
+    preparation, a model that needs no checkpoint, and the real report."""
     corpus = types.SimpleNamespace(content_hash="corpus", tokens=lambda split: 1000)
     module = types.ModuleType("rlhf_jax.data.corpus")
     module.find = lambda cfg, root: corpus
@@ -71,7 +71,9 @@ def world(fake, monkeypatch):
         config = {"kind": cell.KIND, **to_json(cell), "model": model, "corpus": "corpus"}
         write_json(folder.path / "config.json", config)
         write_json(folder.path / "provenance.json", {"sessions": [{"commit": "0123456789"}]})
-        (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 6.5}\n{"step": 2, "loss": 5.375}\n')  # fmt: skip
+        (folder.path / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 6.5}\n{"step": 2, "loss": 5.375}\n'
+        )
         folder.checkpoints.mkdir()
         with folder.held():
             if cell.name == "b-child":
@@ -164,7 +166,9 @@ def test_other_damaged_files_are_named_or_heal(world, command, name, harm, capsy
         assert code == 0
         if name == "study.json" and command in ("report", "run") and harm is truncate:
             assert f"{path} is damaged" in output and "written anew" in output
-        check_numbers(world, command, output[: output.rfind("}") + 1] if command == "status" else output)  # fmt: skip
+        check_numbers(
+            world, command, output[: output.rfind("}") + 1] if command == "status" else output
+        )
     if name == "failed.json" and command == "status" and harm is not delete:
         row = next(c for c in json.loads(output)["cells"] if c["name"] == "b-child")
         assert row["state"] == "failed" and f"{path} is damaged" in row["reason"]
@@ -241,9 +245,10 @@ def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm)
         save_arrays(folder, split, arrays)
     folder.finish(seconds=1.0)
     ctx = types.SimpleNamespace(
-        study={"parent": Compare("parent")}, folders={"parent": folder},
+        study={"parent": Compare("parent")},
+        folders={"parent": folder},
         model=types.SimpleNamespace(max_positions=64),
-    )  # fmt: skip
+    )
     assert rankings._source(ctx, "sft", "parent")["train"]["ranks"].tolist() == [[0, 1], [1, 0]]
     harm(folder.results / "train.npz")
     with pytest.raises(Damaged, match=r"train\.npz is damaged"):
@@ -299,7 +304,8 @@ def test_a_kept_cell_speaks_no_word(fake, capsys):
 
 
 def test_signal_handlers_put_into_queues_that_may_be_interrupted():
-    """`queue.Queue.put` takes a lock that the interrupted thread may hold; `SimpleQueue.put` does not."""
+    """`queue.Queue.put` takes a lock that the interrupted thread may hold; `SimpleQueue.put` does
+    not."""
     for module in (execute, local):
         source = Path(module.__file__).read_text()
         assert "signal.signal(" in source and "SimpleQueue()" in source

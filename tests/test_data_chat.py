@@ -1,4 +1,5 @@
-"""Guarantees of `rlhf_jax.data.chat`: which tokens a conversation becomes, and which are learned."""
+"""Guarantees of `rlhf_jax.data.chat`: which tokens a conversation becomes, and which are
+learned."""
 
 import functools
 

@@ -124,8 +124,8 @@ def test_a_file_may_hold_every_kind(tmp_path):
 def test_files_of_the_first_version_stay_readable(tmp_path):
     path = tmp_path / "old.jsonl"
     path.write_text(
-        '{"kind": "comparison", "version": 1, "prompt": "p", "responses": ["a", "b"], "ranking": [2, 1]}\n'
-        '{"kind": "demonstration", "version": 1, "prompt": "p", "response": "a"}\n'
+        '{"kind": "comparison", "version": 1, "prompt": "p", "responses": ["a", "b"], "ranking": '
+        '[2, 1]}\n{"kind": "demonstration", "version": 1, "prompt": "p", "response": "a"}\n'
         '{"kind": "correction", "version": 1, "prompt": "p", "response": "a", "edited": "b"}\n'
         '{"kind": "critique", "version": 1, "prompt": "p", "response": "a", "critique": "c"}\n'
     )

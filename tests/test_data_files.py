@@ -1,5 +1,5 @@
-"""Files of text and of records as people have them: damaged, in other encodings, with odd names, in any
-script. What can be used is read, what cannot is named, nothing ends in a traceback."""
+"""Files of text and of records as people have them: damaged, in other encodings, with odd names, in
+any script. What can be used is read, what cannot is named, nothing ends in a traceback."""
 
 import gzip
 import json
@@ -74,9 +74,20 @@ def test_every_row_of_a_source_is_used_or_left_out_by_name(tmp_path, n):
 
 
 NAMES = [
-    "a[1].jsonl", "a#b.jsonl", "a:b.jsonl", "tfds:x.jsonl", "100%.jsonl", "a b.jsonl", "\u00fc~.jsonl", "*?.jsonl",
-    "m.od:func.jsonl", "export-2024-05-01T10:30:00.jsonl", "#.jsonl", "-x.jsonl", "dir[1]#2/x.jsonl",
-]  # fmt: skip
+    "a[1].jsonl",
+    "a#b.jsonl",
+    "a:b.jsonl",
+    "tfds:x.jsonl",
+    "100%.jsonl",
+    "a b.jsonl",
+    "\u00fc~.jsonl",
+    "*?.jsonl",
+    "m.od:func.jsonl",
+    "export-2024-05-01T10:30:00.jsonl",
+    "#.jsonl",
+    "-x.jsonl",
+    "dir[1]#2/x.jsonl",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,16 +110,28 @@ def test_globs_find_files_in_folders_of_any_name(tmp_path):
         (folder / f"{i}.jsonl").write_text('{"text": "a", "body": "b"}\n')
     assert len(list(documents(f"{folder}/[01].jsonl", tmp_path))) == 2
     assert [t for _, t in documents(f"{folder}/*.jsonl#body", tmp_path)] == ["b"] * 3
-    for wrong, message in ((str(folder), "is a folder"), (f"{folder}/9*", "no file there"),
-                           ("x" * 5000, "no file there"), ("a\0b", "no file there")):  # fmt: skip
+    for wrong, message in (
+        (str(folder), "is a folder"),
+        (f"{folder}/9*", "no file there"),
+        ("x" * 5000, "no file there"),
+        ("a\0b", "no file there"),
+    ):
         with pytest.raises(ConfigError, match=message):
             list(documents(wrong, tmp_path))
 
 
 def test_rows_of_a_source_that_cannot_be_used_are_left_out_and_named(tmp_path):
     path, said = tmp_path / "t.jsonl", []
-    rows = ['{"text": "a"}', "{", "[1]", '{"txt": "b"}', '{"text": null}', '{"text": 3}', '{"text": "\\ud800"}',
-            '{"text": "b\u2028c"}']  # fmt: skip
+    rows = [
+        '{"text": "a"}',
+        "{",
+        "[1]",
+        '{"txt": "b"}',
+        '{"text": null}',
+        '{"text": 3}',
+        '{"text": "\\ud800"}',
+        '{"text": "b\u2028c"}',
+    ]
     path.write_text("\n".join(rows), encoding="utf-8")
     found = list(documents(str(path), tmp_path, said.append))
     assert found == [("t.jsonl:1", "a"), ("t.jsonl:8", "b\u2028c")]

@@ -1,4 +1,5 @@
-"""Guarantees of `rlhf_jax.data.layouts`. The rows are written here, in the form of public data sets."""
+"""Guarantees of `rlhf_jax.data.layouts`. The rows are written here, in the form of public data
+sets."""
 
 import gzip
 import json
@@ -59,7 +60,9 @@ def test_pairs_with_a_prompt_of_their_own(tmp_path):
     texts = {"prompt": "Name a fish.", "chosen": "Pike.", "rejected": "Cow."}
     expected = Comparison("Name a fish.", ("Pike.", "Cow."), (1, 2))
     assert only(tmp_path, texts) == ("pairs", expected)
-    whole = {k: [MESSAGES[1], {"role": "assistant", "content": texts[k]}] for k in ("chosen", "rejected")}  # fmt: skip
+    whole = {
+        k: [MESSAGES[1], {"role": "assistant", "content": texts[k]}] for k in ("chosen", "rejected")
+    }
     expected = Comparison("\n\nHuman: Name a fish.\n\nAssistant:", (" Pike.", " Cow."), (1, 2))
     assert only(tmp_path, texts | whole)[1] == only(tmp_path, whole)[1] == expected
     last = {k: v[1:] for k, v in whole.items()} | {"prompt": MESSAGES[1:2]}
@@ -148,11 +151,14 @@ def test_own_records_are_a_layout(tmp_path):
         ({"responses": ["a", "b"], "scores": [1, 2]}, "prompt = None"),
         ({"question": "q", "answer": 3}, "answer = 3"),
         ({"messages": "hello"}, "messages = 'hello'; expected a list"),
-        ({"messages": [MESSAGES[0], {"role": "tool", "content": ""}]}, "message 2 has role = 'tool'"),
+        (
+            {"messages": [MESSAGES[0], {"role": "tool", "content": ""}]},
+            "message 2 has role = 'tool'",
+        ),
         ({"chosen": 1, "rejected": "x"}, "chosen = 1"),
         ({"kind": "comparison", "version": 2}, "expected 'version': 1"),
     ],
-)  # fmt: skip
+)
 def test_malformed_rows_are_refused_with_their_number(tmp_path, row, message):
     with pytest.raises(ConfigError, match=rf"bad\.jsonl, row 1: .*{message}"):
         load(rows_in(tmp_path / "bad.jsonl", [row]))
@@ -196,7 +202,7 @@ ANSWER = Demonstration("1 + 2", "3")
         ({"system": ["Be brief."]}, "expected a string"),
         ({"system": "a\n\nHuman: b"}, "opens a turn"),
     ],
-)  # fmt: skip
+)
 def test_a_field_that_changes_what_a_row_means_is_never_ignored(tmp_path, change, reason):
     fine = GOOD | ({"label": True} if "label" in change else {})
     records, skipped, why = usable(tmp_path, GOOD | change, fine)
@@ -207,11 +213,21 @@ def test_a_field_that_changes_what_a_row_means_is_never_ignored(tmp_path, change
 @pytest.mark.parametrize(
     "change",
     [
-        {"label": True}, {"label": "1"}, {"deleted": False}, {"is_deleted": "false"}, {"split": "train"},
-        {"weight": 1}, {"weight": "1.0"}, {"status": "submitted"}, {"tools": []}, {"system": ""},
-        {"system": None}, {"label": None}, {"category": "sums", "id": 7},
+        {"label": True},
+        {"label": "1"},
+        {"deleted": False},
+        {"is_deleted": "false"},
+        {"split": "train"},
+        {"weight": 1},
+        {"weight": "1.0"},
+        {"status": "submitted"},
+        {"tools": []},
+        {"system": ""},
+        {"system": None},
+        {"label": None},
+        {"category": "sums", "id": 7},
     ],
-)  # fmt: skip
+)
 def test_fields_that_change_nothing_leave_the_row_as_it_is(tmp_path, change):
     assert usable(tmp_path, GOOD | change)[:2] == ([ANSWER], 0)
 
@@ -255,9 +271,15 @@ def test_a_system_text_stands_in_the_prompt_of_every_layout(tmp_path):
         GOOD | brief,
         {"instruction": "1 + 2", "input": "", "output": "3", "system_prompt": "Be brief."},
         {"conversations": turns} | brief,
-        {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "1 + 2"},
-                      {"role": "assistant", "content": "3"}]} | brief,
-    ):  # fmt: skip
+        {
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": "1 + 2"},
+                {"role": "assistant", "content": "3"},
+            ]
+        }
+        | brief,
+    ):
         assert usable(tmp_path, row)[0] == [expected]
     pair = Comparison(system + asked, (" 3", " 4"), (1, 2))
     assert usable(tmp_path, {"question": "1 + 2", "chosen": "3", "rejected": "4"} | brief)[0] == [
@@ -274,11 +296,14 @@ def test_a_system_text_stands_in_the_prompt_of_every_layout(tmp_path):
         ({"role": "assistant", "content": None, "tool_calls": [{}]}, "message 2 calls a tool"),
         ({"role": "assistant", "content": None}, "message 2 has content of type NoneType"),
         ({"role": "assistant", "content": "no", "weight": 0}, "message 2 has weight = 0"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}, "parts that are not text"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": "a"}]},
+            "parts that are not text",
+        ),
         ({"from": "observation", "value": "12"}, "message 2 has from = 'observation'"),
         ("12", "message 2 is '12'"),
     ],
-)  # fmt: skip
+)
 def test_turns_that_cannot_be_learned_leave_their_row_out(tmp_path, message, reason):
     turns = [MESSAGES[1], message, MESSAGES[1], MESSAGES[4]]
     records, skipped, why = usable(tmp_path, {"messages": MESSAGES}, {"messages": turns})
@@ -317,9 +342,14 @@ def test_rows_with_a_score_each_become_comparisons_of_their_prompts(tmp_path):
         return {"prompt": prompt, "response": response, **score}
 
     rows = [
-        row("p", "a", score=-2), row("q", "b", score=1), row("p", "c", score=-1), row("p", "d", score=-2),
-        row("r", "e", score=0), row("r", "f", score=0), row("s", "g", score="high"),
-    ]  # fmt: skip
+        row("p", "a", score=-2),
+        row("q", "b", score=1),
+        row("p", "c", score=-1),
+        row("p", "d", score=-2),
+        row("r", "e", score=0),
+        row("r", "f", score=0),
+        row("s", "g", score="high"),
+    ]
     records, skipped, why = usable(tmp_path, *rows)
     assert records == [Comparison("p", ("a", "c", "d"), (2, 1, 2))]
     assert skipped == 4 and "one response alone" in why and "the same score" in why
@@ -330,15 +360,28 @@ def test_rows_with_a_score_each_become_comparisons_of_their_prompts(tmp_path):
 def test_equal_texts_with_different_ranks_are_left_out(tmp_path):
     ranked = {"prompt": "p", "responses": ["a", "b", "a"]}
     records, skipped, why = usable(
-        tmp_path, ranked | {"ranks": [1, 2, 3]}, ranked | {"ranks": [1, 2, 1]}, ranked | {"ranks": [-1, 1, -1]}
-    )  # fmt: skip
+        tmp_path,
+        ranked | {"ranks": [1, 2, 3]},
+        ranked | {"ranks": [1, 2, 1]},
+        ranked | {"ranks": [-1, 1, -1]},
+    )
     assert records == [Comparison("p", ("a", "b", "a"), (1, 2, 1))]
     assert skipped == 2 and "same text and have different ranks" in why and "not negative" in why
 
 
 def test_one_bad_row_stops_nothing_and_is_named(tmp_path):
-    junk = [b"{", b"[1]", b"null", b'"text"', b"\xe9", b'{"a": 1}', b"[" * 9000, b"1" * 5000,
-            b'{"prompt": "a", "completion": "\\ud800"}', b'{"prompt": null, "completion": 1}']  # fmt: skip
+    junk = [
+        b"{",
+        b"[1]",
+        b"null",
+        b'"text"',
+        b"\xe9",
+        b'{"a": 1}',
+        b"[" * 9000,
+        b"1" * 5000,
+        b'{"prompt": "a", "completion": "\\ud800"}',
+        b'{"prompt": null, "completion": 1}',
+    ]
     line = json.dumps(GOOD).encode()
     for bad in junk:
         path = tmp_path / "junk.jsonl"
@@ -413,11 +456,23 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 @pytest.mark.parametrize(
     "change",
     [
-        {"is_safe": False}, {"correct": "false"}, {"accepted": 0}, {"review_result": False}, {"toxic": True},
-        {"Label": False}, {" Split ": "test"}, {"split": "holdout"}, {"subset": "test"}, {"sample_weight": 0},
-        {"verdict": "bad"}, {"thumbs_up": False}, {"deleted_at": "2024-01-01"}, {"edited": "5"}, {"revision": "5"},
+        {"is_safe": False},
+        {"correct": "false"},
+        {"accepted": 0},
+        {"review_result": False},
+        {"toxic": True},
+        {"Label": False},
+        {" Split ": "test"},
+        {"split": "holdout"},
+        {"subset": "test"},
+        {"sample_weight": 0},
+        {"verdict": "bad"},
+        {"thumbs_up": False},
+        {"deleted_at": "2024-01-01"},
+        {"edited": "5"},
+        {"revision": "5"},
     ],
-)  # fmt: skip
+)
 def test_answers_that_are_marked_as_bad_by_any_name_are_left_out(tmp_path, change):
     fine = GOOD | {k: True for k in change if k == "Label"}
     assert usable(tmp_path, GOOD | change, fine)[:2] == ([ANSWER], 1)
@@ -429,8 +484,15 @@ def test_answers_that_are_marked_as_good_stay(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"is_tie": True}, {"winner_tie": 1}, {"flip": True}, {"preferred": "rejected"}, {"winner": "tie"}]
-)  # fmt: skip
+    "change",
+    [
+        {"is_tie": True},
+        {"winner_tie": 1},
+        {"flip": True},
+        {"preferred": "rejected"},
+        {"winner": "tie"},
+    ],
+)
 def test_a_field_that_turns_a_pair_around_is_never_ignored(tmp_path, change):
     kept, skipped, why = usable(tmp_path, PAIR | change, PAIR | dict.fromkeys(change, False))
     assert (len(kept), skipped) == (1, 1) and f"{next(iter(change))} = " in why
@@ -452,20 +514,25 @@ def test_fields_that_nothing_reads_are_named(tmp_path):
     for row, names in (
         (GOOD | {"response": "4", "input": "x"}, ["input", "response"]),
         (PAIR | {"response": "a", "winner": "model_b"}, ["response", "winner"]),
-        ({"messages": MESSAGES, "prompt": "x", "rejected_response": "y"}, ["prompt", "rejected_response"]),
+        (
+            {"messages": MESSAGES, "prompt": "x", "rejected_response": "y"},
+            ["prompt", "rejected_response"],
+        ),
         (PAIR | {"score_chosen": 2, "score_rejected": 1, "margin": 1}, []),
         ({"instruction": "a", "input": "b", "output": "c", "history": []}, []),
-    ):  # fmt: skip
+    ):
         assert load(rows_in(tmp_path / "f.jsonl", [row])).unread == names, row
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"Prompt": "1 + 2", "Completion": "3"}, {"question": "1 + 2", "response": "3"},
-        {"query": "1 + 2", "response": "3"}, {"input": "1 + 2", "output": "3"},
+        {"Prompt": "1 + 2", "Completion": "3"},
+        {"question": "1 + 2", "response": "3"},
+        {"query": "1 + 2", "response": "3"},
+        {"input": "1 + 2", "output": "3"},
     ],
-)  # fmt: skip
+)
 def test_questions_and_answers_by_other_names_are_read(tmp_path, row):
     assert usable(tmp_path, row)[0] == [ANSWER]
 

@@ -1,4 +1,5 @@
-"""A corpus is built in files, a block at a time, and is what it was when all of it stood in memory."""
+"""A corpus is built in files, a block at a time, and is what it was when all of it stood in
+memory."""
 
 import hashlib
 import json
@@ -23,8 +24,12 @@ GOLDEN = {
     "content_hash": "da987dad5fccf7da",
     "tokenizer_hash": "aeb8aa4f66ef2f53",
     "near_duplicates": {"documents": 16, "bytes": 21213},
-    "rows": {"train": "339466050acf28ab", "validation": "6074e1564e775d20", "test": "561198b5a2a1607f"},
-}  # fmt: skip
+    "rows": {
+        "train": "339466050acf28ab",
+        "validation": "6074e1564e775d20",
+        "test": "561198b5a2a1607f",
+    },
+}
 
 
 def written(path, documents=150):
@@ -147,10 +152,16 @@ def test_passages_of_text_with_blank_lines_do_not_depend_on_how_it_is_read(monke
 
 @pytest.mark.parametrize(
     "text",
-    ["The river is old.\n" * 1000, "The river is old. " * 1000, "\u6cb3\u6d41\u5f88\u53e4\u8001\u3002" * 3000, "x" * 20_000,
-     "Title\n\n" + "The river is old.\n" * 1000, "\n\n" + "The river is old.\r\n" * 1000 + "\n\n"],
+    [
+        "The river is old.\n" * 1000,
+        "The river is old. " * 1000,
+        "\u6cb3\u6d41\u5f88\u53e4\u8001\u3002" * 3000,
+        "x" * 20_000,
+        "Title\n\n" + "The river is old.\n" * 1000,
+        "\n\n" + "The river is old.\r\n" * 1000 + "\n\n",
+    ],
     ids=["a sentence a line", "one line", "Chinese", "one word", "a title", "blank ends"],
-)  # fmt: skip
+)
 def test_a_text_that_blank_lines_do_not_divide_is_cut_into_passages(text):
     found = list(passages([text]))
     assert 100 <= len(found) <= 250 and max(map(len, found)) <= 500

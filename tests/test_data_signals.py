@@ -40,7 +40,15 @@ def test_every_kind_becomes_the_examples_that_are_documented():
 
 
 def test_every_preference_becomes_a_comparison():
-    records = [RANKED, TIED, ALL_TIED, Demonstration("p", "d"), Correction("p", "", "e"), WHOLE, BARE]  # fmt: skip
+    records = [
+        RANKED,
+        TIED,
+        ALL_TIED,
+        Demonstration("p", "d"),
+        Correction("p", "", "e"),
+        WHOLE,
+        BARE,
+    ]
     assert comparisons_of(records) == [
         RANKED,
         TIED,

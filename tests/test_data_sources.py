@@ -88,7 +88,8 @@ def test_missing_parquet_column_lists_the_columns(tmp_path):
 
 
 def test_a_document_is_dropped_for_what_kept_ones_hold_of_it():
-    """22 words are 15 8-grams; a document is dropped where at least half of its own are in kept ones."""
+    """22 words are 15 8-grams; a document is dropped where at least half of its own are in kept
+    ones."""
     a, b, c, d = (" ".join(f"{name}{i}" for i in range(22)) for name in "abcd")
     texts = [a, f"{a} {b}", f"{a} {c}", c, d]  # 15 of 37, 15 of 37, all, none
     drop = near_duplicates(texts, [bytes([i]) for i in range(5)])
@@ -115,8 +116,8 @@ This sentence comes after the article proper and it is therefore not a part of t
     joined = re.sub(r"(?<=[a-z,])\n(?=[a-z])", " ", markup)
     assert prose(joined) == (
         "Ada (born 1815) was an English writer of the Analytical Engine, 10 km from here, as this "
-        "page tells us.\n\nShe wrote notes and programs that are still read with pleasure today, and "
-        "was the first to publish one, on an engine that was never built; that was in 1843."
+        "page tells us.\n\nShe wrote notes and programs that are still read with pleasure today, "
+        "and was the first to publish one, on an engine that was never built; that was in 1843."
     )
 
 

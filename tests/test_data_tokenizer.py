@@ -17,9 +17,7 @@ TRICKY = ["▁", " ⁇ ", "<unk>", "<s>", "</s>", "<pad>", "<0x0A>", "\n\n", "\r
 def corpus_texts():
     rng = random.Random(1)
     words = ["the", "king", "said", "Let", "there", "be", "naïve", "light,", "and", "1999", "it's"]
-    return [
-        "\n".join(" ".join(rng.choices(words, k=9)) for _ in range(20)) for _ in range(50)
-    ]  # fmt: skip
+    return ["\n".join(" ".join(rng.choices(words, k=9)) for _ in range(20)) for _ in range(50)]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""Guarantee: `make device-check` passes where the devices compute what the product promises, and names
-what they compute wrong, with exit code 1."""
+"""Guarantee: `make device-check` passes where the devices compute what the product promises, and
+names what they compute wrong, with exit code 1."""
 
 import json
 import math
@@ -18,9 +18,10 @@ def checked(tmp_path, monkeypatch=None, only=None):
     if only:
         checks = device_check.checks
         monkeypatch.setattr(
-            device_check, "checks",
+            device_check,
+            "checks",
             lambda *given: [c for c in checks(*given) if c[0].startswith(only)],
-        )  # fmt: skip
+        )
     out = tmp_path / "deep" / "check.json"
     code = device_check.main(["--tiny", "--out", str(out)])
     return code, json.loads(out.read_text())

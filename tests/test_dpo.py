@@ -129,15 +129,17 @@ def test_an_unknown_loss_is_refused():
         preference_loss(x, x, jnp.asarray([[1, 2]]), "kto")
 
 
-# --- the cell ---------------------------------------------------------------------------------------
+# --- the cell
+# ---------------------------------------------------------------------------------------
 
 LEARNS = OptimConfig(lr=1e-2, weight_decay=0.0)
 
 
 def test_a_policy_learns_the_preferences_of_a_file_and_is_read_like_any_other(bench, tmp_path):
     write(tmp_path / "c.jsonl", RECORDS)
-    cell = DPO("dpo", policy="base", comparisons=str(tmp_path / "c.jsonl"), batch=8, epochs=3,
-               optim=LEARNS)  # fmt: skip
+    cell = DPO(
+        "dpo", policy="base", comparisons=str(tmp_path / "c.jsonl"), batch=8, epochs=3, optim=LEARNS
+    )
     study = bench.study(cell)
     before = copied(bench.context(study, "base").language_model("base"))
     results = bench.run(study, "dpo", dpo)

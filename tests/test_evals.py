@@ -65,7 +65,12 @@ def test_paired_intervals_cover_the_true_difference():
 
 def test_wilson_intervals_are_the_published_ones():
     """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
-    for wins, n, lo, hi in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
+    for wins, n, lo, hi in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         got = wilson_interval(wins, n)
         assert got[0] == pytest.approx(lo, abs=5e-5) and got[1] == pytest.approx(hi, abs=5e-5)
 
@@ -195,11 +200,19 @@ def test_an_evaluation_measures_both_sides(corpus, mesh, tmp_path, monkeypatch, 
     wide = ModelConfig(layers=1, width=32, heads=2, vocab=corpus.cfg.vocab)
     task = TaskConfig(prompt_len=6, response_len=5, gold=f"{__name__}:letters")
     cell = Evaluate(
-        "e", before="base", after=after, reward=f"{__name__}:letters", task=task, prompts=10,
+        "e",
+        before="base",
+        after=after,
+        reward=f"{__name__}:letters",
+        task=task,
+        prompts=10,
         modes=f"{__name__}:longest",
-    )  # fmt: skip
-    bases = (Pretrain("base", model=small), Pretrain("twin", model=small, seed=1),
-             Pretrain("wide", model=wide))  # fmt: skip
+    )
+    bases = (
+        Pretrain("base", model=small),
+        Pretrain("twin", model=small, seed=1),
+        Pretrain("wide", model=wide),
+    )
     study = Study("s", (*bases, cell), corpus.cfg)
     models = {"base": noisy_params(small), "twin": noisy_params(small), "wide": noisy_params(wide)}
     monkeypatch.setattr(Context, "language_model", lambda self, name: models[name])
@@ -216,13 +229,20 @@ def test_an_evaluation_measures_both_sides(corpus, mesh, tmp_path, monkeypatch, 
     assert found["perplexity_before"] == pytest.approx(
         math.exp(heldout_loss(models["base"], small, corpus, ctx.runtime)["loss"]), rel=1e-5
     )
-    assert sum(found["modes"]["after"]["shares"].values()) + found["modes"]["after"]["none"] == pytest.approx(1)  # fmt: skip
+    assert sum(found["modes"]["after"]["shares"].values()) + found["modes"]["after"][
+        "none"
+    ] == pytest.approx(1)
     for key in ("gain", "win_rate", "win_rate_length_controlled", "gain_at_equal_length", "kl"):
         low, high = found[f"{key}_interval"]
         assert low <= found[key] <= high
     assert len(found["samples"]) == 10 and found["samples"][0]["prompt"]
     if after == "twin":
-        assert found["gain"] == found["tax"]["nats_per_token"] == found["modes"]["total_variation"] == 0  # fmt: skip
+        assert (
+            found["gain"]
+            == found["tax"]["nats_per_token"]
+            == found["modes"]["total_variation"]
+            == 0
+        )
         assert found["win_rate"] == 0.5 and abs(found["kl"]) < 1e-4
         assert found["similarity_same_prompt_before"] == found["similarity_same_prompt_after"]
     else:
@@ -285,7 +305,11 @@ def test_calibration_error_is_small_for_calibrated_margins_and_large_for_inflate
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((4000, 2))
     first = rng.random(4000) < 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
-    rows = {"ranks": np.stack([2 - first, 1 + first], 1), "gold": scores, "length": np.ones((4000, 2))}  # fmt: skip
+    rows = {
+        "ranks": np.stack([2 - first, 1 + first], 1),
+        "gold": scores,
+        "length": np.ones((4000, 2)),
+    }
     calibrated = ranking_report(scores, rows)["calibration"]
     assert calibrated["expected_calibration_error"] < 0.03
     assert sum(r["n"] for r in calibrated["bins"]) == 4000

@@ -53,10 +53,22 @@ class Process:
     def __init__(self, study, runs):
         here = str(Path(__file__).parent.parent)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rlhf_jax.execute", str(study), "--runs", str(runs), "--threads", "1"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                "-m",
+                "rlhf_jax.execute",
+                str(study),
+                "--runs",
+                str(runs),
+                "--threads",
+                "1",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": here, "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
+        )
 
     def give(self, *names):
         self.process.stdin.write("".join(n + "\n" for n in names))
@@ -78,8 +90,8 @@ class Process:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The study after a worker that fails at one cell and is stopped in another, and a second worker
-    that finishes. The answers of both, and what was seen between them."""
+    """The study after a worker that fails at one cell and is stopped in another, and a second
+    worker that finishes. The answers of both, and what was seen between them."""
     folder = tmp_path_factory.mktemp("execute")
     corpus = tiny_corpus(folder)
     path, runs = folder / "whole.py", Runs(folder / "runs")
@@ -90,7 +102,10 @@ def whole(tmp_path_factory):
     first = Process(path, runs.root)
     first.give("base", "greedy", "long")
     answers = [first.answer(), first.answer()]
-    between = {"failed": folders["greedy"].state(), "failure": read_json(folders["greedy"].path / "failed.json")}  # fmt: skip
+    between = {
+        "failed": folders["greedy"].state(),
+        "failure": read_json(folders["greedy"].path / "failed.json"),
+    }
     deadline = time.time() + 60
     while len(folders["long"].metrics()) < 5 and time.time() < deadline:
         time.sleep(0.01)

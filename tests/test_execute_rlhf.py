@@ -1,5 +1,5 @@
-"""Every kind of cell that learns from feedback, through a worker, from text to what a user reads; and the
-task whose optimum is known."""
+"""Every kind of cell that learns from feedback, through a worker, from text to what a user reads;
+and the task whose optimum is known."""
 
 import json
 import subprocess
@@ -86,7 +86,12 @@ def test_every_kind_of_cell_gets_done(done):
 def test_the_memory_of_every_model_is_said_before_the_start(done):
     *_, errors = done
     line = next(x for x in errors.splitlines() if "ppo: memory plan" in x)
-    for part in ("policy with gradients and Adam", "reference", "average of the policy", "2 reward models"):  # fmt: skip
+    for part in (
+        "policy with gradients and Adam",
+        "reference",
+        "average of the policy",
+        "2 reward models",
+    ):
         assert part in line
 
 
@@ -135,9 +140,22 @@ def test_ppo_reaches_95_percent_of_the_optimum_of_a_task_whose_optimum_is_known(
     """Shortest ways through a graph, from random walks (`experiments/random_walk.py`)."""
     here = Path(__file__).parents[1]
     command = [
-        sys.executable, "-m", "rlhf_jax.cli", "run", "experiments/random_walk.py", "--runs", str(tmp_path),
-        "--display", "lines", "--only", "walker", "ppo-0", "eval-ppo-0", "--", "ppo-0.iterations=40",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "rlhf_jax.cli",
+        "run",
+        "experiments/random_walk.py",
+        "--runs",
+        str(tmp_path),
+        "--display",
+        "lines",
+        "--only",
+        "walker",
+        "ppo-0",
+        "eval-ppo-0",
+        "--",
+        "ppo-0.iterations=40",
+    ]
     subprocess.run(command, check=True, cwd=here, timeout=900)
     (folder,) = (tmp_path / "cells").glob("eval-ppo-0-*")
     found = json.loads((folder / "results" / "evaluation.json").read_text())

@@ -1,4 +1,5 @@
-"""Guarantees of feedback cells, and of what learns from them: corrections, critiques and verdicts."""
+"""Guarantees of feedback cells, and of what learns from them: corrections, critiques and
+verdicts."""
 
 import dataclasses
 
@@ -33,8 +34,13 @@ __all__ = ["mesh"]
 TASK = TaskConfig(prompt_len=6, response_len=8)
 LIKED = 0.05
 SAMPLES: dict = {
-    "policy": "base", "task": TASK, "prompts": 20, "heldout_prompts": 12, "k": 2, "seed": 3,
-}  # fmt: skip
+    "policy": "base",
+    "task": TASK,
+    "prompts": 20,
+    "heldout_prompts": 12,
+    "k": 2,
+    "seed": 3,
+}
 
 
 class Bench:
@@ -44,25 +50,42 @@ class Bench:
         self.corpus, self.runs, self.runtime = corpus, Runs(root), Runtime(mesh, AXES)
         model = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
         fast = OptimConfig(lr=2e-2)
-        self.study = Study("feedback", (
-            Pretrain("base", model=model, batch=8, tokens=8 * 96 * 60, optim=fast),
-            Feedback("corrections", gives="corrections", min_gold=LIKED, **SAMPLES),
-            Feedback("critiques", gives="critiques", min_gold=LIKED, **SAMPLES),
-            Compare("compare", **SAMPLES),
-            Reward("by-corrections", base="base", comparisons="corrections", batch=4),
-            DPO("dpo", policy="base", comparisons="corrections"),
-            SFT("edited", base="base", task=TASK, records="corrections", batch=2),
-            SFT("critic", base="base", task=TASK, records="critiques", batch=4, optim=fast),
-            PPO("ppo", policy="base", reward="critic", task=TASK, iterations=1, batch=4, epochs=1),
-            PPO("astray", policy="base", reward="edited", task=TASK),
-        ), corpus.cfg)  # fmt: skip
+        self.study = Study(
+            "feedback",
+            (
+                Pretrain("base", model=model, batch=8, tokens=8 * 96 * 60, optim=fast),
+                Feedback("corrections", gives="corrections", min_gold=LIKED, **SAMPLES),
+                Feedback("critiques", gives="critiques", min_gold=LIKED, **SAMPLES),
+                Compare("compare", **SAMPLES),
+                Reward("by-corrections", base="base", comparisons="corrections", batch=4),
+                DPO("dpo", policy="base", comparisons="corrections"),
+                SFT("edited", base="base", task=TASK, records="corrections", batch=2),
+                SFT("critic", base="base", task=TASK, records="critiques", batch=4, optim=fast),
+                PPO(
+                    "ppo",
+                    policy="base",
+                    reward="critic",
+                    task=TASK,
+                    iterations=1,
+                    batch=4,
+                    epochs=1,
+                ),
+                PPO("astray", policy="base", reward="edited", task=TASK),
+            ),
+            corpus.cfg,
+        )
 
     def context(self, name):
         folders = self.runs.folders(self.study, self.corpus.content_hash)
         folders[name].path.mkdir(parents=True, exist_ok=True)
         return Context(
-            self.study, self.study[name], folders, self.corpus, self.runtime, Heartbeat(folders[name])
-        )  # fmt: skip
+            self.study,
+            self.study[name],
+            folders,
+            self.corpus,
+            self.runtime,
+            Heartbeat(folders[name]),
+        )
 
     def run(self, name, job):
         ctx = self.context(name)
@@ -116,8 +139,11 @@ def test_records_are_what_the_labeller_gives_to_samples_for_prompts_of_each_spli
         assert (gold_score(e.edited for e in edits) > gold_score(e.response for e in edits)).all()
     report = bench.reports["critiques"]
     assert (report["train_records"], report["validation_records"]) == (40, 24)
-    verdicts = [c.verdict for c in given(bench, "critiques", "records.jsonl", Critique)
-                + given(bench, "critiques", "heldout.jsonl", Critique)]  # fmt: skip
+    verdicts = [
+        c.verdict
+        for c in given(bench, "critiques", "records.jsonl", Critique)
+        + given(bench, "critiques", "heldout.jsonl", Critique)
+    ]
     assert report["good"] == pytest.approx(verdicts.count("good") / 64)
     assert 0 < report["good"] < 1
 
@@ -218,13 +244,19 @@ def test_models_that_have_learned_no_verdicts_are_no_reward(bench):
 
 
 def test_agreement_compares_with_the_majority_and_ranks_pairs():
-    critiques = [Critique(p, "r", "c", None, v) for p, v in
-                 (("a", "good"), ("a", "bad"), ("b", "bad"), ("b", "bad"))]  # fmt: skip
+    critiques = [
+        Critique(p, "r", "c", None, v)
+        for p, v in (("a", "good"), ("a", "bad"), ("b", "bad"), ("b", "bad"))
+    ]
     found = agreement(np.array([-1.0, -2.0, -1.0, 3.0]), critiques)
     assert found == {
-        "n": 4, "good": 0.25, "accuracy": 0.5, "majority": 0.75, "ranking": 0.5,
+        "n": 4,
+        "good": 0.25,
+        "accuracy": 0.5,
+        "majority": 0.75,
+        "ranking": 0.5,
         "ranking_same_prompt": 1.0,
-    }  # fmt: skip
+    }
     even = agreement(np.array([0.0, 0.0, -1.0, 0.0]), critiques)
     assert even["accuracy"] == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
     alone = agreement(np.array([1.0]), critiques[:1])

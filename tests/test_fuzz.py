@@ -13,8 +13,12 @@ from rlhf_jax.config import ConfigError, from_json, to_json
 from rlhf_jax.plan import make_plan
 from rlhf_jax.runs import Runs
 
-FEW = settings(max_examples=300, deadline=None, derandomize=True,
-               suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])  # fmt: skip
+FEW = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 MANY = settings(FEW, max_examples=4000, derandomize=False)
 
 

@@ -14,7 +14,8 @@ from rlhf_jax.study import load_study
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_random_settings_that_plan_accepts_run_or_say_that_they_diverged(tmp_path):
-    """Cells that others start from are trained once; the settings are of cells that start from few."""
+    """Cells that others start from are trained once; the settings are of cells that start from
+    few."""
     path = write_study(tmp_path)
     study, random, ran = load_study(path), Random(14), 0
     while ran < 12:

@@ -106,10 +106,8 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(mesh):
     cfg = dataclasses.replace(CFG, vocab=8)
     params, prompt, n = noisy_params(cfg), np.array([[3, 5, 4]], np.int32), 8192
     out = jax.jit(
-        lambda p, x, k: generate(
-            p, cfg, x, k, length=2, temperature=0.7, axes=AXES, samples=n
-        )
-    )(params, place_batch({"p": prompt}, mesh)["p"], jax.random.key(0))  # fmt: skip
+        lambda p, x, k: generate(p, cfg, x, k, length=2, temperature=0.7, axes=AXES, samples=n)
+    )(params, place_batch({"p": prompt}, mesh)["p"], jax.random.key(0))
     tokens = np.asarray(out.tokens_BR)
 
     def expected(context):
@@ -126,7 +124,9 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(mesh):
     first = Counter(t for t in tokens[:, 0].tolist() if t != EOS).most_common(1)[0][0]
     after = tokens[tokens[:, 0] == first, 1]
     assert len(after) > 500 and statistic(after, expected([3, 5, 4, first])) < chi2.ppf(0.9999, 7)
-    np.testing.assert_allclose(log_softmax(np.asarray(out.logits_BV)[0] / 0.7), np.log(p), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        log_softmax(np.asarray(out.logits_BV)[0] / 0.7), np.log(p), atol=1e-5
+    )
 
 
 # --- stopping -------------------------------------------------------------------------------------

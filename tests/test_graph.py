@@ -1,4 +1,5 @@
-"""The graph of a launch by itself: what is ready, what waits, how long the rest takes; and a cell as shown."""
+"""The graph of a launch by itself: what is ready, what waits, how long the rest takes; and a cell
+as shown."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 
 
 def graph_of(folder, only=(), seconds=None, members=1):
-    """A base, what is compared, and a reward model that needs both; two bases that train together if
-    `members` allows."""
+    """A base, what is compared, and a reward model that needs both; two bases that train together
+    if `members` allows."""
     small = {"model": MODEL, "batch": 2, "tokens": 256}
     cells = (
         Pretrain("base", **small),
@@ -180,9 +181,15 @@ def test_a_waiting_cell_names_what_it_waits_for(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 m 00 s"), (3599, "59 m 59 s"), (3600, "1 h 00 m"),
-     (90_060, "25 h 01 m")],
-)  # fmt: skip
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 m 00 s"),
+        (3599, "59 m 59 s"),
+        (3600, "1 h 00 m"),
+        (90_060, "25 h 01 m"),
+    ],
+)
 def test_durations_at_their_borders(seconds, text):
     assert display.duration(seconds) == text
 
@@ -218,8 +225,19 @@ def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):
     ((workers, threads, command),) = started
     assert (workers, threads) == (2, 4)
     said = command[len(fake.worker_command) :]
-    assert said == [str(fake.path), "--tiny", "--runs", str(fake.runs.root), "--threads", "4", "--wandb",
-                    "offline", "--accumulate", "1", "members=1"]  # fmt: skip
+    assert said == [
+        str(fake.path),
+        "--tiny",
+        "--runs",
+        str(fake.runs.root),
+        "--threads",
+        "4",
+        "--wandb",
+        "offline",
+        "--accumulate",
+        "1",
+        "members=1",
+    ]
 
 
 def test_cells_that_share_a_folder_are_forgotten_together(tmp_path):

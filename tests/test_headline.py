@@ -14,12 +14,32 @@ from rlhf_jax.runs import CellFolder, Damaged, write_json
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 # Kind, result file, what a cell wrote there, and what is shown of it.
 MEASURED = (
-    ("pretrain", "heldout", {"loss": 3.53297, "stderr": 0.018222}, "held-out loss 3.5330 ± 0.0182 nats a token"),
-    ("reward", "report", {"accuracy": 0.607, "accuracy_interval": [0.5961, 0.6189]}, "held-out accuracy 60.7% [59.6%, 61.9%]"),
-    ("ppo", "ppo", {"step": 60, "reward_gold": 0.6512, "reward_proxy": 3.4}, "gold reward of iteration 60 0.651"),
-    ("evaluate", "evaluation", {"gain": 0.67, "gain_interval": [0.6471, 0.6932], "gold_before": 0.1}, "gain in gold reward 0.670 [0.647, 0.693]"),
+    (
+        "pretrain",
+        "heldout",
+        {"loss": 3.53297, "stderr": 0.018222},
+        "held-out loss 3.5330 ± 0.0182 nats a token",
+    ),
+    (
+        "reward",
+        "report",
+        {"accuracy": 0.607, "accuracy_interval": [0.5961, 0.6189]},
+        "held-out accuracy 60.7% [59.6%, 61.9%]",
+    ),
+    (
+        "ppo",
+        "ppo",
+        {"step": 60, "reward_gold": 0.6512, "reward_proxy": 3.4},
+        "gold reward of iteration 60 0.651",
+    ),
+    (
+        "evaluate",
+        "evaluation",
+        {"gain": 0.67, "gain_interval": [0.6471, 0.6932], "gold_before": 0.1},
+        "gain in gold reward 0.670 [0.647, 0.693]",
+    ),
     ("compare", "compare", {"prompts": 2304, "k": 8}, "comparisons 2,304 prompts x 8"),
-)  # fmt: skip
+)
 
 
 def kept(study: str) -> dict:
@@ -56,14 +76,39 @@ def test_every_finished_cell_that_is_kept_has_a_headline(tmp_path):
 
 
 def test_other_headlines_by_hand(tmp_path):
-    curve = [{"n": n, "gold_gain": g, "gold_gain_interval": [g - 0.1, g + 0.1]} for n, g in ((1, 0.0), (4, 0.25))]  # fmt: skip
-    groups = [{"shots": s, "n": n, "choice": c} for s, n, c in ((0, 30, 0.5), (0, 10, 0.9), (4, 40, 1.0))]  # fmt: skip
+    curve = [
+        {"n": n, "gold_gain": g, "gold_gain_interval": [g - 0.1, g + 0.1]}
+        for n, g in ((1, 0.0), (4, 0.25))
+    ]
+    groups = [
+        {"shots": s, "n": n, "choice": c} for s, n, c in ((0, 30, 0.5), (0, 10, 0.9), (4, 40, 1.0))
+    ]
     for kind, stem, result, text in (
-        ("best_of_n", "best_of_n", {"curve": curve}, "gold gain of the best of 4 0.250 [0.150, 0.350]"),
-        ("prompting", "prompting", {"shots": [4, 0], "groups": groups}, "right choices, 0 shots 60.0% of 40"),
-        ("feedback", "feedback", {"train_records": 900, "validation_records": 200}, "feedback 1,100 records"),
-        ("dpo", "dpo", {"accuracy": 0.8, "accuracy_interval": [0.7, 0.9]}, "held-out accuracy 80.0% [70.0%, 90.0%]"),
-    ):  # fmt: skip
+        (
+            "best_of_n",
+            "best_of_n",
+            {"curve": curve},
+            "gold gain of the best of 4 0.250 [0.150, 0.350]",
+        ),
+        (
+            "prompting",
+            "prompting",
+            {"shots": [4, 0], "groups": groups},
+            "right choices, 0 shots 60.0% of 40",
+        ),
+        (
+            "feedback",
+            "feedback",
+            {"train_records": 900, "validation_records": 200},
+            "feedback 1,100 records",
+        ),
+        (
+            "dpo",
+            "dpo",
+            {"accuracy": 0.8, "accuracy_interval": [0.7, 0.9]},
+            "held-out accuracy 80.0% [70.0%, 90.0%]",
+        ),
+    ):
         cell = {"name": kind, "results": {stem: result}}
         found = headline(kind, folder_of(tmp_path, cell))
         assert found is not None and found.text() == text

@@ -128,7 +128,10 @@ def test_prompts_follow_the_template_and_examples_are_bounded(context):
 def test_cells_give_their_best_responses_to_training_prompts(context):
     cell = SFT("chosen", base="base", task=TASK, records="compare")
     results = context(cell).folders["compare"].results
-    write(results / "comparisons.jsonl", [MIXED[2], MIXED[3], Comparison("held out", ("a", "b"), (1, 2))])  # fmt: skip
+    write(
+        results / "comparisons.jsonl",
+        [MIXED[2], MIXED[3], Comparison("held out", ("a", "b"), (1, 2))],
+    )
     shown, examples = learned(context, cell)
     assert shown == [Demonstration("a river", " good")] and len(examples) == 1
     cell = SFT("best-of", base="base", task=TASK, records="best")
@@ -212,6 +215,8 @@ def test_the_tasks_labeller_decides_what_is_shown(context):
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_prompts_without_true_continuations_need_records(template):
     task = TaskConfig(8, 6, prompts="test_jobs_sft:questions", template=template)
-    with pytest.raises(ConfigError, match=r"s.task.prompts = 'test_jobs_sft:questions'.*give records"):  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"s.task.prompts = 'test_jobs_sft:questions'.*give records"
+    ):
         SFT("s", task=task)
     assert SFT("s", task=task, records="test_jobs_sft:made").records

@@ -1,5 +1,6 @@
-"""Guarantee: where a study runs does not change what it finds. Every kind of cell, and every algorithm and
-option of PPO, goes through a real worker on one device and on meshes; all results are compared."""
+"""Guarantee: where a study runs does not change what it finds. Every kind of cell, and every
+algorithm and option of PPO, goes through a real worker on one device and on meshes; all results are
+compared."""
 
 import itertools
 import json
@@ -88,8 +89,14 @@ SOME = ("sft", "compare", "reward")
 OTHERS = ("data=2", "fsdp=2,tensor=2")
 # Of float32 results of two optimizer steps and more: rounding differs between meshes.
 RELATIVE, ABSOLUTE = 2e-3, 2e-4
-NOT_RESULTS = ("seconds", "tokens_per_second", "mfu", "max_logprob_gap", "max_ratio_error",
-               "approx_kl_before")  # fmt: skip
+NOT_RESULTS = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "max_logprob_gap",
+    "max_ratio_error",
+    "approx_kl_before",
+)
 
 
 class World:
@@ -106,7 +113,8 @@ class World:
         self.study = load_study(self.path)
 
     def run(self, mesh: str, lines: tuple[str, ...], accumulate: int = 1, devices: int = 1) -> dict:
-        """Results of cells by name, file and key, after a worker ran them; cells on one line together."""
+        """Results of cells by name, file and key, after a worker ran them; cells on one line
+        together."""
         runs = self.root / f"{mesh or 'one'}-{accumulate}-{devices}"
         corpus = prepare(self.study.corpus, runs, lambda _: None)
         for part in filter(None, mesh.split(",")):
@@ -116,9 +124,19 @@ class World:
             f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         )
         command = [
-            sys.executable, "-m", "rlhf_jax.execute", str(self.path), "--runs", str(runs),
-            "--mesh", mesh, "--accumulate", str(accumulate), "--threads", "1",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "rlhf_jax.execute",
+            str(self.path),
+            "--runs",
+            str(runs),
+            "--mesh",
+            mesh,
+            "--accumulate",
+            str(accumulate),
+            "--threads",
+            "1",
+        ]
         here = str(Path(__file__).parents[1])
         env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": here}
         pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
@@ -149,8 +167,11 @@ def differences(one, other, path=""):
         keys = [k for k in one if k not in NOT_RESULTS]
         return [d for k in keys for d in differences(one[k], other[k], f"{path}/{k}")]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [d for i, pair in enumerate(zip(one, other, strict=True))
-                for d in differences(*pair, f"{path}[{i}]")]  # fmt: skip
+        return [
+            d
+            for i, pair in enumerate(zip(one, other, strict=True))
+            for d in differences(*pair, f"{path}[{i}]")
+        ]
     if isinstance(one, float) and isinstance(other, float):
         close = math.isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
         return (

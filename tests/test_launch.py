@@ -210,7 +210,8 @@ def test_an_interrupted_launch_saves_says_what_is_left_and_goes_on(fake, number)
 
 
 def signalled(fake, monkeypatch, signals: int, **cells: str) -> int:
-    """The exit code of a launch in this process that gets SIGINT once its first cell has started."""
+    """The exit code of a launch in this process that gets SIGINT once its first cell has
+    started."""
     for name, todo in cells.items():
         fake.tell(name, todo)
 

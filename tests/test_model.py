@@ -28,7 +28,9 @@ T = 16
 QK = dataclasses.replace(GQA, layers=1, qk_norm=True, activation="relu2", head_width=6)
 
 
-@pytest.mark.parametrize("cfg", [GQA, LEARNED, QK], ids=["rope-gqa-gelu", "learned-layer-swiglu-untied", "qk-relu2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "cfg", [GQA, LEARNED, QK], ids=["rope-gqa-gelu", "learned-layer-swiglu-untied", "qk-relu2"]
+)
 def test_forward_equals_numpy_loops(cfg):
     params = noisy_params(cfg)
     batch = packed_batch(cfg, [[16], [5, 7]], T)
@@ -118,11 +120,14 @@ def test_asking_for_the_last_positions_changes_nothing_but_the_work(mesh, layers
 
     weights = jax.random.normal(jax.random.key(0), (cfg.width, 2, 5))
     both = [
-        jax.jit(jax.value_and_grad(
-            lambda p, last=last: (jnp.sum(states(p, last)[0] * weights), states(p, last)), has_aux=True
-        ))(params)
+        jax.jit(
+            jax.value_and_grad(
+                lambda p, last=last: (jnp.sum(states(p, last)[0] * weights), states(p, last)),
+                has_aux=True,
+            )
+        )(params)
         for last in (5, None)
-    ]  # fmt: skip
+    ]
     for got, expected in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(got, expected, atol=3e-5)
 
@@ -131,9 +136,13 @@ def _lm_batch(cfg):
     tokens, segments, positions = packed_batch(cfg, [[16], [5, 7]], T)
     targets, weights = np.roll(tokens, -1, 1), (segments > 0).astype(np.float32)
     return {
-        "tokens": tokens, "segments": segments, "positions": positions, "targets": targets,
-        "weights": weights, "bytes": np.ones_like(tokens),
-    }  # fmt: skip
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "targets": targets,
+        "weights": weights,
+        "bytes": np.ones_like(tokens),
+    }
 
 
 def _loss_and_gradients(cfg, params, batch):
@@ -161,8 +170,8 @@ def test_rematerialisation_gives_the_same_gradients(plain_gradients, remat):
 
 
 def test_rematerialisation_recomputes_what_it_says():
-    """Products in the program of a step: `dots` makes attention's once more, `full` also those of the
-    weights, but for the last, whose result no gradient needs."""
+    """Products in the program of a step: `dots` makes attention's once more, `full` also those of
+    the weights, but for the last, whose result no gradient needs."""
 
     def products(jaxpr):
         inner = [
@@ -193,7 +202,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients(plain_gradients
     params, (loss, grads) = plain_gradients
     low = dataclasses.replace(GQA, compute="bfloat16")
     got_loss, got = _loss_and_gradients(low, params, _lm_batch(GQA))
-    assert {p.dtype for p in jax.tree.leaves(init(low, jax.random.key(0)))} == {jnp.dtype("float32")}  # fmt: skip
+    assert {p.dtype for p in jax.tree.leaves(init(low, jax.random.key(0)))} == {
+        jnp.dtype("float32")
+    }
     assert {g.dtype for g in jax.tree.leaves(got)} == {np.dtype("float32")}
     assert 0 < abs(got_loss - loss) < 0.03
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(grads), strict=True):
@@ -213,7 +224,11 @@ def test_parameter_tree_has_the_counted_size():
         tree = jax.eval_shape(lambda cfg=cfg: init(cfg, jax.random.key(0)))
         assert sum(x.size for x in jax.tree.leaves(tree)) == param_counts(cfg)["total"]
         names = param_axes(cfg)
-        jax.tree.map(lambda x, n: pytest.fail(f"{n} for {x.shape}") if len(n) != x.ndim else None, tree, names)  # fmt: skip
+        jax.tree.map(
+            lambda x, n: pytest.fail(f"{n} for {x.shape}") if len(n) != x.ndim else None,
+            tree,
+            names,
+        )
 
 
 def test_initial_scales_are_those_documented():

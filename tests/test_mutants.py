@@ -1,4 +1,5 @@
-"""The table of faults fits the product, and its harness tells what a test noticed from what broke."""
+"""The table of faults fits the product, and its harness tells what a test noticed from what
+broke."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What cells need of data and of each other is found out before any cell begins, by the functions that jobs
-use: whoever passes `plan` is not refused by a job for its data."""
+"""What cells need of data and of each other is found out before any cell begins, by the functions
+that jobs use: whoever passes `plan` is not refused by a job for its data."""
 
 from __future__ import annotations
 
@@ -150,22 +150,43 @@ def cases(folder):
             [SFT("sft", base="base", records="needs_tasks:records", batch=5)],
             "less than one batch",
         ),
-        "fewer openings than examples": ([SFT("sft", base="base", task=TASK, examples=9999)], "sft: asked for 9999"),
+        "fewer openings than examples": (
+            [SFT("sft", base="base", task=TASK, examples=9999)],
+            "sft: asked for 9999",
+        ),
         "no continuation approved": (
             [SFT("sft", base="base", task=TASK, examples=20, min_gold=2.0)],
             "none of 20 continuations",
         ),
-        "training prompts of comparisons": ([replace(compare, prompts=9999)], "cmp: asked for 9999"),
-        "held-out prompts of comparisons": ([replace(compare, heldout_prompts=999)], "validation split"),
+        "training prompts of comparisons": (
+            [replace(compare, prompts=9999)],
+            "cmp: asked for 9999",
+        ),
+        "held-out prompts of comparisons": (
+            [replace(compare, heldout_prompts=999)],
+            "validation split",
+        ),
         "prompts of one cell of three": (
             [replace(compare, name=f"c{n}", prompts=n) for n in (5, 9999, 6)],
             "c9999: asked for 9999",
         ),
-        "prompts of feedback": ([Feedback("f", policy="base", task=TASK, prompts=9999)], "f: asked for"),
+        "prompts of feedback": (
+            [Feedback("f", policy="base", task=TASK, prompts=9999)],
+            "f: asked for",
+        ),
         "prompts of a callable": ([replace(compare, task=few)], "expected 8 texts"),
         "prompts too long": ([replace(compare, task=long)], "expected 1 to 6"),
         "prompts of PPO": (
-            [PPO("ppo", policy="base", reward="needs_tasks:scores", task=few, iterations=2, batch=4)],
+            [
+                PPO(
+                    "ppo",
+                    policy="base",
+                    reward="needs_tasks:scores",
+                    task=few,
+                    iterations=2,
+                    batch=4,
+                )
+            ],
             "expected 8 texts",
         ),
         "prompts of best-of-n": (
@@ -173,25 +194,43 @@ def cases(folder):
             "the test split",
         ),
         "prompts of an evaluation": (
-            [Evaluate("e", before="base", after="base", reward="needs_tasks:scores", task=TASK, prompts=999)],
+            [
+                Evaluate(
+                    "e",
+                    before="base",
+                    after="base",
+                    reward="needs_tasks:scores",
+                    task=TASK,
+                    prompts=999,
+                )
+            ],
             "e: asked for 999 prompts of 6 tokens, but the test split",
         ),
         "comparisons fewer than a batch": (
             [Reward("rm", base="base", comparisons=pairs, batch=12)],
             "less than one batch of 12",
         ),
-        "comparisons of DPO": ([DPO("dpo", policy="base", comparisons=pairs, batch=12)], "less than one batch"),
+        "comparisons of DPO": (
+            [DPO("dpo", policy="base", comparisons=pairs, batch=12)],
+            "less than one batch",
+        ),
         "a limit below a batch": (
             [Reward("rm", base="base", comparisons=pairs, prompts=3, batch=4)],
             "rm.batch = 4, but rm takes 3",
         ),
-        "comparisons of a cell": ([compare, Reward("rm", base="base", comparisons="cmp", batch=9)], "'cmp' gives 8"),
+        "comparisons of a cell": (
+            [compare, Reward("rm", base="base", comparisons="cmp", batch=9)],
+            "'cmp' gives 8",
+        ),
         "records of a cell": (
             [compare, SFT("sft", base="base", records="cmp", batch=40)],
             "sft.batch = 40, but 'cmp' gives",
         ),
         "greedy comparisons": (
-            [replace(compare, temperature=0.0), Reward("rm", base="base", comparisons="cmp", batch=2)],
+            [
+                replace(compare, temperature=0.0),
+                Reward("rm", base="base", comparisons="cmp", batch=2),
+            ],
             "set cmp.temperature above 0",
         ),
         "verdicts that no record has": (
@@ -199,18 +238,26 @@ def cases(folder):
             "critiques with verdicts",
         ),
         "verdicts of continuations": (
-            [SFT("s", base="base", task=TASK, examples=64, batch=1), BestOfN("b", policy="base", reward="s", task=TASK)],
+            [
+                SFT("s", base="base", task=TASK, examples=64, batch=1),
+                BestOfN("b", policy="base", reward="s", task=TASK),
+            ],
             "hold no verdicts",
         ),
         "positions of the judge": (
             [
-                Feedback("f", policy="base", task=TASK, gives="critiques", prompts=8, heldout_prompts=8),
+                Feedback(
+                    "f", policy="base", task=TASK, gives="critiques", prompts=8, heldout_prompts=8
+                ),
                 SFT("judge", base="base", records="f", batch=1),
                 BestOfN("b", policy="base", reward="judge", task=near, prompts=1),
             ],
             "max_positions = 64",
         ),
-        "few-shot items": ([Prompting("p", policy="base", tasks="needs_tasks:items", items=3)], "lower shots"),
+        "few-shot items": (
+            [Prompting("p", policy="base", tasks="needs_tasks:items", items=3)],
+            "lower shots",
+        ),
         "positions of a reward model": (
             [
                 Pretrain("short", model=replace(MODEL, max_positions=32), tokens=256, batch=4),
@@ -232,7 +279,7 @@ def cases(folder):
             [Reward("rm", base="base", comparisons=pairs, batch=2, normalise="demonstrations")],
             "Use 'samples'",
         ),
-    }  # fmt: skip
+    }
 
 
 NAMES = list(cases(__import__("pathlib").Path(".")))
@@ -429,24 +476,59 @@ def test_checks_of_data_import_no_jax(mine, folder, capsys):
 
 def drawn(r, folder):
     """A random study of one cell of each of some kinds, valid or not."""
-    task = TaskConfig(
-        prompt_len=r.choice([2, 4, 6, 12]),
-        response_len=r.choice([2, 8, 16]),
-        prompts=r.choice(["", "", "needs_tasks:few"]),
-        template=r.choice(["plain", "chat"]),
-    ) if r.random() < 0.5 else TaskConfig(prompt_len=6, response_len=24)  # fmt: skip
+    task = (
+        TaskConfig(
+            prompt_len=r.choice([2, 4, 6, 12]),
+            response_len=r.choice([2, 8, 16]),
+            prompts=r.choice(["", "", "needs_tasks:few"]),
+            template=r.choice(["plain", "chat"]),
+        )
+        if r.random() < 0.5
+        else TaskConfig(prompt_len=6, response_len=24)
+    )
     n = lambda: r.choice([1, 2, 5, 9, 20, 400])  # noqa: E731
     files = [str(folder / "pairs.jsonl"), str(folder / "shown.jsonl"), "needs_tasks:records", None]
     batch = lambda: r.choice([1, 2, 5, 12])  # noqa: E731
     records = r.choice(files)
     return [
-        lambda: SFT("c", base="base", task=task, examples=n(), batch=batch(), records=records, min_gold=r.choice([-1.0, 0.0, 0.9])),
+        lambda: SFT(
+            "c",
+            base="base",
+            task=task,
+            examples=n(),
+            batch=batch(),
+            records=records,
+            min_gold=r.choice([-1.0, 0.0, 0.9]),
+        ),
         lambda: Compare("c", policy="base", task=task, prompts=n(), heldout_prompts=n(), k=2),
-        lambda: BestOfN("c", policy="base", reward="needs_tasks:scores", task=task, prompts=n(), split=r.choice(["train", "validation", "test"])),
-        lambda: PPO("c", policy="base", reward="needs_tasks:scores", task=task, batch=n(), iterations=r.choice([1, 3, 40])),
-        lambda: Reward("c", base="base", comparisons=files[0], batch=batch(), prompts=r.choice([None, 1, 7])),
-        lambda: Prompting("c", policy="base", tasks="needs_tasks:items", items=r.choice([1, 3]), shots=(0, r.choice([1, 2, 3])), answer_len=r.choice([2, 3, 8])),
-    ][r.randrange(6)]()  # fmt: skip
+        lambda: BestOfN(
+            "c",
+            policy="base",
+            reward="needs_tasks:scores",
+            task=task,
+            prompts=n(),
+            split=r.choice(["train", "validation", "test"]),
+        ),
+        lambda: PPO(
+            "c",
+            policy="base",
+            reward="needs_tasks:scores",
+            task=task,
+            batch=n(),
+            iterations=r.choice([1, 3, 40]),
+        ),
+        lambda: Reward(
+            "c", base="base", comparisons=files[0], batch=batch(), prompts=r.choice([None, 1, 7])
+        ),
+        lambda: Prompting(
+            "c",
+            policy="base",
+            tasks="needs_tasks:items",
+            items=r.choice([1, 3]),
+            shots=(0, r.choice([1, 2, 3])),
+            answer_len=r.choice([2, 3, 8]),
+        ),
+    ][r.randrange(6)]()
 
 
 def data_of(ctx, cell):
@@ -468,8 +550,8 @@ def data_of(ctx, cell):
 
 
 def test_what_plan_accepts_the_job_accepts_and_the_other_way_round(folder, corpus, base):
-    """Random cells against the functions that jobs call, one cell at a time and without what was found
-    before."""
+    """Random cells against the functions that jobs call, one cell at a time and without what was
+    found before."""
     r, seen = random.Random(14), {True: 0, False: 0}
     quiet = SimpleNamespace(log=lambda text: None)
     for i in range(90):
@@ -492,15 +574,22 @@ def test_what_plan_accepts_the_job_accepts_and_the_other_way_round(folder, corpu
     assert min(seen.values()) >= 20
 
 
-# --- what is said ----------------------------------------------------------------------------------
+# --- what is said
+# ----------------------------------------------------------------------------------
 
 
 def test_members_that_are_one_run_and_greedy_comparisons_are_named(base):
     compare = Compare("cmp", policy="base", task=TASK, k=4, temperature=0.0)
     warm = replace(compare, name="warm", temperature=1.0)
-    rewards = [Reward(n, base="base", comparisons="warm", seed=s) for n, s in (("a", 0), ("b", 0), ("c", 1))]  # fmt: skip
-    study = Study("s", (base, compare, warm, *rewards, Ensemble("e", members=("a", "b", "c"))),
-                  CorpusConfig(vocab=300, seq_len=32))  # fmt: skip
+    rewards = [
+        Reward(n, base="base", comparisons="warm", seed=s)
+        for n, s in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    study = Study(
+        "s",
+        (base, compare, warm, *rewards, Ensemble("e", members=("a", "b", "c"))),
+        CorpusConfig(vocab=300, seq_len=32),
+    )
     said = remarks(study)
     best = BestOfN("b", policy="base", reward="needs_tasks:scores", task=TASK, n=8, temperature=0.0)
     assert "8 samples of a prompt are one text" in remarks(replace(study, cells=(base, best)))[0]

@@ -1,5 +1,5 @@
-"""Guarantee: what is computed right without optimisation, as the other tests compile it, is computed
-right by the programs that a worker runs."""
+"""Guarantee: what is computed right without optimisation, as the other tests compile it, is
+computed right by the programs that a worker runs."""
 
 import os
 import re
@@ -58,8 +58,12 @@ def test_numbers_are_right_under_the_flags_of_a_worker(monkeypatch):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
     done = subprocess.run(
         [*command, *(f"tests/{test}" for test in TESTS)],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=580,
-    )  # fmt: skip
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     passed, *others = re.findall(r"\d+ \w+", done.stdout.splitlines()[-1])
     assert int(passed.split()[0]) >= len(TESTS) and passed.endswith("passed"), done.stdout[-500:]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import (  # fmt: skip
+from tiny_models import (
     GQA,
     LEARNED,
     log_softmax,
@@ -58,11 +58,13 @@ def language_batch(cfg, rows):
     tokens, segments, positions = packed_batch(cfg, rows, T)
     rng = np.random.default_rng(1)
     return {
-        "tokens": tokens, "segments": segments, "positions": positions,
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
         "targets": rng.integers(0, cfg.vocab, tokens.shape).astype(np.int32),
         "weights": np.where(segments > 0, rng.random(tokens.shape), 0).astype(np.float32),
         "bytes": np.ones_like(tokens),
-    }  # fmt: skip
+    }
 
 
 GELU = dataclasses.replace(LEARNED, activation="gelu", tied=True, qk_norm=True)
@@ -71,7 +73,8 @@ RELU = dataclasses.replace(GQA, layers=2, activation="relu2")
 
 @pytest.mark.parametrize("cfg", [CFG, RELU, LEARNED, GELU], ids=["gqa", "relu2", "swiglu", "gelu"])
 def test_gradients_equal_differences_of_the_loops_in_float64(cfg):
-    """Every hand-written backward pass at once: a step along a random direction of each parameter."""
+    """Every hand-written backward pass at once: a step along a random direction of each
+    parameter."""
     params = jax.tree.map(np.float64, noisy_params(cfg))
     batch = language_batch(cfg, [[12], [4, 6]])
 
@@ -132,7 +135,8 @@ def test_scores_are_read_at_the_last_real_token(mesh):
         assert got[b] == pytest.approx(x[last[b]] @ head["w"] + 0.3, abs=1e-4)
 
 
-# --- losses on rankings ----------------------------------------------------------------------------
+# --- losses on rankings
+# ----------------------------------------------------------------------------
 
 
 def scored(scores, ranks, *options):
@@ -143,7 +147,8 @@ def scored(scores, ranks, *options):
 
 
 def some_rankings():
-    """Scores and ranks of prompts with five completions: with ties, with absent ones, with nothing."""
+    """Scores and ranks of prompts with five completions: with ties, with absent ones, with
+    nothing."""
     rng = np.random.default_rng(0)
     ranks = np.stack([rng.permutation(5) + 1 for _ in range(6)])
     ranks[1] = [1, 1, 2, 3, 3]  # ties
@@ -265,7 +270,9 @@ def test_centring_is_the_square_of_the_sum_of_a_pair_and_leaves_differences_alon
     )
     assert centred[0] - plain[0] == pytest.approx(0.01 * 1.8**2, rel=1e-4)
     scores, ranks = (jnp.asarray(x) for x in some_rankings())
-    grads = [jax.grad(lambda s, c=c: ranking_loss(s, ranks, centre=c)[0])(scores) for c in (0.0, 1.0)]  # fmt: skip
+    grads = [
+        jax.grad(lambda s, c=c: ranking_loss(s, ranks, centre=c)[0])(scores) for c in (0.0, 1.0)
+    ]
     pull = np.asarray(grads[1] - grads[0])
     for n in (0, 1, 2, 3, 5):
         present = np.asarray(ranks[n]) >= 0

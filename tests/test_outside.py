@@ -22,24 +22,40 @@ EDITS = {
     "default of a variable": ("W = {}\ndef score(p, r, w=W): return [w for _ in r]", 2.0, 3.0),
     "keyword-only default": ("W = {}\ndef score(p, r, *, w=W): return [w for _ in r]", 2.0, 3.0),
     "default that was replaced": (
-        "def score(p, r, w=2.0): return [w for _ in r]\nscore.__defaults__ = ({},)", 2.0, 3.0,
+        "def score(p, r, w=2.0): return [w for _ in r]\nscore.__defaults__ = ({},)",
+        2.0,
+        3.0,
     ),
     "partial": ("score = functools.partial(plain, weight={})", 2.0, 3.0),
     "partial of a closure": ("score = functools.partial(weighted({}), [])", 2.0, 3.0),
     "callable instance": ("score = Scorer({})", 2.0, 3.0),
     "bound method": ("score = Scorer({}).method", 2.0, 3.0),
     "lambda": ("W = {}\nscore = lambda p, r: [W for _ in r]", 2.0, 3.0),
-    "lambdas on one line": ("score, other = {}", "lambda p, r: 1, lambda p, r: 2", "lambda p, r: 3, lambda p, r: 2"),
+    "lambdas on one line": (
+        "score, other = {}",
+        "lambda p, r: 1, lambda p, r: 2",
+        "lambda p, r: 3, lambda p, r: 2",
+    ),
     "the other lambda": ("both = (lambda p, r: 1, lambda p, r: 2); score = both[{}]", 0, 1),
     "decorated": ("@scaled({})\ndef inner(p, r): return r\nscore = inner", 2.0, 3.0),
     "decorated by a variable": ("W = {}\n@scaled(W)\ndef score(p, r): return r", 2.0, 3.0),
-    "decorator of a method": ("class C:\n    @scaled{}\n    def w(self): return 1\ndef score(p, r): return C().w()", "(1)", "(2)"),
+    "decorator of a method": (
+        "class C:\n    @scaled{}\n    def w(self): return 1\ndef score(p, r): return C().w()",
+        "(1)",
+        "(2)",
+    ),
     "body of a method's decorator": (
         "def twice(f):\n    @functools.wraps(f)\n    def g(*a): return f(*a) * {}\n    return g\n"
-        "class C:\n    @twice\n    def w(self): return 1\ndef score(p, r): return C().w()", 2, 3,
+        "class C:\n    @twice\n    def w(self): return 1\ndef score(p, r): return C().w()",
+        2,
+        3,
     ),
     "cached closure": ("score = functools.lru_cache(weighted({}))", 2.0, 3.0),
-    "pattern": ("P = re.compile({!r})\ndef score(p, r): return [len(P.findall(x)) for x in r]", "a", "b"),
+    "pattern": (
+        "P = re.compile({!r})\ndef score(p, r): return [len(P.findall(x)) for x in r]",
+        "a",
+        "b",
+    ),
     "flags of a pattern": ("P = re.compile('a', {})\ndef score(p, r): return P", "re.I", "re.M"),
     "method of a pattern": ("F = re.compile({!r}).findall\ndef score(p, r): return F", "a", "b"),
     "array": ("A = np.array([1.0, {}])\ndef score(p, r): return A", 2.0, 3.0),
@@ -50,23 +66,52 @@ EDITS = {
     "instance with slots": ("S = Slotted({})\ndef score(p, r): return S", 2.0, 3.0),
     "instance of a dataclass": ("S = Options({})\ndef score(p, r): return S", 2.0, 3.0),
     "member of an enumeration": ("M = Mode({})\ndef score(p, r): return M", 1, 2),
-    "values of an enumeration": ("class E(enum.Enum):\n    A = {}\ndef score(p, r): return E.A", 1, 2),
+    "values of an enumeration": (
+        "class E(enum.Enum):\n    A = {}\ndef score(p, r): return E.A",
+        1,
+        2,
+    ),
     "named tuple": ("N = Named({})\ndef score(p, r): return N", 2.0, 3.0),
-    "dictionary of functions": ("T = {{'a': weighted({})}}\ndef score(p, r): return T['a'](p, r)", 2.0, 3.0),
-    "order of a dictionary": ("T = {{{}}}\ndef score(p, r): return list(T)", "'a': plain, 'b': re", "'b': re, 'a': plain"),
+    "dictionary of functions": (
+        "T = {{'a': weighted({})}}\ndef score(p, r): return T['a'](p, r)",
+        2.0,
+        3.0,
+    ),
+    "order of a dictionary": (
+        "T = {{{}}}\ndef score(p, r): return list(T)",
+        "'a': plain, 'b': re",
+        "'b': re, 'a': plain",
+    ),
     "list of functions": ("T = [plain, {}]\ndef score(p, r): return T", "other", "weighted"),
     "alias of a function": ("f = {}\ndef score(p, r): return f(p, r)", "plain", "other"),
-    "alias of an installed one": ("from math import {} as f\ndef score(p, r): return f(1)", "sin", "cos"),
+    "alias of an installed one": (
+        "from math import {} as f\ndef score(p, r): return f(1)",
+        "sin",
+        "cos",
+    ),
     "attribute of a class": ("W = {}\nclass C:\n    w = W\ndef score(p, r): return C.w", 2.0, 3.0),
     "base of a class": ("class C(Base{}): pass\ndef score(p, r): return C().w", 1, 2),
-    "property": ("W = {}\nclass C:\n    @property\n    def w(self): return W\ndef score(p, r): return C().w", 1, 2),
-    "class method": ("W = {}\nclass C:\n    @classmethod\n    def w(cls): return W\ndef score(p, r): return C.w()", 1, 2),
+    "property": (
+        "W = {}\nclass C:\n    @property\n    def w(self): return W\ndef score(p, r): return C().w",
+        1,
+        2,
+    ),
+    "class method": (
+        "W = {}\nclass C:\n    @classmethod\n    def w(cls): return W\ndef score(p, r): return "
+        "C.w()",
+        1,
+        2,
+    ),
     "set in a tuple": ("T = ({{'a', {!r}}}, 1)\ndef score(p, r): return T", "b", "c"),
     "counter": ("T = collections.Counter(a={})\ndef score(p, r): return T", 1, 2),
-    "object of an installed class": ("T = fractions.Fraction(1, {})\ndef score(p, r): return T", 2, 3),
+    "object of an installed class": (
+        "T = fractions.Fraction(1, {})\ndef score(p, r): return T",
+        2,
+        3,
+    ),
     "random state": ("T = random.Random({})\ndef score(p, r): return T", 1, 2),
     "itself": ("def score(p, r): return LOOP\nLOOP = [score, {}]", 1, 2),
-}  # fmt: skip
+}
 
 PRELUDE = """
 import collections, dataclasses, enum, fractions, functools, random, re
@@ -189,17 +234,20 @@ def test_hashes_are_equal_in_every_process(folder):
     for i, text in enumerate([*unordered.values(), *(t.format(a) for t, a, _ in EDITS.values())]):
         (folder / f"case_{i:02}.py").write_text(PRELUDE + text)
     code = (
-        "import sys, pathlib; from rlhf_jax.outside import source_hash; sys.path.insert(0, sys.argv[1])\n"
-        "for p in sorted(pathlib.Path(sys.argv[1]).glob('case_*.py')):\n"
+        "import sys, pathlib; from rlhf_jax.outside import source_hash; sys.path.insert(0, "
+        "sys.argv[1])\nfor p in sorted(pathlib.Path(sys.argv[1]).glob('case_*.py')):\n"
         "    print(p.stem, source_hash(p.stem + ':score'))"
     )
     said = [
         subprocess.run(
-            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", code, str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
-    ]  # fmt: skip
+    ]
     assert said[0] == said[1]
     assert len(said[0].splitlines()) == len(unordered) + len(EDITS)
 
@@ -246,14 +294,20 @@ def test_objects_of_installed_packages_are_content_that_can_be_read(folder):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("T = open(__file__)\ndef score(p, r): return T", "content cannot be read.*make it in a func"),
-        ("T = (x for x in 'ab')\ndef score(p, r): return T", "'outside_module:score' uses an object of"),
+        (
+            "T = open(__file__)\ndef score(p, r): return T",
+            "content cannot be read.*make it in a func",
+        ),
+        (
+            "T = (x for x in 'ab')\ndef score(p, r): return T",
+            "'outside_module:score' uses an object of",
+        ),
         ("exec('def score(p, r): return r')", "source of 'score' cannot be read"),
         ("score = 3", "is int; expected a callable"),
         ("score = ", "cannot be imported .SyntaxError"),
         ("1 / 0", "cannot be imported .ZeroDivisionError"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_refused_in_words(text, said, folder):
     with pytest.raises(ConfigError, match=said):
         hash_of(folder, text)
@@ -270,9 +324,9 @@ def test_hashes_of_the_first_release_stay_where_nothing_is_new(folder):
     """Of functions, classes, constants and cached functions in one module: made by that release."""
     text = (
         "import functools\n\nWORDS = {'good', 'fine'}\nTABLE = {'b': 1, 'a': [2, (3,)]}\n\n\n"
-        "class Scale:\n    factor = 2\n\n    def of(self, x, shift=0.5):\n        return x * self.factor\n\n\n"
-        "@functools.cache\ndef one(text, more=(1, 'a')):\n    return TABLE.get(text, 0) + (text in WORDS)\n\n\n"
-        "def score(prompts, responses, *, scale=1.0):\n"
+        "class Scale:\n    factor = 2\n\n    def of(self, x, shift=0.5):\n        return x * "
+        "self.factor\n\n\n@functools.cache\ndef one(text, more=(1, 'a')):\n    return "
+        "TABLE.get(text, 0) + (text in WORDS)\n\n\ndef score(prompts, responses, *, scale=1.0):\n"
         "    return [Scale().of(one(r)) for r in responses]\n"
     )
     assert hash_of(folder, text) == "151456c89cf01e4f"

@@ -1,5 +1,5 @@
-"""Guarantees of the over-optimization laws: known constants are recovered, intervals cover them, the peak is
-the maximum, and what the data do not show is refused in words."""
+"""Guarantees of the over-optimization laws: known constants are recovered, intervals cover them,
+the peak is the maximum, and what the data do not show is refused in words."""
 
 import json
 
@@ -103,7 +103,10 @@ def test_errors_ahead_are_predicted_less_observed():
 
 def test_what_the_data_do_not_show_is_refused():
     straight = fit_overoptimization("rl", [rl(0.3, 0.0, noise=0.3)], 300)
-    assert straight["peak"] is None and "includes 0: no over-optimization is seen" in straight["refused"]  # fmt: skip
+    assert (
+        straight["peak"] is None
+        and "includes 0: no over-optimization is seen" in straight["refused"]
+    )
     rising = fit_overoptimization("best_of_n", [best_of_n(0.3, -0.2)], 300)
     assert "rises ever faster" in rising["refused"]
     falling = fit_overoptimization("best_of_n", [best_of_n(-0.5, 0.2)], 300)
@@ -122,7 +125,9 @@ def test_too_few_points_or_too_small_a_range_is_an_error():
         fit_overoptimization("rl", [])
     with pytest.raises(FitError, match="form is 'dpo'"):
         fit_overoptimization("dpo", [rl(1, 1)])
-    with pytest.raises(FitError, match="12 iterations with a KL and a gold score; the law needs at least 20"):  # fmt: skip
+    with pytest.raises(
+        FitError, match="12 iterations with a KL and a gold score; the law needs at least 20"
+    ):
         fit_overoptimization("rl", [rl(0.8, 0.5, iterations=6, seed=s) for s in range(2)])
     early = of_iterations("r", np.array([0, 0, 9.0, 10, 11, 12]), np.zeros(6))
     assert "needs at least 4" in extrapolation("rl", [early])["refused"]

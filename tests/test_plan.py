@@ -156,7 +156,13 @@ def test_a_kept_cell_costs_nothing_until_a_cell_has_to_start_from_it(rlhf_study,
 
 def test_micro_batches_take_less_memory(rlhf_study, tmp_path):
     big = replace(rlhf_study["base"], batch=256)
-    study = replace(rlhf_study, cells=(big, *(replace(c, batch=256) if c.name == "longer" else c for c in rlhf_study.cells[1:])))  # fmt: skip
+    study = replace(
+        rlhf_study,
+        cells=(
+            big,
+            *(replace(c, batch=256) if c.name == "longer" else c for c in rlhf_study.cells[1:]),
+        ),
+    )
     _, whole = planned(study, tmp_path)
     _, split = planned(study, tmp_path, accumulate=4)
     model = big.model

@@ -1,4 +1,5 @@
-"""Plans against numbers worked out by hand: FLOPs of the kinds of cells, bytes, rates and schedules."""
+"""Plans against numbers worked out by hand: FLOPs of the kinds of cells, bytes, rates and
+schedules."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ S = 40  # tokens of prompt and response
 
 
 def forward(tokens: int) -> float:
-    """FLOPs of a forward pass over a row: 2 a weight, and 4 H C a layer for each of (s + 1) / 2 keys."""
+    """FLOPs of a forward pass over a row: 2 a weight, and 4 H C a layer for each of (s + 1) / 2
+    keys."""
     return tokens * (2 * (2 * 12 * 64**2 + 256 * 64) + 2 * 4 * 64 * (tokens + 1) / 2)
 
 
@@ -98,7 +100,8 @@ def test_flops_of_every_kind_of_cell_by_hand():
 def test_flops_of_ppo_by_hand():
     passes = forward(S)
     cell = PPO("ppo", policy="sft", reward="reward", iterations=3, batch=8, epochs=2, minibatches=2)
-    # a rollout; scores by the reference, the policy, the critic and the reward model; 2 epochs of two
+    # a rollout; scores by the reference, the policy, the critic and the reward model; 2 epochs of
+    # two
     assert planned(cell).flops == pytest.approx(24 * passes * (1 + 4 + 2 * 3 * 2))
     shared = replace(cell, critic="shared")
     assert planned(shared).flops == pytest.approx(24 * passes * (1 + 3 + 2 * 3))
@@ -143,12 +146,22 @@ def test_rates_lie_between_the_rows_of_the_table():
     assert rate(64, 1, False) == 28e9 and rate(64, 3, False) == 3 * 28e9
     assert rate(80, 1, False) == pytest.approx((0.75 * 28 + 0.25 * 42) * 1e9)
     assert rate(80, 3, True) == pytest.approx((0.75 * 300 + 0.25 * 1000) * 1e9)
-    assert rate(1, 1, False) == 1e9 * GFLOPS[16][0] and rate(10**6, 1, True) == 1e9 * GFLOPS[2048][1]  # fmt: skip
+    assert (
+        rate(1, 1, False) == 1e9 * GFLOPS[16][0] and rate(10**6, 1, True) == 1e9 * GFLOPS[2048][1]
+    )
 
 
 def cell_of(name: str, **values) -> CellPlan:
-    known = {"params": 1, "sequences": 1, "tokens": 10, "flops": 1e9, "decode_flops": 0.0, "memory": 1.0,
-             "disk": 2.0, "seconds": 1.0}  # fmt: skip
+    known = {
+        "params": 1,
+        "sequences": 1,
+        "tokens": 10,
+        "flops": 1e9,
+        "decode_flops": 0.0,
+        "memory": 1.0,
+        "disk": 2.0,
+        "seconds": 1.0,
+    }
     return CellPlan(name, "sft", values.pop("parents", ()), **known | values)
 
 
@@ -194,7 +207,8 @@ def test_a_population_takes_the_memory_of_its_members_and_one_process(tmp_path):
     twin = Pretrain("twin", model=MODEL, tokens=65_536, batch=8, seed=1)
     together = replace(study(twin), members=2)
     alone, both = (
-        {c.name: c for c in make_plan(s, Runs(tmp_path)).cells}["twin"] for s in (study(twin), together)
-    )  # fmt: skip
+        {c.name: c for c in make_plan(s, Runs(tmp_path)).cells}["twin"]
+        for s in (study(twin), together)
+    )
     own = training_bytes(MODEL, 8, 64, trained=1)
     assert both.members == 2 and both.memory - alone.memory == pytest.approx(own)

@@ -1,5 +1,5 @@
-"""Guarantees of populations: cells that differ in numbers alone are found, train as one program, and come
-out as they would have alone, whatever happens to them or to each other."""
+"""Guarantees of populations: cells that differ in numbers alone are found, train as one program,
+and come out as they would have alone, whatever happens to them or to each other."""
 
 import dataclasses
 import os
@@ -44,7 +44,9 @@ BASE = Pretrain("m0", model=MODEL, batch=4, tokens=4 * 32 * STEPS, optim=OptimCo
 
 def numbers(cell, name, **changes):
     optim = {k: changes.pop(k) for k in ("lr", "weight_decay") if k in changes}
-    return dataclasses.replace(cell, name=name, optim=dataclasses.replace(cell.optim, **optim), **changes)  # fmt: skip
+    return dataclasses.replace(
+        cell, name=name, optim=dataclasses.replace(cell.optim, **optim), **changes
+    )
 
 
 MEMBERS = (
@@ -68,7 +70,9 @@ def test_cells_that_differ_in_numbers_alone_are_one_population():
     study = Study("s", MEMBERS + others, CorpusConfig(vocab=340, seq_len=32))
     assert populations(study) == dict.fromkeys(("m0", "m1", "m2"), ("m0", "m1", "m2"))
     assert populations(dataclasses.replace(study, members=1)) == {}
-    assert populations(dataclasses.replace(study, members=2)) == dict.fromkeys(("m0", "m1"), ("m0", "m1"))  # fmt: skip
+    assert populations(dataclasses.replace(study, members=2)) == dict.fromkeys(
+        ("m0", "m1"), ("m0", "m1")
+    )
 
 
 def test_branches_of_different_trunks_are_one_population_and_of_different_lengths_are_not():
@@ -145,14 +149,20 @@ class World:
 
     def rows(self, name):
         timing = ("tokens_per_second", "mfu")
-        return [{k: v for k, v in r.items() if k not in timing} for r in self.folders[name].metrics()]  # fmt: skip
+        return [
+            {k: v for k, v in r.items() if k not in timing} for r in self.folders[name].metrics()
+        ]
 
 
 @pytest.fixture(autouse=True)
 def one_program(monkeypatch):
     """The cells' programs are compiled once, whatever test runs them."""
     monkeypatch.setattr(language, "train_step", lambda _, optim, axes, n: STEP[bool(axes.params)])
-    monkeypatch.setattr(Population, "compiled", lambda self, step: COMPILED.setdefault(self.devices, COMPILE(self, step)))  # fmt: skip
+    monkeypatch.setattr(
+        Population,
+        "compiled",
+        lambda self, step: COMPILED.setdefault(self.devices, COMPILE(self, step)),
+    )
     monkeypatch.setattr(language, "heldout_loss", lambda params, *_: {"loss": 1.0})
 
 
@@ -217,7 +227,9 @@ def test_members_do_not_depend_on_the_devices(undisturbed, corpus, mesh, tmp_pat
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["stopped", "killed between two saves"])
-def test_an_interrupted_population_equals_an_undisturbed_one(undisturbed, corpus, mesh, tmp_path, monkeypatch, lost):  # fmt: skip
+def test_an_interrupted_population_equals_an_undisturbed_one(
+    undisturbed, corpus, mesh, tmp_path, monkeypatch, lost
+):
     world = World(tmp_path, corpus, mesh)
     batch = type(corpus).batch
 
@@ -257,7 +269,9 @@ def test_a_member_that_diverges_does_not_hurt_the_others(undisturbed, corpus, me
 
 
 @pytest.mark.parametrize("method", ["save", "verify"])
-def test_a_member_whose_checkpoint_is_not_written_does_not_hurt_the_others(undisturbed, corpus, mesh, tmp_path, monkeypatch, method):  # fmt: skip
+def test_a_member_whose_checkpoint_is_not_written_does_not_hurt_the_others(
+    undisturbed, corpus, mesh, tmp_path, monkeypatch, method
+):
     world, real = World(tmp_path, corpus, mesh), getattr(Checkpoints, method)
 
     def failing(self, *args):
@@ -275,7 +289,9 @@ def test_a_member_whose_checkpoint_is_not_written_does_not_hurt_the_others(undis
     assert not (world.folders["m1"].path / "checkpoint.json").exists()
 
 
-def test_a_member_that_joins_later_catches_up_by_itself(undisturbed, corpus, mesh, tmp_path, monkeypatch):  # fmt: skip
+def test_a_member_that_joins_later_catches_up_by_itself(
+    undisturbed, corpus, mesh, tmp_path, monkeypatch
+):
     world = World(tmp_path, corpus, mesh)
     batch, runtime = type(corpus).batch, []
 
@@ -337,8 +353,13 @@ def test_a_launch_trains_a_population_in_one_worker(corpus, tmp_path):
     path.write_text(STUDY.format(corpus=to_json(corpus.cfg)))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     words = ["run", str(path), "--runs", str(runs.root), "--display", "lines"]
-    done = subprocess.run([sys.executable, "-m", "rlhf_jax.cli", *words], env=env, text=True,
-                          capture_output=True, timeout=280)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_jax.cli", *words],
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=280,
+    )
     assert done.returncode == 1 and "wild: FAILED: Diverged" in done.stdout, done.stderr[-2000:]
     study = load_study(path)
     folders = runs.folders(study, corpus.content_hash)

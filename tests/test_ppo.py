@@ -1,4 +1,5 @@
-"""Guarantees of `rlhf_jax.rl`: advantages, the objective, the sampler check, and that PPO learns."""
+"""Guarantees of `rlhf_jax.rl`: advantages, the objective, the sampler check, and that PPO
+learns."""
 
 import dataclasses
 from typing import NamedTuple
@@ -66,7 +67,9 @@ def test_advantages_equal_the_sum_over_future_errors_under_discounting():
 @pytest.mark.parametrize(("bessel", "expected"), [(True, BESSEL), (False, BIASED)])
 def test_whitened_advantages_are_the_golden_ones(bessel, expected):
     # The published Bessel vector is of Bessel's variance; both leave masked entries at 0.
-    np.testing.assert_allclose(whiten(jnp.array(A), jnp.array(M), bessel=bessel), expected, atol=3e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        whiten(jnp.array(A), jnp.array(M), bessel=bessel), expected, atol=3e-6
+    )
 
 
 def test_reward_whitening_scales_without_shifting_the_mean():
@@ -148,7 +151,9 @@ def test_clipped_losses_equal_loops_over_tokens(longer):
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-4), name
     assert 0 < expected["clip_frac"] < mask.sum() == float(weight)
-    assert float(total) == pytest.approx(expected["policy_loss"] + 0.3 * expected["value_loss"], rel=1e-4)  # fmt: skip
+    assert float(total) == pytest.approx(
+        expected["policy_loss"] + 0.3 * expected["value_loss"], rel=1e-4
+    )
 
 
 def test_rewards_are_read_at_the_last_valid_token_and_normalised(mesh):
@@ -265,7 +270,9 @@ def test_before_the_first_update_the_ratio_is_one(iterate):
     check_sampler(1, metrics)
 
 
-@pytest.mark.parametrize("fault", [TEMPERATURE, POSITIONS, MASK], ids=["temperature", "positions", "mask"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault", [TEMPERATURE, POSITIONS, MASK], ids=["temperature", "positions", "mask"]
+)
 def test_a_trainer_that_disagrees_with_the_sampler_is_found_out(iterate, fault):
     _, (metrics,) = iterate[0](1, fault)
     assert metrics["max_ratio_error"] > 1e-3

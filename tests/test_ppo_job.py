@@ -1,4 +1,5 @@
-"""Guarantees of PPO cells as jobs: a result does not depend on how often the cell was interrupted."""
+"""Guarantees of PPO cells as jobs: a result does not depend on how often the cell was
+interrupted."""
 
 import dataclasses
 import functools
@@ -25,7 +26,8 @@ __all__ = ["mesh"]
 
 
 def constant(prompts, responses):
-    """A reward that nothing can be learned from, which is a diagnosis from the first iteration on."""
+    """A reward that nothing can be learned from, which is a diagnosis from the first iteration
+    on."""
     return np.ones(len(responses))
 
 
@@ -36,12 +38,19 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def run(corpus, mesh, monkeypatch):
-    """(folder, iteration after which it is asked to stop) -> the cell's result; one compiled iteration."""
+    """(folder, iteration after which it is asked to stop) -> the cell's result; one compiled
+    iteration."""
     model = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
     cell = PPO(
-        "p", policy="base", reward=f"{__name__}:constant", task=TaskConfig(6, 5), iterations=3,
-        batch=4, epochs=1, algorithm="reinforce",
-    )  # fmt: skip
+        "p",
+        policy="base",
+        reward=f"{__name__}:constant",
+        task=TaskConfig(6, 5),
+        iterations=3,
+        batch=4,
+        epochs=1,
+        algorithm="reinforce",
+    )
 
     def params(self, name):
         return place(jax.tree.map(jnp.asarray, noisy_params(model)), param_axes(model), mesh)
@@ -89,7 +98,15 @@ def test_every_iteration_is_checked_in_every_dtype(run, tmp_path, monkeypatch, c
     """The loop is handed a check that stops the cell where trainer and sampler disagree."""
 
     def one_iteration(folder, state, step, batch_at, steps, runtime, row, beat, check):
-        check(1, {"max_logprob_gap": 9.0, "approx_kl_before": 9.0, "logprob_variance": 1.0, "clip_frac_before": 1.0})  # fmt: skip
+        check(
+            1,
+            {
+                "max_logprob_gap": 9.0,
+                "approx_kl_before": 9.0,
+                "logprob_variance": 1.0,
+                "clip_frac_before": 1.0,
+            },
+        )
 
     monkeypatch.setattr(job, "train", one_iteration)
     with pytest.raises(SamplerMismatch, match=f"1 layers in {compute}"):

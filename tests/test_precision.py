@@ -1,5 +1,6 @@
-"""Guarantee: a float32 model is float32 on every platform, and in bfloat16 every product accumulates in
-float32; scores, softmax, logits and the gradients of parameters are not rounded to bfloat16."""
+"""Guarantee: a float32 model is float32 on every platform, and in bfloat16 every product
+accumulates in float32; scores, softmax, logits and the gradients of parameters are not rounded to
+bfloat16."""
 
 import dataclasses
 
@@ -47,10 +48,13 @@ def equations(jaxpr, inside=()):
 def text_batch(cfg, rows=2):
     tokens, segments, positions = packed_batch(cfg, [[T], [40, 30, 20]][:rows], T)
     return {
-        "tokens": tokens, "segments": segments, "positions": positions,
-        "targets": np.roll(tokens, -1, 1), "weights": (segments > 0).astype(np.float32),
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "targets": np.roll(tokens, -1, 1),
+        "weights": (segments > 0).astype(np.float32),
         "bytes": np.ones_like(tokens),
-    }  # fmt: skip
+    }
 
 
 def trained(cfg, mesh):
@@ -78,7 +82,8 @@ MODELS = {
 
 
 def on(platform, monkeypatch):
-    """Programs are made as for a platform; cuDNN's kernel, which has no products to look at, cannot."""
+    """Programs are made as for a platform; cuDNN's kernel, which has no products to look at,
+    cannot."""
     for module in (dense, dispatch, pointwise, transformer):
         monkeypatch.setattr(module, "platform", lambda: platform)
     if platform == "gpu":
@@ -90,8 +95,8 @@ def on(platform, monkeypatch):
 @pytest.mark.parametrize("program", [trained, iterated])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_product_asks_for_its_precision(mesh, monkeypatch, platform, model, program, dtype):
-    """Of the gradients of a model and of an iteration of PPO, sampler included, in the program that is
-    handed to the compiler, the kernels of attention included."""
+    """Of the gradients of a model and of an iteration of PPO, sampler included, in the program that
+    is handed to the compiler, the kernels of attention included."""
     on(platform, monkeypatch)
     cfg = dataclasses.replace(MODELS[model], compute=dtype)
     count, kernels = {"float32": 0, "bfloat16": 0}, 0
@@ -250,17 +255,20 @@ def test_weights_are_cast_before_they_are_gathered():
         layout = shardings(mesh, tree)
         params = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            noisy_params(cfg), layout,
-        )  # fmt: skip
+            noisy_params(cfg),
+            layout,
+        )
         batch = text_batch(dataclasses.replace(cfg, max_positions=T))
 
         def loss(params, batch):
             return language_modelling(params, batch, cfg, AXES)[0]
 
         rows = {
-            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, AXES.spec("batch", None)))
+            n: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.NamedSharding(mesh, AXES.spec("batch", None))
+            )
             for n, x in batch.items()
-        }  # fmt: skip
+        }
         jaxpr = jax.make_jaxpr(jax.grad(loss))(params, rows)
         sample = jax.make_jaxpr(
             lambda p, x, k: generate(p, cfg, x, k, length=2, temperature=1.0, axes=AXES)

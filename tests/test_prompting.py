@@ -1,5 +1,5 @@
-"""Guarantees of prompting: worked examples never give the answer away, scores are what they say, and what
-training holds out it never sees."""
+"""Guarantees of prompting: worked examples never give the answer away, scores are what they say,
+and what training holds out it never sees."""
 
 import json
 import math
@@ -54,7 +54,8 @@ NAMES = ("king", "river", "house", "love", "good", "bad")
 
 
 def tasks(split: str, n: int, seed: int) -> list[Item]:
-    """Repeat a word, and yes or no; both splits have the same items, so that a test item is in the pool."""
+    """Repeat a word, and yes or no; both splits have the same items, so that a test item is in the
+    pool."""
     repeat = [
         Item("repeat", "one", f"Say {w} {i}.", w, (f"{w} {w}", "sad"))
         for i in range(n)
@@ -214,7 +215,9 @@ def context(corpus, mesh, monkeypatch):
         cell = Prompting("asked", policy="base", **options)
         study = Study("s", (Pretrain("base", model=model), cell), corpus.cfg)
         beat = SimpleNamespace(progress=lambda **_: None)
-        return Context(study, cell, {"asked": CellFolder(folder)}, corpus, Runtime(mesh, AXES), beat)  # fmt: skip
+        return Context(
+            study, cell, {"asked": CellFolder(folder)}, corpus, Runtime(mesh, AXES), beat
+        )
 
     return make
 
@@ -225,8 +228,11 @@ def test_a_cell_reports_every_type_at_every_number_of_shots(context, tmp_path, t
     found = job.prompting(ctx, ctx.cell)["prompting"]
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert [(r["shots"], r["type"]) for r in found["types"]] == [
-        (0, "repeat"), (0, "ask"), (2, "repeat"), (2, "ask"),
-    ]  # fmt: skip
+        (0, "repeat"),
+        (0, "ask"),
+        (2, "repeat"),
+        (2, "ask"),
+    ]
     assert all(r["n"] == 6 for r in found["types"])
     assert found["tokens"]["2"]["longest"] > found["tokens"]["0"]["longest"] > 16
     for shown in found["shown"]:
@@ -325,11 +331,15 @@ def test_answers_are_right():
             line = re.sub(r".*(\?|:) ", "", item.text)
             assert item.answer == instructions.NUMBERS[len(line.split()) - 1]
         elif item.type in ("present", "absent"):
-            named = [w for w in re.findall("[a-z]+", item.text) if w in instructions.words_of("test").any]  # fmt: skip
+            named = [
+                w for w in re.findall("[a-z]+", item.text) if w in instructions.words_of("test").any
+            ]
             twice = len(set(named)) < len(named)
             assert item.answer == ("yes" if twice == (item.type == "present") else "no")
         elif item.type in ("first", "last", "second"):
-            named = [w for w in re.findall("[a-z]+", item.text) if w in instructions.words_of("test").any]  # fmt: skip
+            named = [
+                w for w in re.findall("[a-z]+", item.text) if w in instructions.words_of("test").any
+            ]
             assert item.answer == named[-4:][{"first": 0, "second": 1, "last": 3}[item.type]]
 
 
@@ -339,9 +349,17 @@ def test_answers_are_right():
 def asked_cell(root: Path, name: str, parent: str, choice: float, template: str = "chat"):
     folder = CellFolder(root / name)
     row = {
-        "group": "trained", "n": 10, "exact": choice / 2, "exact_interval": [0.1, 0.9], "majority": 0.2,
-        "choice": choice, "choice_interval": [0.1, 0.9], "chance": 0.3, "margin": 0.5, "margin_interval": [0, 1],
-    }  # fmt: skip
+        "group": "trained",
+        "n": 10,
+        "exact": choice / 2,
+        "exact_interval": [0.1, 0.9],
+        "majority": 0.2,
+        "choice": choice,
+        "choice_interval": [0.1, 0.9],
+        "chance": 0.3,
+        "margin": 0.5,
+        "margin_interval": [0, 1],
+    }
     rows = [{"shots": n, **row, "choice": choice + n / 100} for n in (0, 4)]
     shown = {
         "shots": 0,
@@ -351,11 +369,19 @@ def asked_cell(root: Path, name: str, parent: str, choice: float, template: str 
         "answer": "a",
         "completion": name,
     }
-    write_json(folder.path / "results" / "prompting.json", {
-        "template": template, "items": 10, "shots": [0, 4], "seen": 64, "groups": rows,
-        "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
-        "types": [{**r, "type": "t"} for r in rows], "shown": [shown],
-    })  # fmt: skip
+    write_json(
+        folder.path / "results" / "prompting.json",
+        {
+            "template": template,
+            "items": 10,
+            "shots": [0, 4],
+            "seen": 64,
+            "groups": rows,
+            "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
+            "types": [{**r, "type": "t"} for r in rows],
+            "shown": [shown],
+        },
+    )
     write_json(folder.path / "done.json", {"seconds": 1.0})
     return CellResult(name, name, "prompting", (parent,), {}, folder)
 

@@ -1,4 +1,5 @@
-"""Every number of a configuration has a range, which constructors, overrides, JSON and commands share."""
+"""Every number of a configuration has a range, which constructors, overrides, JSON and commands
+share."""
 
 from __future__ import annotations
 
@@ -38,10 +39,29 @@ from rlhf_jax.ranges import Count, Name, Range, Seed, Temperature
 from rlhf_jax.rl.presets import ppo_preset
 from rlhf_jax.study import Analysis, Study, load_study
 
-CLASSES = [ModelConfig, CorpusConfig, OptimConfig, TaskConfig, Analysis, Study, *KINDS.values(),
-           rlhf_jax.presets.Preset, rlhf_jax.presets.Training]  # fmt: skip
-NEEDED = {"name": "x", "tasks": "m:f", "members": ("a", "b"), "params": 1e9, "seq_len": 64, "source": "paper",
-          "kind": "isoflop", "cells": ("*",), "tokens": 1e6, "model": ModelConfig()}  # fmt: skip
+CLASSES = [
+    ModelConfig,
+    CorpusConfig,
+    OptimConfig,
+    TaskConfig,
+    Analysis,
+    Study,
+    *KINDS.values(),
+    rlhf_jax.presets.Preset,
+    rlhf_jax.presets.Training,
+]
+NEEDED = {
+    "name": "x",
+    "tasks": "m:f",
+    "members": ("a", "b"),
+    "params": 1e9,
+    "seq_len": 64,
+    "source": "paper",
+    "kind": "isoflop",
+    "cells": ("*",),
+    "tokens": 1e6,
+    "model": ModelConfig(),
+}
 
 
 def bare_numbers(hint) -> list:
@@ -54,8 +74,11 @@ def bare_numbers(hint) -> list:
 
 def needed(cls):
     given = (dataclasses.MISSING, ())
-    missing = {f.name for f in dataclasses.fields(cls)
-               if f.default in given and f.default_factory is dataclasses.MISSING}  # fmt: skip
+    missing = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default in given and f.default_factory is dataclasses.MISSING
+    }
     return {k: v for k, v in NEEDED.items() if k in missing or (k, cls) == ("tasks", Prompting)}
 
 
@@ -162,7 +185,7 @@ BAD = [
     (Prompting, "shots", (-1,), f"x.shots[0] = -1; {WHOLE} from 0 to 1,000"),
     (Prompting, "answer_len", 1, f"x.answer_len = 1; {WHOLE} of at least 2"),
     (Study, "members", 0, f"study.members = 0; {WHOLE} of at least 1"),
-]  # fmt: skip
+]
 
 
 def refusal(make) -> str:
@@ -212,18 +235,39 @@ def test_what_is_at_the_end_of_a_range_is_accepted():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Reward("r", loss="best_of_n", margin=1), "r.margin = 1.0 would do nothing: it needs loss = 'kwise'"),
-        (lambda: Ensemble("e", ("a", "b"), variance_coef=2), "it needs combine = 'mean_minus_variance'"),
+        (
+            lambda: Reward("r", loss="best_of_n", margin=1),
+            "r.margin = 1.0 would do nothing: it needs loss = 'kwise'",
+        ),
+        (
+            lambda: Ensemble("e", ("a", "b"), variance_coef=2),
+            "it needs combine = 'mean_minus_variance'",
+        ),
         (lambda: PPO("p", kl_coef=0, kl_target=6), "p.kl_target = 6.0 would do nothing"),
-        (lambda: PPO("p", kl_horizon=5), "p.kl_horizon = 5.0 would do nothing: it needs a kl_target"),
+        (
+            lambda: PPO("p", kl_horizon=5),
+            "p.kl_horizon = 5.0 would do nothing: it needs a kl_target",
+        ),
         (lambda: PPO("p", algorithm="rloo", samples=2, lam=0.5), "p.lam = 0.5 would do nothing"),
-        (lambda: PPO("p", algorithm="reinforce", value_coef=1), "p.value_coef = 1.0 would do nothing"),
+        (
+            lambda: PPO("p", algorithm="reinforce", value_coef=1),
+            "p.value_coef = 1.0 would do nothing",
+        ),
         (lambda: PPO("p", whiten_advantages="no", bessel=True), "p.bessel = True would do nothing"),
-        (lambda: OptimConfig(schedule="constant", final=0.5), "optim.final = 0.5 would do nothing: it needs a schedule that falls"),
-        (lambda: ModelConfig(positions="learned", rope_base=500), "model.rope_base = 500.0 would do nothing"),
-        (lambda: Analysis("lr_check", ("*",), loss="ends"), "analysis.loss = 'ends' would do nothing"),
+        (
+            lambda: OptimConfig(schedule="constant", final=0.5),
+            "optim.final = 0.5 would do nothing: it needs a schedule that falls",
+        ),
+        (
+            lambda: ModelConfig(positions="learned", rope_base=500),
+            "model.rope_base = 500.0 would do nothing",
+        ),
+        (
+            lambda: Analysis("lr_check", ("*",), loss="ends"),
+            "analysis.loss = 'ends' would do nothing",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_would_do_nothing_is_refused(make, said):
     assert said in refusal(make)
 
@@ -243,12 +287,29 @@ def test_a_preset_of_ppo_refuses_iterations_that_cannot_be(iterations):
     assert "iterations" in refusal(lambda: ppo_preset("instructgpt2022", iterations=iterations))
 
 
-# --- names -------------------------------------------------------------------------------------------
+# --- names
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "a b", "-a", "a\n", "a\0", "x" * 101, "é" * 101, "漢" * 70, "e\u0301", "*", "a.b"]
-)  # fmt: skip
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a b",
+        "-a",
+        "a\n",
+        "a\0",
+        "x" * 101,
+        "é" * 101,
+        "漢" * 70,
+        "e\u0301",
+        "*",
+        "a.b",
+    ],
+)
 def test_names_that_no_folder_can_have_are_refused(name):
     assert Name().problem(name)
     assert "expected a name" in refusal(lambda: Study(name, (Pretrain("a"),)))
@@ -279,7 +340,8 @@ def test_a_title_is_one_line_of_text(title):
     assert "analysis.label" in refusal(lambda: Analysis("isoflop", ("a",), label=title))
 
 
-# --- overrides of one command are applied together -------------------------------------------------
+# --- overrides of one command are applied together
+# -------------------------------------------------
 
 
 def test_overrides_that_are_right_only_together_are_right_in_every_order():
@@ -328,7 +390,8 @@ def test_values_that_json_cannot_read_are_refused_in_words(raw):
     assert "x.optim.lr" in refusal(lambda: override(Pretrain("x"), [f"optim.lr={raw}"]))
 
 
-# --- commands ------------------------------------------------------------------------------------------
+# --- commands
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The report on rankings of a few pairs, and rates over items, against what they come to by hand."""
+"""The report on rankings of a few pairs, and rates over items, against what they come to by
+hand."""
 
 from __future__ import annotations
 
@@ -60,8 +61,11 @@ def test_intervals_weigh_pairs_and_draw_prompts():
 
 def test_the_majority_of_a_group_is_the_mean_over_its_types():
     answers = {"one": "aabb", "two": "ccde"}
-    items = [Item(kind, "group", f"Say {i}.", a, ("z",)) for kind, said in answers.items()
-             for i, a in enumerate(said)]  # fmt: skip
+    items = [
+        Item(kind, "group", f"Say {i}.", a, ("z",))
+        for kind, said in answers.items()
+        for i, a in enumerate(said)
+    ]
     types, (group,) = summary(Answers(items, ["a"] * 8, np.tile([-1.0, -2.0], (8, 1))))
     assert [t["majority"] for t in types] == [0.5, 0.5] and [t["exact"] for t in types] == [0.5, 0]
     assert (group["majority"], group["exact"], group["types"], group["n"]) == (0.5, 0.25, 2, 8)

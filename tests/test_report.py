@@ -43,12 +43,26 @@ def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=T
         (folder / f"{stem}.json").write_text(json.dumps(content))
     lines = "".join(json.dumps(row) + "\n" for row in metrics)
     (folder / "metrics.jsonl").write_text(lines)
-    return {"name": name, "run_id": run_id, "kind": kind, "parents": [],
-            "folder": f"cells/{name}-{run_id}"}  # fmt: skip
+    return {
+        "name": name,
+        "run_id": run_id,
+        "kind": kind,
+        "parents": [],
+        "folder": f"cells/{name}-{run_id}",
+    }
 
 
-def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done=True,
-             batch_tokens=1024, unique=None):  # fmt: skip
+def pretrain(
+    root: Path,
+    name: str,
+    n: float,
+    d: float,
+    lr=3e-3,
+    loss=None,
+    done=True,
+    batch_tokens=1024,
+    unique=None,
+):
     steps = np.arange(1, 101)
     curve = LAW.loss(n, steps / 100 * d) + 0.02 * np.sin(steps)
     metrics = [
@@ -57,12 +71,17 @@ def pretrain(root: Path, name: str, n: float, d: float, lr=3e-3, loss=None, done
     ]
     wobble = 1 + 1e-3 * np.random.default_rng(int(n)).normal()
     held = {
-        "loss": float(LAW.loss(n, d) * wobble if loss is None else loss), "stderr": 0.004, "bits_per_byte": 1.9,
-        "bits_per_byte_stderr": 0.002, "tokens": 65536, "params": int(n), "train_tokens": int(d),
+        "loss": float(LAW.loss(n, d) * wobble if loss is None else loss),
+        "stderr": 0.004,
+        "bits_per_byte": 1.9,
+        "bits_per_byte_stderr": 0.002,
+        "tokens": 65536,
+        "params": int(n),
+        "train_tokens": int(d),
         "flops": {"exact": 6 * n * d, "kaplan": 6 * n * d * (1 - 0.5 * (1e6 / n) ** 0.5)},
         "param_counts": {"total": n, "non_embedding": n * (1 - 0.5 * (1e6 / n) ** 0.5)},
         "batch_tokens": batch_tokens,
-    }  # fmt: skip
+    }
     config = {"tokens": int(d), "optim": {"lr": lr}, "unique_tokens": unique}
     return write_cell(root, "pretrain", name, config, metrics, done, heldout=held)
 
@@ -79,35 +98,85 @@ def sweep(root: Path, budgets=(1e14, 4e14, 1.6e15, 6.4e15), off=1.0):
 def rlhf(root: Path):
     rng = np.random.default_rng(0)
     cells = [
-        write_cell(root, "sft", "sft", metrics=[{"step": s, "loss": 3 - 0.01 * s} for s in range(50)],
-                   heldout={"loss": 2.5}),
         write_cell(
-            root, "reward", "reward", {},
-            [{"step": s, "loss": 0.7 - 0.005 * s, "accuracy": 0.5 + 0.005 * s} for s in range(50)],
-            report={"accuracy": 0.7421, "n_pairs": 960, "baselines": {"length": 0.55}, "accuracy_interval": [0.71, 0.77],
- "accuracy_by_length": [{"winner": "longer", "n": 300, "accuracy": 0.8}],
- "calibration": {"bins": [{"confidence": c, "accuracy": c - 0.05, "n": 120} for c in (0.55, 0.7, 0.9)]},
-                    "accuracy_by_margin": [{"from": m, "to": m + 0.5, "accuracy": 0.55 + 0.1 * m, "n": 240}
-                                           for m in (0, 0.5, 1, 1.5)]},
+            root,
+            "sft",
+            "sft",
+            metrics=[{"step": s, "loss": 3 - 0.01 * s} for s in range(50)],
+            heldout={"loss": 2.5},
         ),
-    ]  # fmt: skip
+        write_cell(
+            root,
+            "reward",
+            "reward",
+            {},
+            [{"step": s, "loss": 0.7 - 0.005 * s, "accuracy": 0.5 + 0.005 * s} for s in range(50)],
+            report={
+                "accuracy": 0.7421,
+                "n_pairs": 960,
+                "baselines": {"length": 0.55},
+                "accuracy_interval": [0.71, 0.77],
+                "accuracy_by_length": [{"winner": "longer", "n": 300, "accuracy": 0.8}],
+                "calibration": {
+                    "bins": [
+                        {"confidence": c, "accuracy": c - 0.05, "n": 120} for c in (0.55, 0.7, 0.9)
+                    ]
+                },
+                "accuracy_by_margin": [
+                    {"from": m, "to": m + 0.5, "accuracy": 0.55 + 0.1 * m, "n": 240}
+                    for m in (0, 0.5, 1, 1.5)
+                ],
+            },
+        ),
+    ]
     for seed in range(3):
         metrics = [
-            {"step": i, "reward_gold": 0.02 * i + rng.normal() * 0.05, "reward_proxy": 0.03 * i,
-             "kl": 0.2 * i, "entropy": 3 - 0.01 * i, "distinct_2": 0.9 - 0.002 * i,
-             "response_length": 20 + rng.normal(), "max_ratio_error": 3e-6, "approx_kl": 0.01}
+            {
+                "step": i,
+                "reward_gold": 0.02 * i + rng.normal() * 0.05,
+                "reward_proxy": 0.03 * i,
+                "kl": 0.2 * i,
+                "entropy": 3 - 0.01 * i,
+                "distinct_2": 0.9 - 0.002 * i,
+                "response_length": 20 + rng.normal(),
+                "max_ratio_error": 3e-6,
+                "approx_kl": 0.01,
+            }
             for i in range(50)
-        ]  # fmt: skip
+        ]
         cells.append(write_cell(root, "ppo", f"ppo-s{seed}", {"seed": seed}, metrics))
-        samples = [{"prompt": EVIL, "before": "bad", "after": "good", "gold_before": b,
-                    "gold_after": b + 0.5} for b in rng.normal(size=12)]  # fmt: skip
+        samples = [
+            {
+                "prompt": EVIL,
+                "before": "bad",
+                "after": "good",
+                "gold_before": b,
+                "gold_after": b + 0.5,
+            }
+            for b in rng.normal(size=12)
+        ]
         evaluation = {
-            "n_prompts": 256, "temperature": 1.0, "gold_before": 0.1, "gold_after": 0.613 + seed / 10,
-            "gain": 0.513 + seed / 10, "gain_interval": [0.4, 0.7], "win_rate": 0.8,
-            "win_rate_interval": [0.75, 0.85], "kl": 9.5, "entropy_before": 3.0, "entropy_after": 2.5,
-            "samples": samples, "gold": {"before": list(rng.normal(size=256)), "after": list(rng.normal(0.5, 1, size=256))},
-            "next_words": {side: {"The sky is": [[word, 0.4], [EVIL, 0.2]]} for side, word in (("before", "grey"), ("after", "blue"))},
-        }  # fmt: skip
+            "n_prompts": 256,
+            "temperature": 1.0,
+            "gold_before": 0.1,
+            "gold_after": 0.613 + seed / 10,
+            "gain": 0.513 + seed / 10,
+            "gain_interval": [0.4, 0.7],
+            "win_rate": 0.8,
+            "win_rate_interval": [0.75, 0.85],
+            "kl": 9.5,
+            "entropy_before": 3.0,
+            "entropy_after": 2.5,
+            "samples": samples,
+            "gold": {
+                "before": list(rng.normal(size=256)),
+                "after": list(rng.normal(0.5, 1, size=256)),
+            },
+            "next_words": {
+                side: {"The sky is": [[word, 0.4], [EVIL, 0.2]]}
+                for side, word in (("before", "grey"), ("after", "blue"))
+            },
+        }
         cells.append(
             write_cell(root, "evaluate", f"eval-s{seed}", {}, (), True, evaluation=evaluation)
         )
@@ -117,8 +186,15 @@ def rlhf(root: Path):
 def write_study(root: Path, cells, analyses=(), **extra):
     folder = root / "studies" / "demo"
     folder.mkdir(parents=True)
-    spec = {"name": "demo", "title": f"Demo {EVIL}", "description": "", "command": "rlhf-jax run demo",
-            "cells": cells, "analyses": list(analyses), **extra}  # fmt: skip
+    spec = {
+        "name": "demo",
+        "title": f"Demo {EVIL}",
+        "description": "",
+        "command": "rlhf-jax run demo",
+        "cells": cells,
+        "analyses": list(analyses),
+        **extra,
+    }
     (folder / "study.json").write_text(json.dumps(spec))
     return folder
 
@@ -131,11 +207,18 @@ def isoflop(cells):
 def full(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     cells = sweep(root, off=5.0)
-    rates = [pretrain(root, f"lr{i}", 1e6, 2e7, lr, 3.5 + (i - 1) ** 2 / 10)
-             for i, lr in enumerate((1e-3, 3e-3, 9e-3))]  # fmt: skip
+    rates = [
+        pretrain(root, f"lr{i}", 1e6, 2e7, lr, 3.5 + (i - 1) ** 2 / 10)
+        for i, lr in enumerate((1e-3, 3e-3, 9e-3))
+    ]
     base = pretrain(root, "base", 5e6, 1e8)
-    missing = {"name": "late", "run_id": "ffff0000", "kind": "ppo", "parents": ["base"],
-               "folder": "cells/late-ffff0000"}  # fmt: skip
+    missing = {
+        "name": "late",
+        "run_id": "ffff0000",
+        "kind": "ppo",
+        "parents": ["base"],
+        "folder": "cells/late-ffff0000",
+    }
     analyses = [isoflop(cells), {"kind": "lr_check", "cells": [c["name"] for c in rates]}]
     all_cells = [*cells, *rates, base, *rlhf(root), missing]
     folder = write_study(root, all_cells, analyses)
@@ -195,9 +278,23 @@ def test_the_page_needs_no_network_and_follows_the_readers_colours(full):
 def test_every_figure_has_its_data_and_stands_alone(full):
     figures = full[0] / "figures"
     names = {p.stem for p in figures.glob("*.svg")}
-    assert {"isoflop-parabolas", "isoflop-frontier", "isoflop-residuals", "isoflop-curves", "lr_check",
-            "base-curve", "sft-curve", "reward-curves", "reward-calibration", "ppo-curves",
-            "before-after", "gains", "exponents", "isoflop-envelope", "isoflop-extrapolation"} == names  # fmt: skip
+    assert {
+        "isoflop-parabolas",
+        "isoflop-frontier",
+        "isoflop-residuals",
+        "isoflop-curves",
+        "lr_check",
+        "base-curve",
+        "sft-curve",
+        "reward-curves",
+        "reward-calibration",
+        "ppo-curves",
+        "before-after",
+        "gains",
+        "exponents",
+        "isoflop-envelope",
+        "isoflop-extrapolation",
+    } == names
     assert names == {p.stem for p in figures.glob("*.csv")}
     for path in figures.glob("*.svg"):
         ElementTree.fromstring(path.read_text())
@@ -288,8 +385,17 @@ def test_the_learning_rate_law_and_repeated_data_have_sections(tmp_path):
             best = 1e-2 * (n / 1e5) ** -0.5
             for i, factor in enumerate((0.3, 1.0, 3.0)):
                 loss = 3 + 0.1 * np.log(factor) ** 2
-                rates.append(pretrain(tmp_path, f"lr-{n:.0f}-{b}-{i}", n, 20 * n, factor * best, loss,
-                                      batch_tokens=b))  # fmt: skip
+                rates.append(
+                    pretrain(
+                        tmp_path,
+                        f"lr-{n:.0f}-{b}-{i}",
+                        n,
+                        20 * n,
+                        factor * best,
+                        loss,
+                        batch_tokens=b,
+                    )
+                )
     law = DataConstrained(E=1.6, A=120.0, B=180.0, alpha=0.34, R_D=8.0, R_N=5.0)
     repeated = []
     for n in (1e6, 4e6):
@@ -299,10 +405,14 @@ def test_the_learning_rate_law_and_repeated_data_have_sections(tmp_path):
                 repeated.append(
                     pretrain(tmp_path, f"u-{n:.0f}-{u:.0f}-{d:.0f}", n, d, 1e-3, loss, unique=u)
                 )
-    folder = write_study(tmp_path, [*rates, *repeated], [
-        {"kind": "lr_law", "cells": [c["name"] for c in rates]},
-        {"kind": "data_constrained", "cells": [c["name"] for c in repeated]},
-    ])  # fmt: skip
+    folder = write_study(
+        tmp_path,
+        [*rates, *repeated],
+        [
+            {"kind": "lr_law", "cells": [c["name"] for c in rates]},
+            {"kind": "data_constrained", "cells": [c["name"] for c in repeated]},
+        ],
+    )
     text = html.build(folder, tmp_path, resamples=10).read_text()
     assert "lr = 0.01 (N / 100,000)^-0.50 (B / 1,024)^" in text
     assert "R_D* = 8" in text
@@ -317,15 +427,26 @@ def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):
     study = Study("demo", tuple(cells), CorpusConfig(vocab=512), (Analysis("isoflop", ("c*",)),))
 
     def results(done):
-        made = [pretrain(tmp_path / str(done), c.name, param_counts(c.model)["total"], c.tokens)
-                for c in study.cells if done or not c.name.startswith("c8e12")]  # fmt: skip
+        made = [
+            pretrain(tmp_path / str(done), c.name, param_counts(c.model)["total"], c.tokens)
+            for c in study.cells
+            if done or not c.name.startswith("c8e12")
+        ]
         for c, cell in zip(made, study.cells, strict=False):
             path = tmp_path / str(done) / c["folder"] / "results" / "heldout.json"
             held = json.loads(path.read_text())
             held["flops"]["exact"] = train_flops(cell.model, 128, cell.tokens)
             path.write_text(json.dumps(held))
-        late = [{"name": c.name, "run_id": "ff", "kind": "pretrain", "parents": [], "folder": f"cells/{c.name}-ff"}
-                for c in study.cells[len(made):]]  # fmt: skip
+        late = [
+            {
+                "name": c.name,
+                "run_id": "ff",
+                "kind": "pretrain",
+                "parents": [],
+                "folder": f"cells/{c.name}-ff",
+            }
+            for c in study.cells[len(made) :]
+        ]
         return write_study(tmp_path / str(done), [*made, *late], [isoflop([*made, *late])])
 
     before = results(False)
@@ -368,10 +489,20 @@ def test_a_result_that_cannot_be_read_ends_the_report_and_is_named(tmp_path):
 
 
 def test_cells_without_results_are_not_fatal(tmp_path):
-    cells = [write_cell(tmp_path, kind, f"{kind}-empty", done=done)
-             for kind, done in [("pretrain", True), ("sft", True), ("reward", True), ("ppo", True),
-                                ("evaluate", True), ("best_of_n", True), ("dpo", True), ("ensemble", True),
-                                ("compare", False)]]  # fmt: skip
+    cells = [
+        write_cell(tmp_path, kind, f"{kind}-empty", done=done)
+        for kind, done in [
+            ("pretrain", True),
+            ("sft", True),
+            ("reward", True),
+            ("ppo", True),
+            ("evaluate", True),
+            ("best_of_n", True),
+            ("dpo", True),
+            ("ensemble", True),
+            ("compare", False),
+        ]
+    ]
     broken = write_cell(tmp_path, "pretrain", "broken")
     (tmp_path / broken["folder"] / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"st')
     folder = write_study(

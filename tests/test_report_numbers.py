@@ -1,4 +1,5 @@
-"""Every number of the report's sections on scaling, data and provenance stands in its own column."""
+"""Every number of the report's sections on scaling, data and provenance stands in its own
+column."""
 
 from __future__ import annotations
 
@@ -28,18 +29,32 @@ from rlhf_jax.scaling.published import FRONTIERS
 
 def test_numbers_are_written_with_their_units():
     assert [style.power(v) for v in (3e15, 1e15, 2.5e-3, 0.0)] == [
-        "3×10¹⁵", "10¹⁵", "2.5×10⁻³", "-"
-    ]  # fmt: skip
+        "3×10¹⁵",
+        "10¹⁵",
+        "2.5×10⁻³",
+        "-",
+    ]
     assert [style.count(v) for v in (950, 1234, 1_234_567, 2.5e9, 7e12, None)] == [
-        "950", "1.23k", "1.23M", "2.5B", "7T", "-"
-    ]  # fmt: skip
+        "950",
+        "1.23k",
+        "1.23M",
+        "2.5B",
+        "7T",
+        "-",
+    ]
     assert (markup.share(0.125), markup.share(None)) == ("12.5%", "-")
     assert markup.interval([0.1, 0.9], 2) == "[0.10, 0.90]" and markup.interval([0.1], 2) == "-"
     assert markup.interval([1500, 2.5e6], form=style.count) == "[1.5k, 2.5M]"
-    assert markup.plus_minus(1.5, 0.25, 2) == "1.50 ± 0.25" and markup.plus_minus(1.5, None, 2) == "1.50"  # fmt: skip
+    assert (
+        markup.plus_minus(1.5, 0.25, 2) == "1.50 ± 0.25"
+        and markup.plus_minus(1.5, None, 2) == "1.50"
+    )
     assert [markup.number(v) for v in (1234, 12_345_678, 0.123456, math.nan)] == [
-        "1,234", "1.235e+07", "0.1235", "-"
-    ]  # fmt: skip
+        "1,234",
+        "1.235e+07",
+        "0.1235",
+        "-",
+    ]
 
 
 def test_text_in_paragraphs_and_tables_is_escaped_and_markup_is_not():
@@ -51,10 +66,16 @@ def test_text_in_paragraphs_and_tables_is_escaped_and_markup_is_not():
 
 def heldout(n: float, d: float, loss: float) -> dict:
     return {
-        "loss": loss, "stderr": 0.0041, "bits_per_byte": 1.91, "bits_per_byte_stderr": 0.0023, "params": int(n),
-        "train_tokens": int(d), "flops": {"exact": 7 * n * d, "kaplan": 5 * n * d},
-        "param_counts": {"total": int(n), "non_embedding": int(n) // 2}, "batch_tokens": 2048,
-    }  # fmt: skip
+        "loss": loss,
+        "stderr": 0.0041,
+        "bits_per_byte": 1.91,
+        "bits_per_byte_stderr": 0.0023,
+        "params": int(n),
+        "train_tokens": int(d),
+        "flops": {"exact": 7 * n * d, "kaplan": 5 * n * d},
+        "param_counts": {"total": int(n), "non_embedding": int(n) // 2},
+        "batch_tokens": 2048,
+    }
 
 
 @pytest.fixture
@@ -64,8 +85,10 @@ def trunk(tmp_path):
 
     def add(name, d, *parents, unique=None, n=1000.0, first=0):
         """Metrics of 40 steps from token `first` on."""
-        logged = [{"step": i, "tokens": t, "flops": 7 * n * t, "loss": 9.0 - 0.5 * math.log(t)}
-                  for i, t in enumerate(np.linspace(first, d, 41)[1:].tolist())]  # fmt: skip
+        logged = [
+            {"step": i, "tokens": t, "flops": 7 * n * t, "loss": 9.0 - 0.5 * math.log(t)}
+            for i, t in enumerate(np.linspace(first, d, 41)[1:].tolist())
+        ]
         config = {"tokens": d, "optim": {"lr": 0.003}, "unique_tokens": unique, "seed": 0}
         made.add(
             "pretrain", name, *parents, config=config, metrics=logged, heldout=heldout(n, d, 4.5)
@@ -90,10 +113,20 @@ def test_the_sweeps_rows_are_of_the_counts_asked_for(trunk):
     unique = unique_rows([study.cell(n) for n in ("base", "subset")])
     assert [r["unique_tokens"] for r in unique] == [4e4, 1e4]
     text = scaling_sections._sweep_rows([row])
-    assert rows_under(text, "cell", "run id", "params N", "tokens D", "D/N", "FLOPs (exact)", "loss (nats/token)",
-                      "bits/byte", "peak lr") == [
+    assert rows_under(
+        text,
+        "cell",
+        "run id",
+        "params N",
+        "tokens D",
+        "D/N",
+        "FLOPs (exact)",
+        "loss (nats/token)",
+        "bits/byte",
+        "peak lr",
+    ) == [
         ["base", row["run_id"], "1k", "40k", "40", "2.8×10⁸", "4.5000 ± 0.0041", "1.9100", "0.003"]
-    ]  # fmt: skip
+    ]
 
 
 def test_cells_that_continue_each_other_are_one_curve_and_cost_what_they_add(trunk):
@@ -118,9 +151,10 @@ def test_base_models_are_those_outside_analyses_or_that_others_start_from(trunk)
     header = ("cell", "params", "training tokens", "FLOPs (exact)", "held-out loss", "bits/byte")
     rows = rows_under(html._base(study, nothing_drawn), *header)
     assert rows[0] == ["base", "1k", "40k", "2.8×10⁸", "4.5000 ± 0.0041", "1.9100 ± 0.0023"]
-    assert "base (1k parameters): held-out loss 4.5000 ± 0.0041 nats/token, 1.9100 ± 0.0023 bits/byte" in (
-        html._summary(study, Fits())
-    )  # fmt: skip
+    assert (
+        "base (1k parameters): held-out loss 4.5000 ± 0.0041 nats/token, 1.9100 ± 0.0023 bits/byte"
+        in (html._summary(study, Fits()))
+    )
 
 
 def test_cells_are_counted_and_the_process_that_finished_them_is_named(trunk):
@@ -146,10 +180,15 @@ def test_cells_are_counted_and_the_process_that_finished_them_is_named(trunk):
 
 def law_fit() -> dict:
     return {
-        "a": 0.52, "b": 0.48, "n": 9, "refused": None, "resamples": 25, "notes": ["three runs are far out"],
+        "a": 0.52,
+        "b": 0.48,
+        "n": 9,
+        "refused": None,
+        "resamples": 25,
+        "notes": ["three runs are far out"],
         "intervals": {"a": [0.51, 0.53], "b": [0.46, 0.5]},
         "extrapolation": {"n_log_error": -0.123, "flops": 4e15, "below": 1e15},
-    }  # fmt: skip
+    }
 
 
 def test_exponents_have_their_own_intervals_and_errors_are_percent():
@@ -158,12 +197,12 @@ def test_exponents_have_their_own_intervals_and_errors_are_percent():
         lr_law={"lr_law": rate_law()},
     )
     assert scaling_sections.headlines(fits) == [
-        "Approach 2 (IsoFLOP): N* ∝ C^0.520, 95% interval [0.510, 0.530]; D* ∝ C^0.480 [0.460, 0.500]. "
-        "Hoffmann 2022: 0.49.",
+        "Approach 2 (IsoFLOP): N* ∝ C^0.520, 95% interval [0.510, 0.530]; D* ∝ C^0.480 [0.460, "
+        "0.500]. Hoffmann 2022: 0.49.",
         "Approach 3 (parametric): no exponent. No split.",
-        "Learning-rate law (lr_law): lr = 0.011 (N / 100,000)^-0.61 (B / 1,024)^0.52; 95% intervals "
-        "[0.0100, 0.0120], [0.60, 0.62], [0.51, 0.53]; residual of ln lr 0.07.",
-    ]  # fmt: skip
+        "Learning-rate law (lr_law): lr = 0.011 (N / 100,000)^-0.61 (B / 1,024)^0.52; 95% "
+        "intervals [0.0100, 0.0120], [0.60, 0.62], [0.51, 0.53]; residual of ln lr 0.07.",
+    ]
     text = scaling_sections._exponents(law_fit())
     assert (
         "a = 0.5200 [0.510, 0.530], b = 0.4800 [0.460, 0.500] (95%, 25 bootstrap resamples)" in text
@@ -175,12 +214,24 @@ def test_exponents_have_their_own_intervals_and_errors_are_percent():
 
 def rate_law() -> dict:
     """lr = 0.011 (N / 1e5)^-0.61 (B / 1024)^0.52 and a group that lies on it."""
-    group = {"params": 2e5, "batch_tokens": 2048, "best_lr": 0.0103, "loss": 3.25, "refused": None, "points": [],
-             "predicted": 0.011 * 2**-0.61 * 2**0.52}  # fmt: skip
+    group = {
+        "params": 2e5,
+        "batch_tokens": 2048,
+        "best_lr": 0.0103,
+        "loss": 3.25,
+        "refused": None,
+        "points": [],
+        "predicted": 0.011 * 2**-0.61 * 2**0.52,
+    }
     return {
-        "lr0": 0.011, "n_power": 0.61, "b_power": 0.52, "residual_sd": 0.07, "refused": None, "groups": [group],
+        "lr0": 0.011,
+        "n_power": 0.61,
+        "b_power": 0.52,
+        "residual_sd": 0.07,
+        "refused": None,
+        "groups": [group],
         "intervals": {"lr0": [0.01, 0.012], "n_power": [0.6, 0.62], "b_power": [0.51, 0.53]},
-    }  # fmt: skip
+    }
 
 
 def test_the_line_of_the_learning_rate_law_is_the_law():
@@ -197,26 +248,63 @@ def test_the_line_of_the_learning_rate_law_is_the_law():
 
 
 def budget(**changes) -> dict:
-    points = [{"label": f"n{n:g}", "params": n, "tokens": 1e9 / n, "loss": 3 + (n / 200 - 1) ** 2, "stderr": 0.01}
-              for n in (100.0, 200.0, 400.0)]  # fmt: skip
+    points = [
+        {
+            "label": f"n{n:g}",
+            "params": n,
+            "tokens": 1e9 / n,
+            "loss": 3 + (n / 200 - 1) ** 2,
+            "stderr": 0.01,
+        }
+        for n in (100.0, 200.0, 400.0)
+    ]
     return {
-        "flops": 6e9, "n_star": 2e6, "d_star": 3e7, "loss_star": 3.0125, "refused": None, "warnings": [],
-        "intervals": {"n_star": [1.9e6, 2.1e6], "d_star": [2.8e7, 3.3e7], "loss_star": [3.0, 3.025]},
-        "parabola": [3.0, 0.0, 1.0], "center": math.log(200), "points": points, **changes,
-    }  # fmt: skip
+        "flops": 6e9,
+        "n_star": 2e6,
+        "d_star": 3e7,
+        "loss_star": 3.0125,
+        "refused": None,
+        "warnings": [],
+        "intervals": {
+            "n_star": [1.9e6, 2.1e6],
+            "d_star": [2.8e7, 3.3e7],
+            "loss_star": [3.0, 3.025],
+        },
+        "parabola": [3.0, 0.0, 1.0],
+        "center": math.log(200),
+        "points": points,
+        **changes,
+    }
 
 
 def test_budgets_have_their_minima_beside_their_own_intervals():
     fit = law_fit() | {"budgets": [budget(), budget(refused="concave", n_star=None, intervals={})]}
     header = ("budget", "runs", "N*", "95%", "D*", "95%", "L*", "95%", "verdict")
     rows = rows_under(scaling_sections._budgets(fit), *header)
-    assert rows[0] == ["6×10⁹", "3", "2M", "[1.9M, 2.1M]", "30M", "[28M, 33M]", "3.0125", "[3.0000, 3.0250]", "resolved"]  # fmt: skip
+    assert rows[0] == [
+        "6×10⁹",
+        "3",
+        "2M",
+        "[1.9M, 2.1M]",
+        "30M",
+        "[28M, 33M]",
+        "3.0125",
+        "[3.0000, 3.0250]",
+        "resolved",
+    ]
     assert rows[1][2:4] == ["-", "-"] and rows[1][8] == "refused: concave"
 
 
 def test_the_frontier_has_sizes_left_and_tokens_right_with_published_slopes():
-    line = [{"flops": c, "n_star": c**0.52, "d_star": c**0.48 / 6,
-             "intervals": {"n_star": [c**0.51, c**0.53], "d_star": [c**0.47 / 6, c**0.49 / 6]}} for c in (1e9, 1e10)]  # fmt: skip
+    line = [
+        {
+            "flops": c,
+            "n_star": c**0.52,
+            "d_star": c**0.48 / 6,
+            "intervals": {"n_star": [c**0.51, c**0.53], "d_star": [c**0.47 / 6, c**0.49 / 6]},
+        }
+        for c in (1e9, 1e10)
+    ]
     plot = plots_scaling.frontier(
         {2: law_fit() | {"frontier": line, "budgets": [budget()]}}, "front"
     )
@@ -225,7 +313,12 @@ def test_the_frontier_has_sizes_left_and_tokens_right_with_published_slopes():
     assert found["approach 2", "n_star", 1e9] == (1e9**0.52, 1e9**0.51, 1e9**0.53)
     assert found["approach 2", "d_star", 1e9] == (1e9**0.48 / 6, 1e9**0.47 / 6, 1e9**0.49 / 6)
     assert found["minimum", "d_star", 6e9] == (3e7, 2.8e7, 3.3e7)
-    labels = ["a = 0.520", f"kaplan: {FRONTIERS['kaplan'].a:.2f}", "b = 0.480", f"kaplan: {1 - FRONTIERS['kaplan'].a:.2f}"]  # fmt: skip
+    labels = [
+        "a = 0.520",
+        f"kaplan: {FRONTIERS['kaplan'].a:.2f}",
+        "b = 0.480",
+        f"kaplan: {1 - FRONTIERS['kaplan'].a:.2f}",
+    ]
     places = [plot.svg.index(label) for label in labels]
     assert places == sorted(places)
     assert "model size N* (parameters) ∝ Cᵃ" in plot.svg and "training tokens D* ∝ Cᵇ" in plot.svg
@@ -233,20 +326,23 @@ def test_the_frontier_has_sizes_left_and_tokens_right_with_published_slopes():
 
 def test_a_prediction_stands_beside_what_was_measured_with_its_error():
     said = {
-        "made": "2025-01-01", "fitted": 12, "below": 2e15, "flops": 8e15,
+        "made": "2025-01-01",
+        "fitted": 12,
+        "below": 2e15,
+        "flops": 8e15,
         "approaches": {"2": {"n_star": 2e6, "intervals": {"n_star": [1e6, 3e6]}}},
         "score": {
             "measured": {"n_star": 2.5e6, "intervals": {"n_star": [2.25e6, 2.75e6]}},
             "approaches": {"2": {"n_star": math.log(2 / 2.5), "covered": {"n_star": True}}},
             "runs": {"n": 5, "rms_log_error": 0.015, "mean_log_error": -0.005},
         },
-    }  # fmt: skip
+    }
     plots = []
     text = scaling_sections._prediction(said, lambda plot: plots.append(plot) or "")
     header = ("from", "quantity", "predicted", "95%", "measured", "95%", "ln error")
     assert rows_under(text, *header) == [
         ["approach 2", "N*", "2e+06", "[1e+06, 3e+06]", "2.5e+06", "[2.25e+06, 2.75e+06]", "-22.3%"]
-    ]  # fmt: skip
+    ]
     assert "each of the 5 runs: missed by 1.50% rms (mean -0.50%)" in text
     assert plots[0].rows == [("N*", "A2", 2e6, 1e6, 3e6, 2.5e6, 2.25e6, 2.75e6)]
 
@@ -256,8 +352,14 @@ def test_a_law_is_drawn_against_what_was_observed():
     said = float(law.predict(params=np.array(1e6), tokens=np.array(1e8)))
     observed = 3.5
     row = {"label": "run", "params": 1e6, "tokens": 1e8, "residual": math.log(said / observed)}
-    fit = {"law": "chinchilla", "parameters": dict(zip(law.names(), (1.5, 100.0, 200.0, 0.3, 0.3), strict=True)),
-           "inputs": ["params", "tokens"], "target": "loss", "residuals": [row, row], "source": "S"}  # fmt: skip
+    fit = {
+        "law": "chinchilla",
+        "parameters": dict(zip(law.names(), (1.5, 100.0, 200.0, 0.3, 0.3), strict=True)),
+        "inputs": ["params", "tokens"],
+        "target": "loss",
+        "residuals": [row, row],
+        "source": "S",
+    }
     plot = plots_laws.law(fit, "law")
     assert plot.header == ("run", "params", "tokens", "observed", "predicted")
     assert plot.rows[0] == ("run", 1e6, 1e8, pytest.approx(observed), pytest.approx(said))
@@ -273,9 +375,13 @@ def test_runs_that_repetition_made_worse_are_left_out_of_its_law(monkeypatch):
     monkeypatch.setattr(study_fits, "fit_named", fit)
     rows = [
         {"label": label, "params": 1e6, "tokens": d, "unique_tokens": u, "loss": loss}
-        for label, d, u, loss in (("once", 1e7, 1e7, 4.0), ("twice", 2e7, 1e7, 3.9), ("often", 9e7, 1e7, 4.1),
-                                  ("other", 9e7, 9e7, 4.2))
-    ]  # fmt: skip
+        for label, d, u, loss in (
+            ("once", 1e7, 1e7, 4.0),
+            ("twice", 2e7, 1e7, 3.9),
+            ("often", 9e7, 1e7, 4.1),
+            ("other", 9e7, 9e7, 4.2),
+        )
+    ]
     notes = study_fits._repetition(rows, 0, 0)["notes"]
     assert fitted == ["once", "twice", "other"] and notes[0].startswith("often is left out")
 
@@ -289,7 +395,12 @@ def test_a_kept_fit_is_read_only_while_its_inputs_are_the_same(tmp_path):
 
 def test_an_export_keeps_numbers_to_six_digits_and_neither_texts_nor_long_lists(tmp_path):
     made = Made(tmp_path)
-    found = {"samples": [{"prompt": "secret"}], "gold": list(range(65)), "curve": list(range(64)), "kl": 1.23456789}  # fmt: skip
+    found = {
+        "samples": [{"prompt": "secret"}],
+        "gold": list(range(65)),
+        "curve": list(range(64)),
+        "kl": 1.23456789,
+    }
     metrics = [{"step": 1, "kl": 0.123456789, "reward_gold": 2.0, "unlisted": 1.0}]
     made.add("ppo", "ppo", "sft", metrics=metrics, ppo=found)
     folder = write_study(tmp_path, made.cells)

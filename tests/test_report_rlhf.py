@@ -19,8 +19,8 @@ def child(cell, *parents):
 
 
 def proxies(root: Path, seeds=3):
-    """Reward models of 2 sizes and 2 numbers of labels, each optimised against by best-of-n and PPO; larger
-    ones and more labels are over-optimised later."""
+    """Reward models of 2 sizes and 2 numbers of labels, each optimised against by best-of-n and
+    PPO; larger ones and more labels are over-optimised later."""
     rng = np.random.default_rng(0)
     cells = [write_cell(root, "sft", "sft", heldout={"loss": 2.5})]
     for width in (16, 64):
@@ -30,7 +30,12 @@ def proxies(root: Path, seeds=3):
                 name = f"rm-w{width}-n{labels}-s{seed}"
                 accuracy = 0.6 + 0.001 * width + 0.0001 * labels + 0.01 * rng.normal()
                 model = {"layers": 1, "width": width, "heads": 2, "vocab": 64}
-                report = {"accuracy": accuracy, "prompts": labels, "n_pairs": 300, "baselines": {"longer wins": 0.55}}  # fmt: skip
+                report = {
+                    "accuracy": accuracy,
+                    "prompts": labels,
+                    "n_pairs": 300,
+                    "baselines": {"longer wins": 0.55},
+                }
                 cells.append(write_cell(root, "reward", name, {"model": model}, report=report))
                 d = np.sqrt([np.log(n) - (n - 1) / n for n in (1, 2, 4, 8, 16, 32)])
                 config = {"reward": name, "seed": seed}
@@ -40,22 +45,53 @@ def proxies(root: Path, seeds=3):
                 results = root / bon["folder"] / "results"
                 np.savez(results / "samples.npz", proxy=proxy, gold=gold)
                 curve = [
-                    {"n": 2**i, "kl": float(x**2), "gold": float(x * (0.6 - 0.4 * beta * x)), "proxy": float(1.1 * x),
-                     "gold_gain": float(x * (0.6 - 0.4 * beta * x)), "gold_gain_interval": [0.1, 0.3]}
+                    {
+                        "n": 2**i,
+                        "kl": float(x**2),
+                        "gold": float(x * (0.6 - 0.4 * beta * x)),
+                        "proxy": float(1.1 * x),
+                        "gold_gain": float(x * (0.6 - 0.4 * beta * x)),
+                        "gold_gain_interval": [0.1, 0.3],
+                    }
                     for i, x in enumerate(d)
-                ]  # fmt: skip
-                found = {"curve": curve, "gold_by_prompt": gold_by_prompt(proxy, gold), "prompts": 40, "n": 32,
-                         "distinct": 0.9, "demonstrations": 40}  # fmt: skip
+                ]
+                found = {
+                    "curve": curve,
+                    "gold_by_prompt": gold_by_prompt(proxy, gold),
+                    "prompts": 40,
+                    "n": 32,
+                    "distinct": 0.9,
+                    "demonstrations": 40,
+                }
                 (results / "best_of_n.json").write_text(json.dumps(found))
                 kl = 12 * np.linspace(0, 1, 60) ** 1.5
                 x = np.sqrt(kl)
-                golds = 0.1 + x * (0.5 - beta * np.log(np.maximum(x, 1e-9))) + 0.05 * rng.normal(size=60)  # fmt: skip
+                golds = (
+                    0.1
+                    + x * (0.5 - beta * np.log(np.maximum(x, 1e-9)))
+                    + 0.05 * rng.normal(size=60)
+                )
                 metrics = [
-                    {"step": i + 1, "kl": k, "reward_gold": g, "reward_proxy": float(0.8 * np.sqrt(k)), "entropy": 2.0,
-                     "distinct_2": 0.8, "response_length": 20.0, "max_ratio_error": 1e-6}
+                    {
+                        "step": i + 1,
+                        "kl": k,
+                        "reward_gold": g,
+                        "reward_proxy": float(0.8 * np.sqrt(k)),
+                        "entropy": 2.0,
+                        "distinct_2": 0.8,
+                        "response_length": 20.0,
+                        "max_ratio_error": 1e-6,
+                    }
                     for i, (k, g) in enumerate(zip(kl.tolist(), golds.tolist(), strict=True))
-                ]  # fmt: skip
-                ppo = write_cell(root, "ppo", f"ppo-{name}", config, metrics, ppo={"diagnoses": {"length": "first in iteration 9: longer"}})  # fmt: skip
+                ]
+                ppo = write_cell(
+                    root,
+                    "ppo",
+                    f"ppo-{name}",
+                    config,
+                    metrics,
+                    ppo={"diagnoses": {"length": "first in iteration 9: longer"}},
+                )
                 cells += [bon, child(ppo, "sft", name)]
     return cells
 
@@ -66,21 +102,55 @@ def evaluated(rng, gold: float, kl: float):
     shares = rng.dirichlet([4, 4, 2])
 
     def side(p):
-        return {"counts": {}, "shares": dict(zip("012", p, strict=True)), "none": 0.0, "kept": int((p > 0.01).sum()), "entropy": 1.0}  # fmt: skip
+        return {
+            "counts": {},
+            "shares": dict(zip("012", p, strict=True)),
+            "none": 0.0,
+            "kept": int((p > 0.01).sum()),
+            "entropy": 1.0,
+        }
 
     found = {
-        "n_prompts": 64, "temperature": 1.0, "gold_before": 0.1, "gold_after": gold, "gain": gold - 0.1,
-        "gain_interval": [gold - 0.15, gold - 0.05], "win_rate": 0.7, "win_rate_interval": [0.6, 0.8],
-        "win_rate_length_controlled": 0.625, "win_rate_length_controlled_interval": [0.5, 0.75],
-        "gain_at_equal_length": 0.2, "gain_at_equal_length_interval": [0.1, 0.3], "kl": kl,
-        "kl_interval": [kl - 1, kl + 1], "tax": {"nats_per_token": 0.0321, "nats_per_token_interval": [0.02, 0.04]},
-        "gold": {"before": rng.normal(0.1, 1, 64).tolist(), "after": rng.normal(gold, 1, 64).tolist()},
-        "modes": {"names": ["0", "1", "2"], "before": side(np.array([0.4, 0.4, 0.2])), "after": side(shares),
-                  "total_variation": 0.3},
-    }  # fmt: skip
+        "n_prompts": 64,
+        "temperature": 1.0,
+        "gold_before": 0.1,
+        "gold_after": gold,
+        "gain": gold - 0.1,
+        "gain_interval": [gold - 0.15, gold - 0.05],
+        "win_rate": 0.7,
+        "win_rate_interval": [0.6, 0.8],
+        "win_rate_length_controlled": 0.625,
+        "win_rate_length_controlled_interval": [0.5, 0.75],
+        "gain_at_equal_length": 0.2,
+        "gain_at_equal_length_interval": [0.1, 0.3],
+        "kl": kl,
+        "kl_interval": [kl - 1, kl + 1],
+        "tax": {"nats_per_token": 0.0321, "nats_per_token_interval": [0.02, 0.04]},
+        "gold": {
+            "before": rng.normal(0.1, 1, 64).tolist(),
+            "after": rng.normal(gold, 1, 64).tolist(),
+        },
+        "modes": {
+            "names": ["0", "1", "2"],
+            "before": side(np.array([0.4, 0.4, 0.2])),
+            "after": side(shares),
+            "total_variation": 0.3,
+        },
+    }
     for name in ("before", "after"):
         found |= {f"calibration_{name}": {"expected_calibration_error": 0.0712, "bins": bins}}
-        found |= {f"{k}_{name}": 0.5 for k in ("entropy", "distinct_1", "distinct_2", "similarity", "length", "perplexity", "proxy")}  # fmt: skip
+        found |= {
+            f"{k}_{name}": 0.5
+            for k in (
+                "entropy",
+                "distinct_1",
+                "distinct_2",
+                "similarity",
+                "length",
+                "perplexity",
+                "proxy",
+            )
+        }
     return found
 
 
@@ -97,8 +167,13 @@ def in_rounds(root: Path, seeds=4, most=3):
                 child(write_cell(root, "compare", compare), policy),
                 child(write_cell(root, "reward", reward), "sft", compare),
                 child(write_cell(root, "ppo", ppo, {"seed": s}), "sft", reward),
-                child(write_cell(root, "evaluate", f"eval-s{s}-r{r}", {}, evaluation=e), "sft", ppo, reward),
-            ]  # fmt: skip
+                child(
+                    write_cell(root, "evaluate", f"eval-s{s}-r{r}", {}, evaluation=e),
+                    "sft",
+                    ppo,
+                    reward,
+                ),
+            ]
             policy = ppo
     return cells
 
@@ -106,8 +181,16 @@ def in_rounds(root: Path, seeds=4, most=3):
 def test_over_optimization_is_fitted_by_proxy_with_all_its_seeds(tmp_path, monkeypatch):
     cells = proxies(tmp_path)
     names = [c["name"] for c in cells if c["kind"] in ("best_of_n", "ppo")]
-    late = {"name": "late", "run_id": "ff", "kind": "ppo", "parents": ["sft"], "folder": "cells/late-ff"}  # fmt: skip
-    folder = write_study(tmp_path, [*cells, late], [{"kind": "overoptimization", "cells": [*names, "late"]}])  # fmt: skip
+    late = {
+        "name": "late",
+        "run_id": "ff",
+        "kind": "ppo",
+        "parents": ["sft"],
+        "folder": "cells/late-ff",
+    }
+    folder = write_study(
+        tmp_path, [*cells, late], [{"kind": "overoptimization", "cells": [*names, "late"]}]
+    )
     text = html.build(folder, tmp_path, resamples=50).read_text()
     fits = sorted(p.stem for p in (folder / "fits").glob("*.json"))
     assert len(fits) == 8 and "overoptimization-rl-rm-w16-n128" in fits
@@ -116,7 +199,13 @@ def test_over_optimization_is_fitted_by_proxy_with_all_its_seeds(tmp_path, monke
     assert fit["beta"] == pytest.approx(0.5 - 0.032 - 0.0128, abs=0.05)
     assert fit["alpha"] == pytest.approx(0.5, abs=0.1)
     assert fit["gold_at_0"] == pytest.approx(0.1, abs=0.05)
-    for said in ("Left out: late: not started", "8 fits show over-optimization", "1,024", "rm-w64-n1024", "first in iteration 9"):  # fmt: skip
+    for said in (
+        "Left out: late: not started",
+        "8 fits show over-optimization",
+        "1,024",
+        "rm-w64-n1024",
+        "first in iteration 9",
+    ):
         assert said in text
     drawn = {p.stem for p in (folder / "figures").glob("*.csv")}
     assert {"overoptimization-best-of-n", "overoptimization-rl", "reward-scaling"} <= drawn
@@ -139,12 +228,23 @@ def test_results_without_what_a_curve_is_made_of_are_a_refusal(tmp_path):
 def test_rounds_seeds_and_modes_are_shown(tmp_path):
     folder = write_study(tmp_path, in_rounds(tmp_path))
     text = html.build(folder, tmp_path, resamples=10).read_text()
-    for said in ("Rounds", "Over seeds", "over 4 seeds", "62.5%", "0.0321", "0.071", "Modes", "At equal length"):  # fmt: skip
+    for said in (
+        "Rounds",
+        "Over seeds",
+        "over 4 seeds",
+        "62.5%",
+        "0.0321",
+        "0.071",
+        "Modes",
+        "At equal length",
+    ):
         assert said in text
     steps = policy_sections.round_steps(read_study(folder, tmp_path))
     assert {(s.cell, s.round, s.before) for s in steps if "-s1-" in s.cell} == {
-        ("ppo-s1-r1", 1, None), ("ppo-s1-r2", 2, "ppo-s1-r1"), ("ppo-s1-r3", 3, "ppo-s1-r2"),
-    }  # fmt: skip
+        ("ppo-s1-r1", 1, None),
+        ("ppo-s1-r2", 2, "ppo-s1-r1"),
+        ("ppo-s1-r3", 3, "ppo-s1-r2"),
+    }
     drawn = {p.stem for p in (folder / "figures").glob("*.csv")}
     assert {"rounds", "modes", "gains", "next-word-calibration", "before-after"} <= drawn
 
@@ -155,8 +255,10 @@ def test_dpo_and_ensembles_are_in_the_tables(tmp_path):
     report = {"accuracy": 0.8765, "prompts": 128, "members": dict.fromkeys(members, 0.7)}
     cells += [
         child(write_cell(tmp_path, "ensemble", "together", report=report), *members),
-        child(write_cell(tmp_path, "dpo", "dpo-s0", {"beta": 0.1}, dpo={"accuracy": 0.6543}), "sft"),
-    ]  # fmt: skip
+        child(
+            write_cell(tmp_path, "dpo", "dpo-s0", {"beta": 0.1}, dpo={"accuracy": 0.6543}), "sft"
+        ),
+    ]
     text = html.build(write_study(tmp_path, cells), tmp_path).read_text()
     assert "87.6%" in text or "87.7%" in text
     assert "65.4%" in text and "70.0%, 70.0%" in text
@@ -164,10 +266,19 @@ def test_dpo_and_ensembles_are_in_the_tables(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("ppo-s3-r2", "ppo-r2"), ("rm-n128-s0", "rm-n128"), ("eval_seed12", "eval"), ("s0", "s0"),
-     ("sft", "sft"), ("s1-ppo", "ppo"), ("rms3", "rms3"),
-     ("ppo-2-0", "ppo-2"), ("reward-256-3", "reward-256"), ("reward-64", "reward-64")],
-)  # fmt: skip
+    [
+        ("ppo-s3-r2", "ppo-r2"),
+        ("rm-n128-s0", "rm-n128"),
+        ("eval_seed12", "eval"),
+        ("s0", "s0"),
+        ("sft", "sft"),
+        ("s1-ppo", "ppo"),
+        ("rms3", "rms3"),
+        ("ppo-2-0", "ppo-2"),
+        ("reward-256-3", "reward-256"),
+        ("reward-64", "reward-64"),
+    ],
+)
 def test_a_family_is_a_name_without_its_seed(name, expected):
     assert family(name) == expected
 
@@ -177,11 +288,24 @@ def test_few_cells_have_colours_and_many_share_those_of_their_family(tmp_path):
     study = read_study(write_study(tmp_path, cells), tmp_path)
     few, many = strokes(study.cells[:3]), strokes(study.cells)
     assert [s.label for s in few] == ["a-s0", "a-s1", "a-s2"] and len({s.color for s in few}) == 3
-    assert [s.label for s in many] == ["a (4 seeds)", None, None, None, "b (4 seeds)", None, None, None]  # fmt: skip
+    assert [s.label for s in many] == [
+        "a (4 seeds)",
+        None,
+        None,
+        None,
+        "b (4 seeds)",
+        None,
+        None,
+        None,
+    ]
     assert len({s.color for s in many}) == 2
 
 
 def test_the_mean_over_seeds_has_students_interval():
     mean, (low, high) = evaluation_sections.over_seeds([1.0, 2.0, 3.0])
-    assert mean == 2 and high - 2 == pytest.approx(4.302653 / 3**0.5) and low == pytest.approx(4 - high)  # fmt: skip
+    assert (
+        mean == 2
+        and high - 2 == pytest.approx(4.302653 / 3**0.5)
+        and low == pytest.approx(4 - high)
+    )
     assert evaluation_sections.over_seeds([1.5]) == (1.5, None)

@@ -1,4 +1,5 @@
-"""Guarantees of reward and ensemble cells, of the comparisons that they learn from, and of their report."""
+"""Guarantees of reward and ensemble cells, of the comparisons that they learn from, and of their
+report."""
 
 import json
 from dataclasses import replace
@@ -37,8 +38,8 @@ TASK = TaskConfig(prompt_len=6, response_len=8)
 
 
 def ranked_strings(n, K, R=5, seed=0, prompts=4, vocab=40):
-    """Prompts and K random strings of 1 to R tokens, EOS included, ranked by one Plackett-Luce annotator;
-    the utility is a weighted count of tokens. Also the weights of the tokens."""
+    """Prompts and K random strings of 1 to R tokens, EOS included, ranked by one Plackett-Luce
+    annotator; the utility is a weighted count of tokens. Also the weights of the tokens."""
     rng = np.random.default_rng(seed)
     weights = np.random.default_rng(9).standard_normal(vocab)
     length = rng.integers(2, R + 1, (n, K))
@@ -50,9 +51,12 @@ def ranked_strings(n, K, R=5, seed=0, prompts=4, vocab=40):
     ranks = 1 + (noisy[:, None, :] > noisy[:, :, None]).sum(-1)
     ids = np.concatenate([np.full((n, 1), BOS), rng.integers(8, vocab, (n, prompts - 1))], 1)
     return {
-        "prompts": ids.astype(np.int32), "responses": responses, "ranks": ranks,
-        "mask": (responses != PAD).astype(np.float32), "gold": gold,
-    }  # fmt: skip
+        "prompts": ids.astype(np.int32),
+        "responses": responses,
+        "ranks": ranks,
+        "mask": (responses != PAD).astype(np.float32),
+        "gold": gold,
+    }
 
 
 class Bench:
@@ -75,7 +79,9 @@ class Bench:
     def context(self, study, name):
         folders = self.runs.folders(study, self.corpus.content_hash)
         folders[name].path.mkdir(parents=True, exist_ok=True)
-        return Context(study, study[name], folders, self.corpus, self.runtime, Heartbeat(folders[name]))  # fmt: skip
+        return Context(
+            study, study[name], folders, self.corpus, self.runtime, Heartbeat(folders[name])
+        )
 
     def run(self, study, name, job):
         ctx = self.context(study, name)
@@ -157,7 +163,9 @@ def test_members_agree_on_a_pair_where_all_order_it_alike_and_equal_scores_are_n
 def test_an_ensemble_reports_on_the_first_members_comparisons(bench, trained):
     study, reports = trained
     rows = rows_of(ranked_strings(24, 3, seed=5))
-    each = np.stack([member_scores(bench.context(study, "worst"), n, rows, 8) for n in ("one", "two")])  # fmt: skip
+    each = np.stack(
+        [member_scores(bench.context(study, "worst"), n, rows, 8) for n in ("one", "two")]
+    )
     report = reports["worst"]
     assert report["n_pairs"] == 72 and report["prompts"] == 48
     assert report["accuracy"] == ranking_report(each.min(0), rows)["accuracy"]
@@ -191,7 +199,9 @@ def test_normalised_by_demonstrations_the_gain_stays_and_true_continuations_scor
 
 def test_demonstrations_are_refused_where_there_are_none(bench, tmp_path):
     write(tmp_path / "c.jsonl", [Comparison("p", ("a", "b"), (1, 2))])
-    cell = Reward("rm", base="base", comparisons=str(tmp_path / "c.jsonl"), normalise="demonstrations")  # fmt: skip
+    cell = Reward(
+        "rm", base="base", comparisons=str(tmp_path / "c.jsonl"), normalise="demonstrations"
+    )
     with pytest.raises(ConfigError, match=r"rm\.normalise = 'demonstrations' needs true"):
         bench.run(bench.study(cell), "rm", reward)
 
@@ -201,7 +211,8 @@ def test_too_few_comparisons_for_a_batch_are_refused(bench):
         bench.run(bench.study(Reward("rm", base="base", batch=49)), "rm", reward)
 
 
-# --- comparisons as arrays --------------------------------------------------------------------------
+# --- comparisons as arrays
+# --------------------------------------------------------------------------
 
 
 def arrays(bench, cell):
@@ -226,9 +237,13 @@ def test_only_the_first_training_prompts_are_taken_and_all_held_out_ones(bench):
 
 
 RECORDS = [
-    Comparison(f"The king {i % 30}", (" was good.", " bad", " sad house")[: 2 + i % 2], (2, 1, 3)[: 2 + i % 2])
+    Comparison(
+        f"The king {i % 30}",
+        (" was good.", " bad", " sad house")[: 2 + i % 2],
+        (2, 1, 3)[: 2 + i % 2],
+    )
     for i in range(60)
-]  # fmt: skip
+]
 
 
 def test_records_of_a_file_become_padded_rows_with_no_prompt_in_both_splits(bench, tmp_path):
@@ -294,21 +309,28 @@ def test_corrections_are_comparisons_and_demonstrations_alone_are_refused(bench,
 def test_a_reward_model_learns_from_a_file(bench, tmp_path):
     write(tmp_path / "c.jsonl", RECORDS)
     cell = Reward(
-        "rm", base="base", comparisons=str(tmp_path / "c.jsonl"), batch=8, loss="plackett_luce",
-        centre=0.01, epochs=3, optim=OptimConfig(lr=1e-2, weight_decay=0.0),
-    )  # fmt: skip
+        "rm",
+        base="base",
+        comparisons=str(tmp_path / "c.jsonl"),
+        batch=8,
+        loss="plackett_luce",
+        centre=0.01,
+        epochs=3,
+        optim=OptimConfig(lr=1e-2, weight_decay=0.0),
+    )
     report = bench.run(bench.study(cell), "rm", reward)["report"]
     assert report["accuracy"] == 1 and "accuracy_by_margin" not in report
     assert "gold score (label ceiling)" not in report["baselines"]
 
 
-# --- what is learned --------------------------------------------------------------------------------
+# --- what is learned
+# --------------------------------------------------------------------------------
 
 
 def test_utilities_of_plackett_luce_annotators_are_recovered(mesh):
-    """1536 prompts with four completions, ranked by one annotator whose noise is 0.3: one epoch brings
-    scores of fresh strings to a Spearman correlation of over 0.95 with the utility. Scores and utilities
-    are taken from their prompt's mean, which comparisons say nothing about."""
+    """1536 prompts with four completions, ranked by one annotator whose noise is 0.3: one epoch
+    brings scores of fresh strings to a Spearman correlation of over 0.95 with the utility. Scores
+    and utilities are taken from their prompt's mean, which comparisons say nothing about."""
     cfg, rows = replace(GQA, layers=1, width=32), rows_of(ranked_strings(1536, 4))
     optim = OptimConfig(lr=1e-2, weight_decay=0.0, warmup=0.1)
     state = init_state(with_scalar_head(noisy_params(cfg), jax.random.key(0)), optim, 96)
@@ -328,7 +350,8 @@ def spearman(a, b):
     return np.corrcoef(*ranks)[0, 1]
 
 
-# --- the report -------------------------------------------------------------------------------------
+# --- the report
+# -------------------------------------------------------------------------------------
 
 
 def test_accuracy_intervals_cover_the_true_rate_when_pairs_of_a_prompt_go_together():
@@ -347,7 +370,11 @@ def test_the_report_of_nine_completions_equals_loops():
     rng = np.random.default_rng(0)
     ranks = np.stack([rng.integers(1, 7, 9) for _ in range(30)])
     ranks[3, 5:] = -1
-    rows = {"ranks": ranks, "gold": rng.standard_normal((30, 9)), "length": rng.integers(1, 9, (30, 9))}  # fmt: skip
+    rows = {
+        "ranks": ranks,
+        "gold": rng.standard_normal((30, 9)),
+        "length": rng.integers(1, 9, (30, 9)),
+    }
     scores = rng.standard_normal((30, 9))
     right, apart = [], {}
     for i in range(30):
@@ -367,10 +394,14 @@ def test_the_report_of_nine_completions_equals_loops():
 
 
 def test_annotators_agree_as_often_as_their_noise_says():
-    """Two completions one unit apart at noise 1: an annotator prefers the better one with probability
-    sigmoid(1), so two agree with p^2 + (1 - p)^2. Without noise they always do."""
+    """Two completions one unit apart at noise 1: an annotator prefers the better one with
+    probability sigmoid(1), so two agree with p^2 + (1 - p)^2. Without noise they always do."""
     gold = np.tile([0.0, 1.0], (20_000, 1))
-    rows = {"gold": gold, "length": np.ones(gold.shape), "ranks": rank_by_annotators(gold, 1.0, 1, 5)}  # fmt: skip
+    rows = {
+        "gold": gold,
+        "length": np.ones(gold.shape),
+        "ranks": rank_by_annotators(gold, 1.0, 1, 5),
+    }
     p = 1 / (1 + np.exp(-1))
     assert annotators_agree(rows, 1.0, 0.0, 0.0) == pytest.approx(p**2 + (1 - p) ** 2, abs=0.015)
     assert annotators_agree(rows, 0.0, 0.0, 0.0) == 1

@@ -1,4 +1,5 @@
-"""The choices of a PPO cell: presets, critics, siblings, where KL and score go, averages, pretraining."""
+"""The choices of a PPO cell: presets, critics, siblings, where KL and score go, averages,
+pretraining."""
 
 import dataclasses
 
@@ -26,9 +27,15 @@ __all__ = ["mesh"]
 
 CFG = dataclasses.replace(LEARNED, vocab=16, layers=1)
 CELL = PPO(
-    "p", task=TaskConfig(4, 6), batch=8, epochs=1, iterations=10, kl_coef=0.1, no_eos="keep",
+    "p",
+    task=TaskConfig(4, 6),
+    batch=8,
+    epochs=1,
+    iterations=10,
+    kl_coef=0.1,
+    no_eos="keep",
     optim=OptimConfig(lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.0, b2=0.999),
-)  # fmt: skip
+)
 REWARDED = 7
 
 
@@ -82,13 +89,25 @@ PUBLISHED = {  # PPO: lr, batch, minibatches, epochs, beta, target, temperature,
 def test_presets_are_the_published_ones(name):
     lr, batch, minibatches, epochs, beta, target, temperature, length = PUBLISHED[name]
     cell = PPO("p", **ppo_preset(name, iterations=100))
-    got = (cell.optim.lr, cell.batch, cell.minibatches, cell.epochs, cell.kl_coef, cell.kl_target,
-           cell.temperature, cell.task.response_len if length else None)  # fmt: skip
+    got = (
+        cell.optim.lr,
+        cell.batch,
+        cell.minibatches,
+        cell.epochs,
+        cell.kl_coef,
+        cell.kl_target,
+        cell.temperature,
+        cell.task.response_len if length else None,
+    )
     assert got == (lr, batch, minibatches, epochs, beta, target, temperature, length)
     assert (cell.gamma, cell.clip) == (1.0, 0.2) and cell.optim.eps == 1e-5
     model = Reward("r", **reward_preset(name))
-    published = {"openai2019": (5e-5, 32), "stiennon2020": (1.5e-5, 64),
-                 "instructgpt2022": (9e-6, 64), "nplus2024": (3e-6, 64)}  # fmt: skip
+    published = {
+        "openai2019": (5e-5, 32),
+        "stiennon2020": (1.5e-5, 64),
+        "instructgpt2022": (9e-6, 64),
+        "nplus2024": (3e-6, 64),
+    }
     assert (model.optim.lr, model.batch) == published[name] and model.epochs == 1
 
 
@@ -157,7 +176,8 @@ def test_group_advantages_equal_loops():
 
 @pytest.mark.parametrize("score_at", ["last", "after"])
 def test_the_score_lies_on_the_last_token_or_one_past_it(mesh, score_at):
-    """Returns with gamma = lambda = 1, no KL, and a critic of 0 are the score, up to where it lies."""
+    """Returns with gamma = lambda = 1, no KL, and a critic of 0 are the score, up to where it
+    lies."""
     cell = dataclasses.replace(
         CELL, score_at=score_at, kl_coef=0.0, lam=1.0, whiten_advantages="no", batch=64
     )
@@ -185,7 +205,8 @@ def test_samples_of_a_prompt_lie_side_by_side(mesh):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_each_sum_is_divided_by_the_weight_of_its_own_mask(mesh, monkeypatch, accumulate):
-    """Where the update is replaced by the gradients themselves: those of the mean over values' tokens."""
+    """Where the update is replaced by the gradients themselves: those of the mean over values'
+    tokens."""
     monkeypatch.setattr(ppo, "apply_gradients", lambda s, g, *_: (s.replace(params=g), {}))
     cell = dataclasses.replace(
         CELL, score_at="after", value_coef=0.3, value_clip=None, whiten_advantages="no", batch=16
@@ -255,7 +276,10 @@ def test_every_choice_starts_at_ratio_one_and_does_not_depend_on_micro_batches(m
     assert ("value_loss" in metrics) == (cell.algorithm == "ppo")
     assert ("kl_loss" in metrics) == (cell.kl_in == "loss")
     moved = 0.0
-    for a, b, c in zip(*map(jax.tree.leaves, (whole.params, parts.params, started(cell, mesh)[1].params)), strict=True):  # fmt: skip
+    for a, b, c in zip(
+        *map(jax.tree.leaves, (whole.params, parts.params, started(cell, mesh)[1].params)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=2e-4)
         moved = max(moved, float(jnp.max(jnp.abs(a - c))))
     assert moved > 1e-3
@@ -264,7 +288,9 @@ def test_every_choice_starts_at_ratio_one_and_does_not_depend_on_micro_batches(m
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce"])
 def test_siblings_raise_the_probability_of_what_is_rewarded(mesh, algorithm):
     samples = 1 if algorithm == "reinforce" else 4
-    cell = dataclasses.replace(CELL, algorithm=algorithm, samples=samples, batch=64 // samples, kl_coef=0.0)  # fmt: skip
+    cell = dataclasses.replace(
+        CELL, algorithm=algorithm, samples=samples, batch=64 // samples, kl_coef=0.0
+    )
     _, history = iterated(cell, mesh, n=25)
     rewards = [float(m["reward_proxy"]) for m in history]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
@@ -277,7 +303,9 @@ def test_weights_are_averaged_once_an_iteration(mesh):
     for n in (1, 2):
         state, _ = iterated(cell, mesh, n=n)
         expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, state.params["policy"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params["ema"], expected)  # fmt: skip
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params["ema"], expected
+    )
 
 
 def test_pretraining_gradients_are_added_with_their_weight(mesh, monkeypatch):
@@ -285,10 +313,13 @@ def test_pretraining_gradients_are_added_with_their_weight(mesh, monkeypatch):
     monkeypatch.setattr(ppo, "apply_gradients", lambda s, g, *_: (s.replace(params=g), {}))
     tokens, segments, positions = packed_batch(CFG, [[8], [3, 5], [8], [6]], 8, seed=0)
     text = {
-        "tokens": tokens, "segments": segments, "positions": positions,
-        "targets": np.roll(tokens, -1, 1), "weights": (segments > 0).astype(np.float32),
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "targets": np.roll(tokens, -1, 1),
+        "weights": (segments > 0).astype(np.float32),
         "bytes": np.ones_like(tokens),
-    }  # fmt: skip
+    }
     placed = place_batch(text, mesh)
     cell = dataclasses.replace(CELL, ptx_coef=3.0, ptx_batch=4)
     plain, _ = iterated(CELL, mesh)
@@ -300,9 +331,14 @@ def test_pretraining_gradients_are_added_with_their_weight(mesh, monkeypatch):
         return total / weight
 
     expected = jax.jit(jax.grad(nll))(policy)
-    for got, without, more in zip(*map(jax.tree.leaves, (both.params["policy"], plain.params["policy"], expected)), strict=True):  # fmt: skip
+    for got, without, more in zip(
+        *map(jax.tree.leaves, (both.params["policy"], plain.params["policy"], expected)),
+        strict=True,
+    ):
         np.testing.assert_allclose(got, without + 3.0 * more, atol=1e-4)
-    for a, b in zip(*map(jax.tree.leaves, (both.params["critic"], plain.params["critic"])), strict=True):  # fmt: skip
+    for a, b in zip(
+        *map(jax.tree.leaves, (both.params["critic"], plain.params["critic"])), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert metrics["ptx_loss"] == pytest.approx(float(nll(policy)), rel=1e-5)
 
@@ -311,28 +347,46 @@ def test_the_critic_has_its_own_learning_rate(mesh):
     cell = dataclasses.replace(CELL, critic_lr=1e-9)
     state, _ = iterated(cell, mesh)
     _, before, *_ = started(cell, mesh)
-    still = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (state.params["critic"], before.params["critic"])), strict=True)]  # fmt: skip
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (state.params["policy"], before.params["policy"])), strict=True)]  # fmt: skip
+    still = [
+        np.abs(a - b).max()
+        for a, b in zip(
+            *map(jax.tree.leaves, (state.params["critic"], before.params["critic"])), strict=True
+        )
+    ]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(
+            *map(jax.tree.leaves, (state.params["policy"], before.params["policy"])), strict=True
+        )
+    ]
     assert max(still) < 1e-6 < 1e-3 < max(moved)
 
 
 # --- what is said ----------------------------------------------------------------------------
 
 HEALTHY = {
-    "kl": 1.0, "response_length": 6.0, "stop_rate": 0.5, "reward_spread": 0.3, "entropy": 1.0,
-    "clip_frac": 0.1, "approx_kl": 0.01,
-}  # fmt: skip
+    "kl": 1.0,
+    "response_length": 6.0,
+    "stop_rate": 0.5,
+    "reward_spread": 0.3,
+    "entropy": 1.0,
+    "clip_frac": 0.1,
+    "approx_kl": 0.01,
+}
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"kl": -2.0}, "negative KL"), ({"kl": 50.0}, "exploding KL"),
-        ({"stop_rate": 0.0}, "never stops"), ({"reward_spread": 0.0}, "constant reward"),
-        ({"entropy": 0.01}, "collapsed policy"), ({"clip_frac": 0.7}, "updates too large"),
+        ({"kl": -2.0}, "negative KL"),
+        ({"kl": 50.0}, "exploding KL"),
+        ({"stop_rate": 0.0}, "never stops"),
+        ({"reward_spread": 0.0}, "constant reward"),
+        ({"entropy": 0.01}, "collapsed policy"),
+        ({"clip_frac": 0.7}, "updates too large"),
         ({"approx_kl": 2.0}, "off policy"),
     ],
-)  # fmt: skip
+)
 def test_what_goes_wrong_has_a_name(change, name):
     assert diagnose(CELL, CFG, HEALTHY) == {}
     assert list(diagnose(CELL, CFG, HEALTHY | change)) == [name]
@@ -353,7 +407,11 @@ def test_the_memory_plan_counts_every_model():
     model = ModelConfig(layers=2, width=64, heads=4, vocab=1024)
     parts = rlhf_bytes(CELL, model, model, [model])
     size = 4.0 * 164_160
-    assert parts["policy with gradients and Adam"] == parts["critic with gradients and Adam"] == 5 * size  # fmt: skip
+    assert (
+        parts["policy with gradients and Adam"]
+        == parts["critic with gradients and Adam"]
+        == 5 * size
+    )
     assert parts["reference"] == parts["reward model"] == size
     shared = rlhf_bytes(dataclasses.replace(CELL, critic="shared"), model, model, [model])
     assert "critic with gradients and Adam" not in shared

@@ -1,4 +1,5 @@
-"""Guarantees of the HLO reader and of the roofline: known programs have known FLOPs, bytes and times."""
+"""Guarantees of the HLO reader and of the roofline: known programs have known FLOPs, bytes and
+times."""
 
 import jax
 import jax.numpy as jnp

@@ -245,7 +245,9 @@ def test_a_finished_cell_lists_the_digest_of_every_file_that_it_wrote(folder):
     digests = read_json(folder.path / "done.json")["digests"]
     assert sorted(digests) == ["metrics.jsonl", "results/heldout.json", "results/train.npz"]
     for name, digest in digests.items():
-        known = subprocess.run(["sha256sum", folder.path / name], capture_output=True, text=True, check=True)  # fmt: skip
+        known = subprocess.run(
+            ["sha256sum", folder.path / name], capture_output=True, text=True, check=True
+        )
         assert known.stdout.split()[0] == digest
     assert folder.result("heldout") == {"loss": 3.25} and folder.result_names() == ["heldout"]
     assert folder.result("other") is None
@@ -322,7 +324,8 @@ def test_looking_at_a_cell_never_keeps_a_process_from_holding_it(folder):
 
 
 def test_who_looks_at_a_cell_does_not_hold_it(folder):
-    """Another process that looks has the lock shared; whoever wants it waits for that moment to pass."""
+    """Another process that looks has the lock shared; whoever wants it waits for that moment to
+    pass."""
     folder.path.mkdir()
     with open(folder.path / "lock", "w") as look:
         fcntl.flock(look, fcntl.LOCK_SH)
@@ -356,7 +359,9 @@ def test_clearing_a_cell_first_forgets_that_it_is_done_and_keeps_its_lock(folder
     finished(folder)
     seen = []
     real = shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(folder.done()), real(*a, **k)))  # fmt: skip
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda *a, **k: (seen.append(folder.done()), real(*a, **k))
+    )
     with folder.held():
         inode = (folder.path / "lock").stat().st_ino
         folder.clear()

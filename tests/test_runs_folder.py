@@ -1,5 +1,5 @@
-"""Runs folders that cannot be made or written, full disks and disks that can only be read: one message in
-words, exit code 2, and nothing half written."""
+"""Runs folders that cannot be made or written, full disks and disks that can only be read: one
+message in words, exit code 2, and nothing half written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Guarantee: in float32 and in bfloat16 PPO's check of the sampler passes honest runs, whose kernels may
-differ, and stops a run whose trainer scores the sampled tokens as another model would."""
+"""Guarantee: in float32 and in bfloat16 PPO's check of the sampler passes honest runs, whose
+kernels may differ, and stops a run whose trainer scores the sampled tokens as another model
+would."""
 
 import dataclasses
 import functools
@@ -88,9 +89,13 @@ def parameters(model, trained):
         rows = text(rng, 32, P + R + 1)
         ones = np.ones_like(rows[:, 1:])
         batch = {
-            "tokens": rows[:, :-1], "targets": rows[:, 1:], "segments": ones, "bytes": ones,
-            "positions": np.cumsum(ones, 1) - 1, "weights": ones.astype(np.float32),
-        }  # fmt: skip
+            "tokens": rows[:, :-1],
+            "targets": rows[:, 1:],
+            "segments": ones,
+            "bytes": ones,
+            "positions": np.cumsum(ones, 1) - 1,
+            "weights": ones.astype(np.float32),
+        }
         state, _ = step(state, batch)
     return state.params
 

@@ -1,5 +1,5 @@
-"""Guarantees of everything that samples: a sample is a function of (seed, split, prompt, number) alone, so
-neither batching nor what lies on disk from before moves a result."""
+"""Guarantees of everything that samples: a sample is a function of (seed, split, prompt, number)
+alone, so neither batching nor what lies on disk from before moves a result."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -40,7 +40,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samplers():
-    """Compiled samplers by the number of samples, for all cells that compare: they differ in nothing else."""
+    """Compiled samplers by the number of samples, for all cells that compare: they differ in
+    nothing else."""
     return {}
 
 
@@ -87,7 +88,9 @@ def compared(context, folder, monkeypatch, chunk, **changes):
     return result, {s: arrays(folder, s) for s in ("train", "validation")}
 
 
-def test_comparisons_do_not_depend_on_the_chunks_that_they_are_sampled_in(context, tmp_path, monkeypatch):  # fmt: skip
+def test_comparisons_do_not_depend_on_the_chunks_that_they_are_sampled_in(
+    context, tmp_path, monkeypatch
+):
     one, other = (compared(context, tmp_path / str(n), monkeypatch, n) for n in (8, 4))
     assert one[0] == other[0]
     for split in one[1]:
@@ -100,7 +103,9 @@ def test_comparisons_do_not_depend_on_the_chunks_that_they_are_sampled_in(contex
     assert (tokens[:5] != one[1]["validation"]["responses"]).any((1, 2)).all()
 
 
-def test_fewer_samples_and_prompts_of_the_same_seed_are_the_first_of_more(context, tmp_path, monkeypatch):  # fmt: skip
+def test_fewer_samples_and_prompts_of_the_same_seed_are_the_first_of_more(
+    context, tmp_path, monkeypatch
+):
     _, many = compared(context, tmp_path / "many", monkeypatch, 4)
     _, few = compared(context, tmp_path / "few", monkeypatch, 4, k=2, prompts=6)
     np.testing.assert_array_equal(few["train"]["responses"], many["train"]["responses"][:6, :2])
@@ -113,7 +118,8 @@ def test_a_chunk_of_another_size_is_not_taken_for_one_of_this(context, tmp_path,
     cut.runtime.stop.set()
     with pytest.raises(Stopped, match="8 of 16"):
         compare(cut, cut.cell)
-    # The first chunk holds prompts 0 to 7; with chunks of 4 it must not be followed by 4 to 7 again.
+    # The first chunk holds prompts 0 to 7; with chunks of 4 it must not be followed by 4 to 7
+    # again.
     got = compared(context, tmp_path / "cut", monkeypatch, 4)
     assert got[0] == whole[0]
     same(got[1]["train"], whole[1]["train"])
@@ -147,7 +153,9 @@ def test_damaged_or_missing_comparisons_of_a_parent_are_named(context, tmp_path,
     compared(context, tmp_path, monkeypatch, 8)
     path = tmp_path / "results" / "train.npz"
     path.write_bytes(broken(path.read_bytes(), "flipped"))
-    with pytest.raises(ConfigError, match=r"train.npz is damaged .* make the cell again with `--force c`"):  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"train.npz is damaged .* make the cell again with `--force c`"
+    ):
         rankings._saved(path, "c")
     path.unlink()
     with pytest.raises(ConfigError, match=r"train.npz.*`--force c`"):
@@ -176,7 +184,7 @@ def test_best_of_n_does_not_depend_on_how_many_are_sampled_at_once(context, tmp_
     np.testing.assert_array_equal(samples["gold"][:, :3], [[len(t) for t in ts] for ts in texts])
 
 
-def test_an_evaluation_does_not_depend_on_its_chunks(context, tmp_path, monkeypatch):  # fmt: skip
+def test_an_evaluation_does_not_depend_on_its_chunks(context, tmp_path, monkeypatch):
     cell = Evaluate(
         "e", before="base", after="other", reward=f"{__name__}:letters", task=TASK, prompts=9
     )
@@ -238,7 +246,11 @@ def test_a_row_is_sampled_with_its_own_key_whatever_lies_beside_it(mesh):
     forward, backward = of([0, 1, 2, 3], [0, 1]), of([3, 2, 1, 0], [1, 0])
     np.testing.assert_array_equal(forward, backward[::-1, ::-1])
     assert (forward[:, 0] != forward[:, 1]).any()
-    numbers = {int(jax.random.bits(sampling.split_key(s, split))) for s in (0, 1) for split in sampling.SPLITS}  # fmt: skip
+    numbers = {
+        int(jax.random.bits(sampling.split_key(s, split)))
+        for s in (0, 1)
+        for split in sampling.SPLITS
+    }
     assert len(numbers) == 6
     keys = jax.random.key_data(sample_keys(key, jnp.array([2]), jnp.array([[0, 5]]), AXES))
     chain = jax.random.fold_in(jax.random.fold_in(key, 2), 5)

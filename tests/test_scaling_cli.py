@@ -137,10 +137,13 @@ def test_another_law_is_fitted_by_name_and_an_unknown_one_lists_them(capsys):
         ([DATA / "kyo_takano.csv", "--tiny"], "--tiny is for studies"),
         ([DATA / "kyo_takano.csv", "--resamples", "-1"], "must be 0 or more"),
         ([DATA / "kyo_takano.csv", "--law", "kaplan", "--approach", "3"], "give one of them"),
-        (["experiments/demo.py", "--tiny", "--runs", "none"], "first: rlhf-jax run experiments/demo.py --tiny"),
+        (
+            ["experiments/demo.py", "--tiny", "--runs", "none"],
+            "first: rlhf-jax run experiments/demo.py --tiny",
+        ),
         (["."], "has no study.json"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_refused_in_words(words, message, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     assert cli.main(["fit", *map(str, words)]) == 2
@@ -149,8 +152,19 @@ def test_wrong_input_is_refused_in_words(words, message, capsys, monkeypatch):
 
 def test_the_figures_of_a_fit_are_drawn_with_their_data(tmp_path, capsys):
     fit(capsys, DATA / "kyo_takano.csv", "--resamples", "0", "--plot", tmp_path)
-    fit(capsys, DATA / "gadre2024.csv", "--law", "downstream", "--columns", "loss=loss_c4_val",
-        "error=mean_error", "--resamples", "0", "--plot", tmp_path)  # fmt: skip
+    fit(
+        capsys,
+        DATA / "gadre2024.csv",
+        "--law",
+        "downstream",
+        "--columns",
+        "loss=loss_c4_val",
+        "error=mean_error",
+        "--resamples",
+        "0",
+        "--plot",
+        tmp_path,
+    )
     names = {"envelope", "parabolas", "frontier", "residuals", "extrapolation", "downstream"}
     assert (
         {p.stem for p in tmp_path.glob("*.svg")}

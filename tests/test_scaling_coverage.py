@@ -1,4 +1,5 @@
-"""90% intervals hold the truth in 85 to 95% of synthetic studies, as measured and kept, and again here."""
+"""90% intervals hold the truth in 85 to 95% of synthetic studies, as measured and kept, and again
+here."""
 
 import json
 from pathlib import Path
@@ -61,10 +62,14 @@ def test_thirty_studies_are_covered_as_the_kept_ones_are(kept):
 @pytest.mark.timeout(3600)
 def test_the_kept_numbers_are_made_again(kept):
     level = kept["noise_levels"][0]
-    found = score([
-        intervals(study(level["noise"], seed, kept["sizes"]), kept["resamples"], seed, kept["level"])
-        for seed in range(kept["studies"])
-    ])  # fmt: skip
+    found = score(
+        [
+            intervals(
+                study(level["noise"], seed, kept["sizes"]), kept["resamples"], seed, kept["level"]
+            )
+            for seed in range(kept["studies"])
+        ]
+    )
     for kind in ("reported", "case"):
         for name in NAMES:
             again, before = found[kind][name], level[kind][name]

@@ -1,4 +1,5 @@
-"""Losses at equal compute, read along training or between horizons; predictions and their scores."""
+"""Losses at equal compute, read along training or between horizons; predictions and their
+scores."""
 
 import numpy as np
 import pytest
@@ -52,15 +53,18 @@ def test_losses_between_horizons_show_the_minima_of_whole_budgets():
 
 def test_seeds_at_one_horizon_are_averaged():
     one = runs([1e11, 1e12, 1e13], span=1e3)
-    two = Points(*(np.concatenate([getattr(one, k)] * 2) for k in ("params", "tokens", "flops")),
-                 np.concatenate([one.loss - 0.1, one.loss + 0.1]))  # fmt: skip
+    two = Points(
+        *(np.concatenate([getattr(one, k)] * 2) for k in ("params", "tokens", "flops")),
+        np.concatenate([one.loss - 0.1, one.loss + 0.1]),
+    )
     for a, b in zip(joined(one), joined(two), strict=True):
         np.testing.assert_allclose(a.loss, b.loss)
         assert len(a.flops) == 3
 
 
 def test_counting_without_embeddings_and_last_layer_raises_the_exponent():
-    """Kaplan's accounting of runs whose true exponent is 0.5 (Porian 2024; Pearce and Song 2024)."""
+    """Kaplan's accounting of runs whose true exponent is 0.5 (Porian 2024; Pearce and Song
+    2024)."""
     vocab, curves, kaplan = 512, [], []
     for width in (16, 24, 32, 48, 64, 96, 144, 216):
         body, head = 24 * width**2, vocab * width
@@ -96,9 +100,16 @@ def test_a_prediction_from_small_budgets_meets_the_large_one():
         low, high = said["approaches"][approach]["intervals"]["d_star"]
         assert low < said["approaches"][approach]["d_star"] < high
     assert said["approaches"]["3"]["loss_star"] == pytest.approx(LAW.loss(n_star, d_star), rel=0.01)
-    found = score(said, Points(*(np.concatenate([getattr(small, k), getattr(large, k)])
-                                 for k in ("params", "tokens", "flops", "loss")),
-                               labels=small.labels + large.labels))  # fmt: skip
+    found = score(
+        said,
+        Points(
+            *(
+                np.concatenate([getattr(small, k), getattr(large, k)])
+                for k in ("params", "tokens", "flops", "loss")
+            ),
+            labels=small.labels + large.labels,
+        ),
+    )
     assert found["runs"]["n"] == len(planned)
     assert found["runs"]["rms_log_error"] < 0.01
     assert abs(found["approaches"]["3"]["loss_star"]) < 0.01
@@ -124,11 +135,19 @@ def test_a_prediction_is_scored_by_hand():
         "flops": 6e15,
         "approaches": {
             "1": {"refused": "no envelope"},
-            "2": {"n_star": 2e6, "d_star": 5e8, "loss_star": 3.1,
-                  "intervals": {"n_star": [1.5e6, 3e6], "d_star": [4e8, 2e9]}},
+            "2": {
+                "n_star": 2e6,
+                "d_star": 5e8,
+                "loss_star": 3.1,
+                "intervals": {"n_star": [1.5e6, 3e6], "d_star": [4e8, 2e9]},
+            },
         },
-        "runs": [{"label": "a", "loss": 2 * loss[0]}, {"label": "b", "loss": loss[1]}, {"label": "lost", "loss": 1.0}],
-    }  # fmt: skip
+        "runs": [
+            {"label": "a", "loss": 2 * loss[0]},
+            {"label": "b", "loss": loss[1]},
+            {"label": "lost", "loss": 1.0},
+        ],
+    }
     found = score(said, made)
     assert found["approaches"]["1"] == {"covered": {}}
     errors = found["approaches"]["2"]
@@ -136,8 +155,11 @@ def test_a_prediction_is_scored_by_hand():
     assert errors["d_star"] == pytest.approx(-np.log(2), abs=1e-6)
     assert errors["loss_star"] == pytest.approx(np.log(3.1 / 3.0), abs=1e-6)
     assert errors["covered"] == {"n_star": False, "d_star": True, "loss_star": False}
-    assert found["runs"] == {"n": 2, "rms_log_error": pytest.approx(np.log(2) / 2**0.5),
-                             "mean_log_error": pytest.approx(np.log(2) / 2)}  # fmt: skip
+    assert found["runs"] == {
+        "n": 2,
+        "rms_log_error": pytest.approx(np.log(2) / 2**0.5),
+        "mean_log_error": pytest.approx(np.log(2) / 2),
+    }
 
 
 def test_tokens_at_equal_compute_are_those_of_the_curves():

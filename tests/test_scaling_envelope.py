@@ -17,7 +17,8 @@ LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
 
 def ladder(noise=0.0, sizes=None, horizons=9, law=LAW, seed=0):
-    """Final losses of fixed sizes, each trained to the horizons at which it is neither tiny nor huge."""
+    """Final losses of fixed sizes, each trained to the horizons at which it is neither tiny nor
+    huge."""
     sizes = np.geomspace(2e7, 2e10, 25) if sizes is None else sizes
     n, c = (v.ravel() for v in np.meshgrid(sizes, np.geomspace(1e18, 1e22, horizons)))
     ratio = c / (6 * n * n)
@@ -59,7 +60,8 @@ def test_every_kept_point_is_the_least_loss_there_and_held_by_no_edge_size():
 
 
 def test_a_loss_inside_a_schedule_does_not_count():
-    """Losses dip below the law in the middle of their schedules, as no schedule that ends there does."""
+    """Losses dip below the law in the middle of their schedules, as no schedule that ends there
+    does."""
     runs = []
     for n in np.geomspace(1e8, 1e10, 16):
         for c in np.geomspace(1e19, 1e22, 20):
@@ -125,7 +127,7 @@ def test_a_bootstrap_over_curves_is_a_bootstrap_over_runs():
         (ladder(sizes=np.geomspace(1e8, 1e9, 3)), "1 sizes hold a part"),
         (ladder(sizes=np.geomspace(4e8, 4.8e8, 7)), "decades of compute"),
     ],
-)  # fmt: skip
+)
 def test_too_few_horizons_holders_or_decades_are_refused(points, message):
     fit = fit_points(points, 1, resamples=20)
     assert re.search(message, fit["refused"])

@@ -225,8 +225,9 @@ def test_shares_and_dollars_may_be_written_as_such(capsys):
 def test_few_runs_for_five_coefficients_are_said():
     rows = [
         {"params": n, "tokens": d, "loss": 1.8 + 480 * n**-0.35 + 2100 * d**-0.37}
-        for n in (2e7, 1e8, 5e8) for d in (1e9, 8e9, 3e10)
-    ]  # fmt: skip
+        for n in (2e7, 1e8, 5e8)
+        for d in (1e9, 8e9, 3e10)
+    ]
     assert any(
         "9 runs for 5 coefficients" in note for note in fit_points(from_rows(rows), 3, 0)["notes"]
     )

@@ -81,17 +81,25 @@ def test_newton_on_resamples_ends_where_l_bfgs_does_or_lower():
     for i in range(8):
         other = Surface(read_table(TABLE, COLUMNS))
         other.log_loss = losses[i]
-        found = minimize(other, theta, args=(weights[i],), jac=True, method="L-BFGS-B",
-                         options={"maxiter": 5000, "maxfun": 9000, "ftol": 1e-15, "gtol": 1e-9})  # fmt: skip
+        found = minimize(
+            other,
+            theta,
+            args=(weights[i],),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 5000, "maxfun": 9000, "ftol": 1e-15, "gtol": 1e-9},
+        )
         assert values[i] <= found.fun * (1 + 1e-6)
         assert other(ends[i], weights[i])[0] == pytest.approx(values[i], rel=1e-12)
 
 
 @pytest.mark.parametrize("table", ["public", "noisy", "exact"])
 def test_two_optimizers_agree_on_the_objective_and_every_coefficient(table):
-    data = read_table(TABLE, COLUMNS) if table == "public" else points(
-        noise=0.005 if table == "noisy" else 0.0
-    )  # fmt: skip
+    data = (
+        read_table(TABLE, COLUMNS)
+        if table == "public"
+        else points(noise=0.005 if table == "noisy" else 0.0)
+    )
     fit, other = fit_parametric(data, resamples=0), fit_separable(data)
     difference = disagreement(fit, other, len(data))
     assert abs(difference.pop("objective")) < 1e-6
@@ -290,8 +298,12 @@ def test_unresolved_budgets_are_refused_in_words_and_leave_no_exponent():
 def test_one_refused_budget_does_not_enter_the_exponent():
     good = points(budgets=(1e18, 1e19, 1e20))
     edge = points(budgets=(1e21,), center=LAW.compute_optimal(1e21)[0] * 20, span=3.0)
-    both = Points(*(np.concatenate([getattr(good, k), getattr(edge, k)])
-                    for k in ("params", "tokens", "flops", "loss")))  # fmt: skip
+    both = Points(
+        *(
+            np.concatenate([getattr(good, k), getattr(edge, k)])
+            for k in ("params", "tokens", "flops", "loss")
+        )
+    )
     alone, fit = fit_isoflop(good, 20), fit_isoflop(both, 20)
     assert fit.budgets[-1].refused
     assert fit.n_law.exponent == alone.n_law.exponent
@@ -314,6 +326,8 @@ def test_budgets_are_clusters_of_equal_compute_or_the_named_column():
     wobble = np.exp(np.random.default_rng(0).uniform(-0.04, 0.04, len(table)))
     near = Points(table.params, table.tokens, table.flops * wobble, table.loss)
     assert [len(b.points) for b in fit_isoflop(near, 0).budgets] == [9, 9]
-    rows = [{"params": p, "flops": f, "loss": v, "budget": f"{i % 2}"}
-            for i, (p, f, v) in enumerate(zip(near.params, near.flops, near.loss, strict=True))]  # fmt: skip
+    rows = [
+        {"params": p, "flops": f, "loss": v, "budget": f"{i % 2}"}
+        for i, (p, f, v) in enumerate(zip(near.params, near.flops, near.loss, strict=True))
+    ]
     assert len(fit_isoflop(from_rows(rows), 0).budgets) == 2

@@ -6,9 +6,16 @@ from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.scaling import flops
 
 PALM = ModelConfig(
-    layers=118, width=18432, heads=48, kv_heads=1, head_width=256, ff=4 * 18432,
-    vocab=256_000, activation="swiglu", max_positions=2048,
-)  # fmt: skip
+    layers=118,
+    width=18432,
+    heads=48,
+    kv_heads=1,
+    head_width=256,
+    ff=4 * 18432,
+    vocab=256_000,
+    activation="swiglu",
+    max_positions=2048,
+)
 
 
 def test_palm_540b_matches_its_published_size_and_training_flops():
@@ -37,9 +44,19 @@ def test_chinchilla_70b_is_12_l_d_squared_plus_embeddings():
 def test_every_matrix_of_a_small_model_is_counted_once():
     D, H, K, C, F, V, L, P = 8, 4, 2, 2, 12, 20, 3, 16
     cfg = ModelConfig(
-        layers=L, width=D, heads=H, kv_heads=K, ff=F, vocab=V, tied=False, qk_norm=True,
-        activation="swiglu", norm="layer", positions="learned", max_positions=P,
-    )  # fmt: skip
+        layers=L,
+        width=D,
+        heads=H,
+        kv_heads=K,
+        ff=F,
+        vocab=V,
+        tied=False,
+        qk_norm=True,
+        activation="swiglu",
+        norm="layer",
+        positions="learned",
+        max_positions=P,
+    )
     layer = 2 * D * H * C + 2 * D * K * C + 3 * D * F
     norms = L * (2 * 2 * D + 2 * C) + 2 * D
     counts = flops.param_counts(cfg)

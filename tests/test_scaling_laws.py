@@ -48,21 +48,36 @@ def table(law, params=SIZES, tokens=TOKENS, noise=0.0, **more):
 def gadre(every=False):
     with (DATA / "gadre2024.csv").open() as f:
         rows = list(csv.DictReader(f))
-    return from_rows([
-        {"params": r["params"], "tokens": r["tokens"], "loss": r["loss_c4_val"],
-         "error": r["mean_error"], "label": r["name"]}
-        for r in rows if every or float(r["chinchilla_multiplier"]) >= 1
-    ])  # fmt: skip
+    return from_rows(
+        [
+            {
+                "params": r["params"],
+                "tokens": r["tokens"],
+                "loss": r["loss_c4_val"],
+                "error": r["mean_error"],
+                "label": r["name"],
+            }
+            for r in rows
+            if every or float(r["chinchilla_multiplier"]) >= 1
+        ]
+    )
 
 
 def muennighoff():
     with (DATA / "muennighoff2023.csv").open() as f:
         rows = [r for r in csv.DictReader(f) if r["in_published_fit"] == "1"]
-    return from_rows([
-        {"params": r["params"], "tokens": r["tokens"], "unique_tokens": r["unique_tokens"],
-         "loss": r["val_loss"], "label": r["name"]}
-        for r in rows
-    ])  # fmt: skip
+    return from_rows(
+        [
+            {
+                "params": r["params"],
+                "tokens": r["tokens"],
+                "unique_tokens": r["unique_tokens"],
+                "loss": r["val_loss"],
+                "label": r["name"],
+            }
+            for r in rows
+        ]
+    )
 
 
 def huber(residual, delta=1e-3):
@@ -136,8 +151,11 @@ def test_gadres_runs_give_the_published_over_training_law():
     found = fit(OverTraining, gadre(), 100, objective=LEAST_SQUARES)
     law = found.law
     assert (f"{law.E:.3f}", f"{law.a:.0f}", f"{law.b:.0f}", f"{law.eta:.3f}") == (
-        "1.770", "161", "240", "0.128",
-    )  # fmt: skip
+        "1.770",
+        "161",
+        "240",
+        "0.128",
+    )
     assert found.n == 27
     assert found.criterion == "half the sum of squares of plain residuals"
     for name, (low, high) in found.intervals().items():
@@ -160,11 +178,14 @@ def test_gadres_downstream_error_follows_the_loss():
     starts = [(0.8, 1.0, 0.7), (0.7, 4.0, 1.5)]
     best = min(
         minimize(
-            lambda t: 1e4 * huber(t[0] - t[1] * np.exp(-t[2] * runs.loss) - runs.error), start,
-            method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-10, "fatol": 1e-12},
-        ).fun / 1e4
+            lambda t: 1e4 * huber(t[0] - t[1] * np.exp(-t[2] * runs.loss) - runs.error),
+            start,
+            method="Nelder-Mead",
+            options={"maxiter": 4000, "xatol": 1e-10, "fatol": 1e-12},
+        ).fun
+        / 1e4
         for start in starts
-    )  # fmt: skip
+    )
     assert best >= found.objective * (1 - 1e-9)
     assert best < found.objective * 1.01
 
@@ -288,8 +309,12 @@ def test_results_are_json_for_every_law():
         json.dumps(result, allow_nan=False)
         assert result["law"] == name
         assert len(result["residuals"]) == 36
-    assert set(LAWS) == {"broken", "chinchilla", *("over_training", "downstream", "kaplan"),
-                         "data_constrained"}  # fmt: skip
+    assert set(LAWS) == {
+        "broken",
+        "chinchilla",
+        *("over_training", "downstream", "kaplan"),
+        "data_constrained",
+    }
 
 
 @pytest.mark.parametrize(
@@ -311,7 +336,7 @@ def test_results_are_json_for_every_law():
         (lambda: inference_optimal(BESIROGLU, 1e12, loss=1.8), "irreducible loss is 1.8172"),
         (lambda: inference_optimal(BESIROGLU, -1.0, loss=2.0), "at least 0"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_fitted_is_refused_in_words(call, message):
     with pytest.raises(FitError, match=message):
         call()

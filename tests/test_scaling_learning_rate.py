@@ -20,7 +20,8 @@ from rlhf_jax.scaling.points import FitError
 
 
 def runs(lr0=0.02, n_power=0.6, b_power=0.4, noise=0.0, shift=0.0, curve=0.12):
-    """Losses that are a parabola in ln lr around a known law; `shift` moves the rates that are tried."""
+    """Losses that are a parabola in ln lr around a known law; `shift` moves the rates that are
+    tried."""
     rng = np.random.default_rng(0)
     rows = []
     for n in (2.6e4, 8e4, 1.95e5):

@@ -14,8 +14,9 @@ from rlhf_jax.scaling.points import FitError, read_table
 
 RUNS = [
     (c, n, c / (6 * n), float(LAW.loss(n, c / (6 * n))))
-    for c in BUDGETS for n in LAW.compute_optimal(c)[0] * np.geomspace(0.25, 4, 7)
-]  # fmt: skip
+    for c in BUDGETS
+    for n in LAW.compute_optimal(c)[0] * np.geomspace(0.25, 4, 7)
+]
 
 
 def table(tmp_path, text, name="t.csv"):
@@ -32,14 +33,35 @@ def fit(capsys, path, *words):
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("125M", 125e6), ("1.4e9", 1.4e9), ("1,400,000,000", 1.4e9), ("3e+17", 3e17), ("1.5T", 1.5e12),
-        ("10^18", 1e18), ("6×10¹⁸", 6e18), ("6 * 10**18", 6e18), ("3,14", 3.14), ("1\u202f400\u202f000", 1.4e6),
-        ("1\u00a0400", 1400), ("1'400'000", 1.4e6), ("16.863.713", 16863713), ("1.400.000,5", 1400000.5),
-        ("1,400.5", 1400.5), ("70 B", 70e9), ("1.5 trillion", 1.5e12), ("3e17 FLOPs", 3e17),
-        ("2 EFLOPs", 2e18), ("3.5 PF-days", 3.5 * 1e15 * 86400), ("2 petaflop/s-days", 2e15 * 86400),
-        ("12%", 0.12), ("3.14±0.01", 3.14), ("−3", -3), ("1_000_000", 1e6), ("0,140", 0.14), (7, 7),
+        ("125M", 125e6),
+        ("1.4e9", 1.4e9),
+        ("1,400,000,000", 1.4e9),
+        ("3e+17", 3e17),
+        ("1.5T", 1.5e12),
+        ("10^18", 1e18),
+        ("6×10¹⁸", 6e18),
+        ("6 * 10**18", 6e18),
+        ("3,14", 3.14),
+        ("1\u202f400\u202f000", 1.4e6),
+        ("1\u00a0400", 1400),
+        ("1'400'000", 1.4e6),
+        ("16.863.713", 16863713),
+        ("1.400.000,5", 1400000.5),
+        ("1,400.5", 1400.5),
+        ("70 B", 70e9),
+        ("1.5 trillion", 1.5e12),
+        ("3e17 FLOPs", 3e17),
+        ("2 EFLOPs", 2e18),
+        ("3.5 PF-days", 3.5 * 1e15 * 86400),
+        ("2 petaflop/s-days", 2e15 * 86400),
+        ("12%", 0.12),
+        ("3.14±0.01", 3.14),
+        ("−3", -3),
+        ("1_000_000", 1e6),
+        ("0,140", 0.14),
+        (7, 7),
     ],
-)  # fmt: skip
+)
 def test_a_number_is_read_in_any_spelling(text, number):
     assert parse(text)[0] == pytest.approx(number)
 
@@ -64,23 +86,47 @@ def test_the_decimal_mark_is_the_tables_own():
 @pytest.mark.parametrize(
     ("name", "role", "factor"),
     [
-        ("params_M", "params", 1e6), ("params (M)", "params", 1e6), ("tokens_B", "tokens", 1e9),
-        ("tokens (billions)", "tokens", 1e9), ("flops_1e18", "flops", 1e18), ("FLOPs (×10¹⁸)", "flops", 1e18),
-        ("C (EFLOPs)", "flops", 1e18), ("compute_pf_days", "flops", 8.64e19), ("Training FLOP", "flops", 1),
-        ("Training Compute (FLOP)", "flops", 1), ("achieved_flops", "flops", 1), ("Model Size", "params", 1),
-        ("config.n_params", "params", 1), ("summary/eval/loss", "loss", 1), ("validation loss", "loss", 1),
-        ("nParams", "params", 1), ("Reported Parameters (M)", "params", 1e6), ("unique_tokens_B", "unique_tokens", 1e9),
+        ("params_M", "params", 1e6),
+        ("params (M)", "params", 1e6),
+        ("tokens_B", "tokens", 1e9),
+        ("tokens (billions)", "tokens", 1e9),
+        ("flops_1e18", "flops", 1e18),
+        ("FLOPs (×10¹⁸)", "flops", 1e18),
+        ("C (EFLOPs)", "flops", 1e18),
+        ("compute_pf_days", "flops", 8.64e19),
+        ("Training FLOP", "flops", 1),
+        ("Training Compute (FLOP)", "flops", 1),
+        ("achieved_flops", "flops", 1),
+        ("Model Size", "params", 1),
+        ("config.n_params", "params", 1),
+        ("summary/eval/loss", "loss", 1),
+        ("validation loss", "loss", 1),
+        ("nParams", "params", 1),
+        ("Reported Parameters (M)", "params", 1e6),
+        ("unique_tokens_B", "unique_tokens", 1e9),
     ],
-)  # fmt: skip
+)
 def test_a_name_says_the_role_and_the_unit(name, role, factor):
     assert read_name(role, name).factor == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["d_model", "n_layers", "batch_tokens", "tokens_per_sec", "flops_per_token", "Embedding Parameters",
-     "train_loss", "loss_stderr", "seq_len", "mfu", "compute_hours", "tokens per parameter"],
-)  # fmt: skip
+    [
+        "d_model",
+        "n_layers",
+        "batch_tokens",
+        "tokens_per_sec",
+        "flops_per_token",
+        "Embedding Parameters",
+        "train_loss",
+        "loss_stderr",
+        "seq_len",
+        "mfu",
+        "compute_hours",
+        "tokens per parameter",
+    ],
+)
 def test_a_name_of_something_else_is_no_candidate(name):
     assert not any(read_name(role, name) for role in ("params", "tokens", "flops", "loss"))
 
@@ -88,10 +134,11 @@ def test_a_name_of_something_else_is_no_candidate(name):
 @pytest.mark.parametrize(
     ("header", "scale"),
     [
-        ("params_M,tokens_B,loss", (1e6, 1e9, 1)), ("N (billions),D (T),L", (1e9, 1e12, 1)),
+        ("params_M,tokens_B,loss", (1e6, 1e9, 1)),
+        ("N (billions),D (T),L", (1e9, 1e12, 1)),
         ("log10_N,log10 D,loss", None),
     ],
-)  # fmt: skip
+)
 def test_units_in_names_scale_the_numbers_also_of_columns_that_are_given(tmp_path, header, scale):
     rows = [[n, d, loss] for _, n, d, loss in RUNS]
     rows = [
@@ -128,12 +175,19 @@ def test_perplexities_and_bits_become_nats(tmp_path):
 @pytest.mark.parametrize(
     ("column", "good", "bad"),
     [
-        ("state", "finished", "crashed"), ("State", "finished", "running"), ("run_state", "finished", "killed"),
-        ("status", "FINISHED", "FAILED"), ("State", "COMPLETED", "CANCELLED by 1000"),
-        ("JobState", "COMPLETED", "OUT_OF_ME+"), ("status", "done", "TIMEOUT"), ("finished", "True", "False"),
-        ("is_diverged", "0", "1"), ("diverged", "no", "yes"), ("ExitCode", "0:0", "137:0"),
+        ("state", "finished", "crashed"),
+        ("State", "finished", "running"),
+        ("run_state", "finished", "killed"),
+        ("status", "FINISHED", "FAILED"),
+        ("State", "COMPLETED", "CANCELLED by 1000"),
+        ("JobState", "COMPLETED", "OUT_OF_ME+"),
+        ("status", "done", "TIMEOUT"),
+        ("finished", "True", "False"),
+        ("is_diverged", "0", "1"),
+        ("diverged", "no", "yes"),
+        ("ExitCode", "0:0", "137:0"),
     ],
-)  # fmt: skip
+)
 def test_runs_that_say_that_they_did_not_finish_are_left_out_and_named(
     tmp_path, capsys, column, good, bad
 ):
@@ -207,8 +261,13 @@ def test_one_bad_row_of_each_kind_is_left_out_with_its_line_and_reason(tmp_path,
 def test_budgets_that_scatter_and_spellings_of_a_number_are_one_budget(tmp_path, capsys):
     wobble = np.random.default_rng(0).uniform(0.95, 1.05, len(RUNS))
     path = tmp_path / "t.csv"
-    path.write_text("C,N,loss\n" + "".join(
-        f"{c * w},{n},{LAW.loss(n, c * w / 6 / n)}\n" for (c, n, _, _), w in zip(RUNS, wobble, strict=True)))  # fmt: skip
+    path.write_text(
+        "C,N,loss\n"
+        + "".join(
+            f"{c * w},{n},{LAW.loss(n, c * w / 6 / n)}\n"
+            for (c, n, _, _), w in zip(RUNS, wobble, strict=True)
+        )
+    )
     two = fit(capsys, path, "--approach", "2")
     assert [len(budget["points"]) for budget in two["budgets"]] == [7] * 5
     assert two["a"] == pytest.approx(LAW.a, abs=0.03)
@@ -226,20 +285,34 @@ def test_every_separator_and_format_gives_the_same_table(tmp_path):
     header = ["N", "D", "loss"]
     records = [dict(zip(header, map(float, row), strict=True)) for row in rows]
     files = {
-        f"{ord(mark)}.csv": "\n".join(mark.join(row) for row in [header, *rows]).encode() for mark in ",;\t|"
+        f"{ord(mark)}.csv": "\n".join(mark.join(row) for row in [header, *rows]).encode()
+        for mark in ",;\t|"
     } | {
         "comma.csv": "\n".join(";".join(row).replace(".", ",") for row in [header, *rows]).encode(),
         "words.txt": ("# N D loss\n" + "\n".join(" ".join(row) for row in rows)).encode(),
         "sep.csv": ("sep=;\n" + "\n".join(";".join(row) for row in [header, *rows])).encode(),
-        "names.csv": ("N,D,loss\n" + "\n".join(",".join([str(i + 1), *row]) for i, row in enumerate(rows))).encode(),
+        "names.csv": (
+            "N,D,loss\n" + "\n".join(",".join([str(i + 1), *row]) for i, row in enumerate(rows))
+        ).encode(),
         "t.json": json.dumps({"runs": records}).encode(),
         "columns.json": json.dumps({k: [r[k] for r in records] for k in header}).encode(),
-        "wandb.json": json.dumps([{"config": {"N": {"value": r["N"]}}, "summary": {"D": r["D"], "eval/loss": r["loss"]}}
-                                  for r in records]).encode(),
-        "t.jsonl": "\n".join(json.dumps({"note": "a\u2028b\u0085c", **r}, ensure_ascii=False) for r in records).encode(),
+        "wandb.json": json.dumps(
+            [
+                {
+                    "config": {"N": {"value": r["N"]}},
+                    "summary": {"D": r["D"], "eval/loss": r["loss"]},
+                }
+                for r in records
+            ]
+        ).encode(),
+        "t.jsonl": "\n".join(
+            json.dumps({"note": "a\u2028b\u0085c", **r}, ensure_ascii=False) for r in records
+        ).encode(),
         "t.csv.gz": gzip.compress("\n".join(",".join(row) for row in [header, *rows]).encode()),
-        "huge.csv": ("N,D,loss,config\n" + "\n".join(f"{','.join(row)},{'x' * 200_000}" for row in rows)).encode(),
-    }  # fmt: skip
+        "huge.csv": (
+            "N,D,loss,config\n" + "\n".join(f"{','.join(row)},{'x' * 200_000}" for row in rows)
+        ).encode(),
+    }
     for name, data in files.items():
         found = table(tmp_path, data, name)
         assert np.array([found.params, found.tokens, found.loss]) == pytest.approx(want), name
@@ -261,12 +334,16 @@ def test_parquet_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("t.csv", b"PK\x03\x04....", "a spreadsheet or zip archive"), ("t.csv", bytes(range(256)) * 9, "is not text"),
-        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "not readable as gzip"), ("t.xlsx", b"x", "save it as CSV"),
-        ("t.json", b"[" * 100_000, "nested too deeply"), ("t.json", b"3", "without a list of runs"),
-        ("t.jsonl", b"{\n", "t.jsonl:1 is not JSON"), ("t.csv", b"# only\n", "only comments"),
+        ("t.csv", b"PK\x03\x04....", "a spreadsheet or zip archive"),
+        ("t.csv", bytes(range(256)) * 9, "is not text"),
+        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "not readable as gzip"),
+        ("t.xlsx", b"x", "save it as CSV"),
+        ("t.json", b"[" * 100_000, "nested too deeply"),
+        ("t.json", b"3", "without a list of runs"),
+        ("t.jsonl", b"{\n", "t.jsonl:1 is not JSON"),
+        ("t.csv", b"# only\n", "only comments"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_table_is_refused_in_words(tmp_path, name, data, message):
     with pytest.raises(FitError, match=message):
         table(tmp_path, data, name)
@@ -316,9 +393,17 @@ def test_the_window_is_an_option_and_none_takes_every_run(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["--seed", "-1"], ["--seed", "5000000000"], ["--seed", "x"], ["--resamples", "200000"], ["--window", "1"],
-     ["--window", "nan"], ["--window", "inf"], ["--window", "4", "--approach", "3"]],
-)  # fmt: skip
+    [
+        ["--seed", "-1"],
+        ["--seed", "5000000000"],
+        ["--seed", "x"],
+        ["--resamples", "200000"],
+        ["--window", "1"],
+        ["--window", "nan"],
+        ["--window", "inf"],
+        ["--window", "4", "--approach", "3"],
+    ],
+)
 def test_options_out_of_range_are_refused_in_words(tmp_path, capsys, words):
     path = tmp_path / "t.csv"
     path.write_text("N,D,loss\n1e6,2e7,3.5\n")
@@ -343,7 +428,7 @@ def test_options_out_of_range_are_refused_in_words(tmp_path, capsys, words):
         (["--law", "data_constrained"], "--columns unique_tokens=NAME"),
         ([], "all 35 losses are 3"),
     ],
-)  # fmt: skip
+)
 def test_wrong_commands_and_flat_tables_end_in_words(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     flat = "over_training" in words or not words

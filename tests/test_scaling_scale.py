@@ -1,4 +1,5 @@
-"""Tables of many runs: shortcuts give what the whole computation gives; budgets are found by gaps."""
+"""Tables of many runs: shortcuts give what the whole computation gives; budgets are found by
+gaps."""
 
 import numpy as np
 import pytest
@@ -48,8 +49,15 @@ def test_a_law_of_a_sample_is_the_same_law_in_the_centring_of_all_runs(points):
 def test_deleted_residuals_of_many_runs_are_near_those_of_fits_without_each(points, monkeypatch):
     law = fit_law(points)
     s = Surface(points)
-    theta = np.array([np.log(law.A) - law.alpha * s.mx, np.log(law.B) - law.beta * s.my, np.log(law.E),
-                      law.alpha, law.beta])  # fmt: skip
+    theta = np.array(
+        [
+            np.log(law.A) - law.alpha * s.mx,
+            np.log(law.B) - law.beta * s.my,
+            np.log(law.E),
+            law.alpha,
+            law.beta,
+        ]
+    )
     exact = deleted_residuals(s, theta)
     monkeypatch.setattr(parametric, "MANY", 10)
     quick, plain = deleted_residuals(s, theta), -s.residual(theta)[0]

@@ -137,8 +137,12 @@ def test_the_grid_counts_seeds_conventions_and_what_a_branch_adds():
         "w", point.model, [100_000, 200_000], 8, 128, OptimConfig(lr=1e-3)
     )
     seeds = [pretrain(point, f"c-{seed}", seed=seed) for seed in range(3)]
-    study = Study("t", (*seeds, *trunk, *branches), CorpusConfig(vocab=1024),
-                  (Analysis("isoflop", ("c-*",)), Analysis("isoflop", ("w-branch*",))))  # fmt: skip
+    study = Study(
+        "t",
+        (*seeds, *trunk, *branches),
+        CorpusConfig(vocab=1024),
+        (Analysis("isoflop", ("c-*",)), Analysis("isoflop", ("w-branch*",))),
+    )
     first, small, large = grid(study, "h100", 0.5)
     assert first["seeds"] == 3
     assert first["flops"] == all_conventions(point.model, 128, point.tokens)

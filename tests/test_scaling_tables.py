@@ -15,11 +15,17 @@ COLUMNS = {"params": "N", "tokens": "D", "loss": "loss"}
 @pytest.mark.parametrize(
     "header",
     [
-        "N,D,L", "n,d,l", "params,tokens,loss", "n_params,n_tokens,val_loss",
-        "Model Size,Training Tokens,Validation Loss", "num-params,num-tokens,eval_loss",
-        "parameters,train_tokens,test_loss", "params_total,D,final_loss", "size,tokens,loss_c4",
+        "N,D,L",
+        "n,d,l",
+        "params,tokens,loss",
+        "n_params,n_tokens,val_loss",
+        "Model Size,Training Tokens,Validation Loss",
+        "num-params,num-tokens,eval_loss",
+        "parameters,train_tokens,test_loss",
+        "params_total,D,final_loss",
+        "size,tokens,loss_c4",
     ],
-)  # fmt: skip
+)
 def test_names_alone_say_what_the_columns_are(tmp_path, header):
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\n1e6,2e7,3.5\n2e6,4e7,3.25\n")
@@ -86,13 +92,21 @@ def test_two_named_sizes_mean_c_is_6nd_whatever_else_the_table_has(tmp_path):
     [
         ("N,D,los\n1,2,3\n", COLUMNS, r"no column 'loss' \(for loss\). Did you mean 'los'"),
         ("N,D,loss\n1e6,x,3\n", COLUMNS, r"t.csv:2, column 'D': tokens is 'x', not a number"),
-        ("N,D,loss\n1e6,2e7,nan\n", {}, r"t.csv:2, column 'loss': loss is nan; it must be positive"),
+        (
+            "N,D,loss\n1e6,2e7,nan\n",
+            {},
+            r"t.csv:2, column 'loss': loss is nan; it must be positive",
+        ),
         ("N,D,loss\n1e6,2e7,-3\n", {}, r"t.csv:2, column 'loss'"),
         ("N,D,loss\n1e6,2e7,\n", {}, r"t.csv:2, column 'loss': loss is '', not a number"),
         ("N,D,loss\n1,2\n", {}, r"t.csv:2 does not have 3 fields"),
         ("N,D,loss\n1,2,3,4\n", {}, r"t.csv:2 does not have 3 fields .* but 4"),
         ("N,loss\n1e6,2\n", {"params": "N"}, "two of them are needed"),
-        ("N,D,loss\n1,2,3\n", {"parms": "N"}, "'parms' is not one of the roles. Did you mean 'params'"),
+        (
+            "N,D,loss\n1,2,3\n",
+            {"parms": "N"},
+            "'parms' is not one of the roles. Did you mean 'params'",
+        ),
         ("N,D,loss\n", {}, "no rows"),
         ("", {}, "t.csv is empty"),
         ("N,N,D,loss\n1e6,1e6,2e7,3\n", {}, "header has 'N' twice"),
@@ -102,16 +116,32 @@ def test_two_named_sizes_mean_c_is_6nd_whatever_else_the_table_has(tmp_path):
         ("N,D,loss\n" + "".join(f"{i}e6,{i}e7,3\n" for i in range(1, 9)), {}, "all 8 losses are 3"),
         ("N,D,loss\n17,2e7,3\n30,3e7,3.1\n", {}, r"column 'N': 2 of 2 .*'params=N\*1e6'"),
         ("N,D,loss\n1e7,9.8,3\n2e7,8.1,3.1\n", {}, r"column 'D': 2 of 2 .*'tokens=D\*1e9'"),
-        ("N,D,C,loss\n1e7,1e9,60,3\n2e7,1e9,120,3.1\n", {}, r"column 'C': 2 of 2 .*'flops=C\*1e18'"),
-        ("N,D,C,loss\n1e7,1e9,6e13,3\n2e7,1e9,1.2e14,3.1\n", {}, r"0.001 times 6 N D .*'flops=C\*1e3'"),
+        (
+            "N,D,C,loss\n1e7,1e9,60,3\n2e7,1e9,120,3.1\n",
+            {},
+            r"column 'C': 2 of 2 .*'flops=C\*1e18'",
+        ),
+        (
+            "N,D,C,loss\n1e7,1e9,6e13,3\n2e7,1e9,1.2e14,3.1\n",
+            {},
+            r"0.001 times 6 N D .*'flops=C\*1e3'",
+        ),
         ("N,C,loss\n1e7,6e20,3\n2e7,6e8,3.1\n3e7,6e8,3.1\n", {}, "tokens a parameter by C = 6 N D"),
         ("N,D,loss\n1e7,1e9,20.1\n2e7,1e9,19.1\n", {}, "half of the losses are above 12.5"),
         ("N,D,loss\n1e7,1e3,3\n2e7,1e3,3.1\n", {}, "column 'D': 2 of 2"),
         ("N D loss\n1e6 1e7\n", {}, "the separators , ; tab and | are known"),
-        ('name,N,D,loss\n"a,1e6,2e7,3.5\nb,1e6,3e7,3.4\n', {}, "t.csv:2: a quote is opened and never"),
-        ('name,N,D,loss\n"a,1e6,2e7,3.5\n"b",1e6,3e7,3.4\n', {}, "t.csv:2: a quote is opened and not closed"),
+        (
+            'name,N,D,loss\n"a,1e6,2e7,3.5\nb,1e6,3e7,3.4\n',
+            {},
+            "t.csv:2: a quote is opened and never",
+        ),
+        (
+            'name,N,D,loss\n"a,1e6,2e7,3.5\n"b",1e6,3e7,3.4\n',
+            {},
+            "t.csv:2: a quote is opened and not closed",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_tables_are_refused_naming_row_and_column(tmp_path, text, columns, message):
     path = tmp_path / "t.csv"
     path.write_text(text)

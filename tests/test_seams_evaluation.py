@@ -46,16 +46,32 @@ def bench(mesh, tmp_path_factory):
 @pytest.fixture(scope="module")
 def warm(bench):
     """From policy a to policy b, which begin with other words, by the worst of two rewards."""
-    cell = Evaluate("warm", before="a", after="b", reward="worst", task=TASK, prompts=N,
-                    temperature=WARM, modes="tiny_policies:first_words")  # fmt: skip
+    cell = Evaluate(
+        "warm",
+        before="a",
+        after="b",
+        reward="worst",
+        task=TASK,
+        prompts=N,
+        temperature=WARM,
+        modes="tiny_policies:first_words",
+    )
     return Evaluated(bench, cell, beside=(WORST,))
 
 
 @pytest.fixture(scope="module")
 def greedy(bench):
     """From policy a to one that begins alike, without chance."""
-    cell = Evaluate("greedy", before="a", after="near", reward="wide-rm", task=TASK, prompts=N,
-                    temperature=0.0, seed=3)  # fmt: skip
+    cell = Evaluate(
+        "greedy",
+        before="a",
+        after="near",
+        reward="wide-rm",
+        task=TASK,
+        prompts=N,
+        temperature=0.0,
+        seed=3,
+    )
     return Evaluated(bench, cell)
 
 

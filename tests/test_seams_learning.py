@@ -24,9 +24,14 @@ from rlhf_jax.model import init
 __all__ = ["compiled", "mesh"]
 LEARNS = OptimConfig(lr=3e-2, schedule="constant", warmup=0.0, weight_decay=0.0)
 UTILITIES = Compare(
-    "utilities", policy="endless", task=TaskConfig(8, 5, TASK.prompts, "tiny_policies:last_word"),
-    prompts=48, heldout_prompts=24, k=3, noise=0.0,
-)  # fmt: skip
+    "utilities",
+    policy="endless",
+    task=TaskConfig(8, 5, TASK.prompts, "tiny_policies:last_word"),
+    prompts=48,
+    heldout_prompts=24,
+    k=3,
+    noise=0.0,
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,14 +38,35 @@ CELLS = {
     "held": dataclasses.replace(FREE, name="held", kl_coef=20.0),
     # Nothing moves: what is measured is of policy b.
     "still": PPO(
-        "still", policy="b", reward="worst", task=TASK, iterations=3, batch=12, samples=2, epochs=1,
-        temperature=WARM, kl_target=6.0, kl_horizon=100.0, ptx_coef=0.5, ptx_batch=249, optim=FIXED,
+        "still",
+        policy="b",
+        reward="worst",
+        task=TASK,
+        iterations=3,
+        batch=12,
+        samples=2,
+        epochs=1,
+        temperature=WARM,
+        kl_target=6.0,
+        kl_horizon=100.0,
+        ptx_coef=0.5,
+        ptx_batch=249,
+        optim=FIXED,
     ),
     "averaged": PPO(
-        "averaged", policy="b", reward="tiny_policies:proxy", task=TASK, iterations=1, batch=12,
-        samples=2, algorithm="grpo", epochs=1, ema=0.75, optim=LEARNS,
+        "averaged",
+        policy="b",
+        reward="tiny_policies:proxy",
+        task=TASK,
+        iterations=1,
+        batch=12,
+        samples=2,
+        algorithm="grpo",
+        epochs=1,
+        ema=0.75,
+        optim=LEARNS,
     ),
-}  # fmt: skip
+}
 
 
 class Ran:

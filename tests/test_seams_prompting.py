@@ -19,11 +19,16 @@ def tasks(split, n, seed):
     """Items of two groups, those of the test split begin with another word; more than are asked
     at once."""
     return [
-        Item("say", group, f"{tiny.MARKERS[split]} {' '.join(str(i))}", answers[i % 3],
-             tuple(a for a in answers if a != answers[i % 3]) + (("hate sad",) if i % 2 else ()))
+        Item(
+            "say",
+            group,
+            f"{tiny.MARKERS[split]} {' '.join(str(i))}",
+            answers[i % 3],
+            tuple(a for a in answers if a != answers[i % 3]) + (("hate sad",) if i % 2 else ()),
+        )
         for group, answers in ANSWERS.items()
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def speaker():
@@ -43,8 +48,15 @@ def asked(mesh, tmp_path_factory):
     bench = Bench(tmp_path_factory.mktemp("prompting"), mesh)
     parent = Pretrain("speaker", model=MODEL, batch=2, tokens=64, seed=9)
     bench.finished(bench.study(parent), "speaker", MODEL, tiny.trunk(MODEL, speaker().logits))
-    cell = Prompting("asked", policy="speaker", tasks=f"{__name__}:tasks", shots=(0, 2), items=40,
-                     answer_len=4, seed=1)  # fmt: skip
+    cell = Prompting(
+        "asked",
+        policy="speaker",
+        tasks=f"{__name__}:tasks",
+        shots=(0, 2),
+        items=40,
+        answer_len=4,
+        seed=1,
+    )
     ctx = bench.run(cell, beside=(parent,))
     return bench, ctx.folder.result("prompting")
 

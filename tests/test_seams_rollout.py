@@ -32,11 +32,17 @@ def cell(**options):
 
 CELLS = {
     "critic": cell(gamma=0.9, lam=0.8, no_eos_score=-3.0),
-    "shared": cell(critic="shared", score_at="after", no_eos="subtract", whiten_rewards=True,
-                   whiten_advantages="minibatch", bessel=True),
+    "shared": cell(
+        critic="shared",
+        score_at="after",
+        no_eos="subtract",
+        whiten_rewards=True,
+        whiten_advantages="minibatch",
+        bessel=True,
+    ),
     "grpo": cell(algorithm="grpo", samples=3, batch=8, kl_in="loss", no_eos="keep"),
     "reinforce": cell(algorithm="reinforce"),
-}  # fmt: skip
+}
 
 
 def started(cell, mesh, kl_coef=KL):

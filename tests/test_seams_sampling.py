@@ -172,8 +172,15 @@ def test_feedback_follows_the_labellers_rule(bench, gives):
 @pytest.fixture(scope="module")
 def best(bench):
     """With a reward whose favourites are not the labeller's."""
-    cell = BestOfN("best", policy="b", reward="tiny_policies:proxy", task=TASK, prompts=9, n=6,
-                   temperature=COLD)  # fmt: skip
+    cell = BestOfN(
+        "best",
+        policy="b",
+        reward="tiny_policies:proxy",
+        task=TASK,
+        prompts=9,
+        n=6,
+        temperature=COLD,
+    )
     ctx = bench.run(cell)
     samples = dict(np.load(ctx.folder.results / "samples.npz"))
     records = read(ctx.folder.results / "demonstrations.jsonl", Demonstration)
@@ -220,8 +227,16 @@ def test_the_curve_is_the_mean_over_all_subsets_of_the_samples(best):
 
 def test_the_best_of_a_reward_model_has_the_highest_score_of_its_last_token(bench):
     """Of the training prompts if the cell says so, which a fine-tuned model can then learn from."""
-    cell = BestOfN("best-rm", policy="endless", reward="wide-rm", task=TASK, prompts=9, n=70,
-                   split="train", temperature=COLD)  # fmt: skip
+    cell = BestOfN(
+        "best-rm",
+        policy="endless",
+        reward="wide-rm",
+        task=TASK,
+        prompts=9,
+        n=70,
+        split="train",
+        temperature=COLD,
+    )
     ctx = bench.run(cell)
     proxy = np.load(ctx.folder.results / "samples.npz")["proxy"]
     assert not (proxy[:, :6] == proxy[:, 64:]).all()  # more than are sampled at a time, drawn anew

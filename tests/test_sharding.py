@@ -23,8 +23,11 @@ def run(devices, what, *meshes):
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)}
     done = subprocess.run(
         [sys.executable, str(here / "tiny_sharded.py"), what, *meshes],
-        env=env, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {line["mesh"]: line for line in map(json.loads, done.stdout.splitlines())}
 

@@ -15,9 +15,10 @@ MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 CORPUS = CorpusConfig(vocab=64, seq_len=32)
 BASE = Pretrain("base", model=MODEL, tokens=1024, batch=2)
 STUDIES = sorted(
-    path for path in (Path(__file__).parents[1] / "experiments").glob("*.py")
+    path
+    for path in (Path(__file__).parents[1] / "experiments").glob("*.py")
     if "def study(" in path.read_text()
-)  # fmt: skip
+)
 
 
 def study(*cells, **kw):
@@ -56,8 +57,12 @@ def test_run_ids_depend_on_science_parents_and_corpus():
 
 
 def test_cells_of_different_kinds_never_share_an_id():
-    made = ids(BASE, SFT("sft", base="base"), Compare("c", policy="sft"),
-               Reward("r", base="sft", comparisons="c"))  # fmt: skip
+    made = ids(
+        BASE,
+        SFT("sft", base="base"),
+        Compare("c", policy="sft"),
+        Reward("r", base="sft", comparisons="c"),
+    )
     assert len(set(made.values())) == 4
 
 
@@ -107,13 +112,24 @@ def test_records_enter_the_id_by_content_not_by_path(tmp_path, monkeypatch):
     (tmp_path / "other.jsonl").write_text("[]")
 
     def made(path):
-        cells = (SFT("sft", base="base", records=path), Reward("r", base="base", comparisons=path),
-                 Compare("c", policy="base"), Reward("more", base="base", comparisons="c", earlier=(path,)))  # fmt: skip
+        cells = (
+            SFT("sft", base="base", records=path),
+            Reward("r", base="base", comparisons=path),
+            Compare("c", policy="base"),
+            Reward("more", base="base", comparisons="c", earlier=(path,)),
+        )
         return ids(BASE, *cells)
 
     first = made("a.jsonl")
-    for path in ("./a.jsonl", str(tmp_path / "a.jsonl"), "folder/../a.jsonl", "folder/b.jsonl",
-                 "export-10:30:00.jsonl", "pairs:old", Path("a.jsonl")):  # fmt: skip
+    for path in (
+        "./a.jsonl",
+        str(tmp_path / "a.jsonl"),
+        "folder/../a.jsonl",
+        "folder/b.jsonl",
+        "export-10:30:00.jsonl",
+        "pairs:old",
+        Path("a.jsonl"),
+    ):
         assert made(path) == first, path
     assert all(made("other.jsonl")[n] != first[n] for n in ("sft", "r", "more"))
 
@@ -134,14 +150,17 @@ def test_a_study_keeps_its_ids_while_what_it_names_changes(tmp_path):
         ({"cells": (BASE, "sft")}, r"study.cells\[1\]: expected Cell, got 'sft'"),
         ({"cells": (BASE, CORPUS)}, r"study.cells\[1\]: expected Cell, got CorpusConfig"),
         ({"cells": (BASE,), "analyses": ("isoflop",)}, r"study.analyses\[0\]: expected Analysis"),
-        ({"cells": (BASE,), "analyses": (("isoflop", "*"),)}, r"study.analyses\[0\]: expected Analysis"),
+        (
+            {"cells": (BASE,), "analyses": (("isoflop", "*"),)},
+            r"study.analyses\[0\]: expected Analysis",
+        ),
         ({"cells": (BASE,), "members": 1.5}, "study.members: expected int, got 1.5"),
         ({"cells": (BASE,), "corpus": MODEL}, "study.corpus: expected CorpusConfig"),
         ({"cells": (SFT("s", base="my base"),)}, "s.base = 'my base'; expected the name of a cell"),
         ({"cells": (SFT("s", base="m:f"),)}, "s.base = 'm:f'; expected the name of a cell"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_types_in_a_study_are_refused(values, said):
     with pytest.raises(ConfigError, match=said):
         Study("s", **{"corpus": CORPUS, **values})
@@ -150,15 +169,24 @@ def test_wrong_types_in_a_study_are_refused(values, said):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("    return Study('s', (Pretrain('a', OptimConfig()),))", r"s.py, line 6: a.model: expected ModelConfig"),
-        ("    return Study('s', (Pretrain('a', bacth=3),))", r"line 6: unknown key 'bacth'.*Did you mean 'batch'"),
+        (
+            "    return Study('s', (Pretrain('a', OptimConfig()),))",
+            r"s.py, line 6: a.model: expected ModelConfig",
+        ),
+        (
+            "    return Study('s', (Pretrain('a', bacth=3),))",
+            r"line 6: unknown key 'bacth'.*Did you mean 'batch'",
+        ),
         ("    return Study('s')", r"s.py, line 6: TypeError: .*missing 1 required"),
         ("    return Study('s', 3", r"s.py, line 6: SyntaxError"),
         ("    return nonsense", r"s.py, line 6: NameError"),
         ("    return [Pretrain('a')]", r"study\(\) returns list; expected a Study"),
-        ("    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))", "s.py, line 6: corpus.sources: expected a list"),
+        (
+            "    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))",
+            "s.py, line 6: corpus.sources: expected a list",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_study_file_is_named_with_its_line(tmp_path, body, said):
     head = (
         "from rlhf_jax.cells import Pretrain\nfrom rlhf_jax.config import *\n"
@@ -316,10 +344,16 @@ def train_tokens(cell) -> int:
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
-        ("SFT('s', base='base', records='no/such.jsonl')", "no/such.jsonl.*expected a cell of the study"),
-        ("PPO('p', policy='base', reward='no_such_module:score')", "no_such_module.*cannot be imported"),
+        (
+            "SFT('s', base='base', records='no/such.jsonl')",
+            "no/such.jsonl.*expected a cell of the study",
+        ),
+        (
+            "PPO('p', policy='base', reward='no_such_module:score')",
+            "no_such_module.*cannot be imported",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_lies_outside_and_is_not_there_is_refused_when_the_study_is_loaded(
     tmp_path, cell, said
 ):

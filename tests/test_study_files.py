@@ -1,4 +1,5 @@
-"""A study file that is wrong ends in one message on one screen, with its line; `--debug` shows the rest."""
+"""A study file that is wrong ends in one message on one screen, with its line; `--debug` shows the
+rest."""
 
 from __future__ import annotations
 
@@ -30,33 +31,78 @@ def plan(tmp_path, capsys):
 
 
 WRONG = {
-    "raises": (HEAD + "def study(tiny):\n    raise KeyError('x')\n", "mine.py, line 6: KeyError: 'x'"),
+    "raises": (
+        HEAD + "def study(tiny):\n    raise KeyError('x')\n",
+        "mine.py, line 6: KeyError: 'x'",
+    ),
     "raises when imported": (HEAD + "x = 1 / 0\n", "line 5: ZeroDivisionError: division by zero"),
     "exits": (HEAD + "import sys\nsys.exit(3)\n", "line 6: it calls sys.exit(3)"),
-    "exits well": (HEAD + "def study(tiny):\n    raise SystemExit(0)\n", "line 6: it calls sys.exit(0)"),
-    "raises what is no Exception": (HEAD + "def study(tiny):\n    raise GeneratorExit('no')\n", "line 6: GeneratorExit: no"),
-    "an error without text": (HEAD + "class E(Exception):\n    def __str__(self): 1 / 0\n\ndef study(tiny):\n    raise E\n", "line 9: E"),
+    "exits well": (
+        HEAD + "def study(tiny):\n    raise SystemExit(0)\n",
+        "line 6: it calls sys.exit(0)",
+    ),
+    "raises what is no Exception": (
+        HEAD + "def study(tiny):\n    raise GeneratorExit('no')\n",
+        "line 6: GeneratorExit: no",
+    ),
+    "an error without text": (
+        HEAD
+        + "class E(Exception):\n    def __str__(self): 1 / 0\n\ndef study(tiny):\n    raise E\n",
+        "line 9: E",
+    ),
     "too deep": (HEAD + "def study(tiny):\n    return study(tiny)\n", "line 6: RecursionError"),
     "has none": (HEAD, "it has no function study(tiny: bool) -> Study"),
     "is one": (HEAD + "study = Study('s', (Pretrain('a', tokens=65536),))\n", "study is Study("),
-    "is a class": (HEAD + "class study:\n    pass\n", "study is class study; expected a function of (tiny)"),
+    "is a class": (
+        HEAD + "class study:\n    pass\n",
+        "study is class study; expected a function of (tiny)",
+    ),
     "without tiny": (HEAD + "def study():\n" + GOOD, "line 5) takes () "),
     "another name": (HEAD + "def study(small):\n" + GOOD, "line 5) takes (small) "),
-    "more": (HEAD + "def study(tiny, more):\n" + GOOD, "takes (tiny, more) (missing a required argument: 'more')"),
-    "returns nothing": (HEAD + "def study(tiny):\n    Study('s', (Pretrain('a', tokens=65536),))\n", "line 5: study() returns NoneType (is `return` missing?)"),
-    "returns a list": (HEAD + "def study(tiny):\n    return [1]\n", "line 5: study() returns list; expected a Study"),
+    "more": (
+        HEAD + "def study(tiny, more):\n" + GOOD,
+        "takes (tiny, more) (missing a required argument: 'more')",
+    ),
+    "returns nothing": (
+        HEAD + "def study(tiny):\n    Study('s', (Pretrain('a', tokens=65536),))\n",
+        "line 5: study() returns NoneType (is `return` missing?)",
+    ),
+    "returns a list": (
+        HEAD + "def study(tiny):\n    return [1]\n",
+        "line 5: study() returns list; expected a Study",
+    ),
     "yields": (HEAD + "def study(tiny):\n    yield 1\n", "study() returns generator"),
     "async": (HEAD + "async def study(tiny):\n" + GOOD, "is async"),
-    "imports what is not there": (HEAD + "import no_such_package\n", "line 5: ModuleNotFoundError: No module named 'no_such_package'"),
+    "imports what is not there": (
+        HEAD + "import no_such_package\n",
+        "line 5: ModuleNotFoundError: No module named 'no_such_package'",
+    ),
     "syntax": ("def study(tiny:\n  x\n", "line 1: SyntaxError"),
     "indentation": ("def study(tiny):\n\tx = 1\n        return x\n", "line 3: TabError"),
     "binary": (bytes(range(256)), "expected Python, saved as UTF-8 text"),
-    "UTF-16": ((HEAD + "def study(tiny):\n" + GOOD).encode("utf-16"), "expected Python, saved as UTF-8 text"),
-    "Latin-1": (b"# caf\xe9\n" + (HEAD + "def study(tiny):\n" + GOOD).encode("latin-1") + b'x = "\xe9"\n', "SyntaxError"),
-    "a huge number": (HEAD + "def study(tiny):\n    return Study('s', (Pretrain('a', tokens=10**5000),))\n", "line 6: a.tokens = "),
-    "a bad repr": (HEAD + "class X:\n    def __repr__(self): 1 / 0\n\ndef study(tiny):\n    return Study('s', (Pretrain('a', tokens=X()),))\n", "line 9: a.tokens: expected int, got <X instance"),
-    "a string for a list": (HEAD + "def study(tiny):\n    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))\n", "line 6: corpus.sources: expected a list, got 'a.txt' (a comma after it"),
-}  # fmt: skip
+    "UTF-16": (
+        (HEAD + "def study(tiny):\n" + GOOD).encode("utf-16"),
+        "expected Python, saved as UTF-8 text",
+    ),
+    "Latin-1": (
+        b"# caf\xe9\n" + (HEAD + "def study(tiny):\n" + GOOD).encode("latin-1") + b'x = "\xe9"\n',
+        "SyntaxError",
+    ),
+    "a huge number": (
+        HEAD + "def study(tiny):\n    return Study('s', (Pretrain('a', tokens=10**5000),))\n",
+        "line 6: a.tokens = ",
+    ),
+    "a bad repr": (
+        HEAD
+        + "class X:\n    def __repr__(self): 1 / 0\n\ndef study(tiny):\n    return Study('s', (Pretrain('a', tokens=X()),))\n",
+        "line 9: a.tokens: expected int, got <X instance",
+    ),
+    "a string for a list": (
+        HEAD
+        + "def study(tiny):\n    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))\n",
+        "line 6: corpus.sources: expected a list, got 'a.txt' (a comma after it",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -129,7 +175,8 @@ def test_a_folder_that_cannot_be_written_is_one_message(plan, monkeypatch):
     assert "Traceback" in err and "in denied" in err
 
 
-# --- a machine without a TPU on which libtpu is installed ----------------------------------------------
+# --- a machine without a TPU on which libtpu is installed
+# ----------------------------------------------
 
 
 def environment(tmp_path: Path, libtpu: bool, **given: str) -> dict[str, str]:

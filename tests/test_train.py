@@ -28,14 +28,20 @@ def objective(params, batch):
 @pytest.fixture(scope="module")
 def ragged(mesh):
     """Parameters, and a batch of 8 rows with 0 to 16 weighted targets each."""
-    tokens, segments, positions = packed_batch(CFG, [[16], [3, 9], [7], [16], [1], [5, 5, 5], [12], [16]], T)  # fmt: skip
+    tokens, segments, positions = packed_batch(
+        CFG, [[16], [3, 9], [7], [16], [1], [5, 5, 5], [12], [16]], T
+    )
     weights = (segments > 0).astype(np.float32)
     weights[3] = 0
     weights[7, :11] = 0
     return noisy_params(CFG), {
-        "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segments": segments,
-        "positions": positions, "weights": weights, "bytes": np.full_like(tokens, 3),
-    }  # fmt: skip
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, 1),
+        "segments": segments,
+        "positions": positions,
+        "weights": weights,
+        "bytes": np.full_like(tokens, 3),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +121,9 @@ def test_schedules_have_their_shapes(schedule):
 
 def test_a_schedule_without_warmup_starts_at_its_peak():
     optim = OptimConfig(lr=1e-3, schedule="linear", warmup=0.0, final=0.0)
-    np.testing.assert_allclose(rates(optim, 0, 5), 1e-3 * np.array([1, 0.8, 0.6, 0.4, 0.2, 0]), rtol=1e-5, atol=1e-9)  # fmt: skip
+    np.testing.assert_allclose(
+        rates(optim, 0, 5), 1e-3 * np.array([1, 0.8, 0.6, 0.4, 0.2, 0]), rtol=1e-5, atol=1e-9
+    )
 
 
 # --- the optimizer -----------------------------------------------------------------------------
@@ -136,7 +144,9 @@ def matrices(rng):
 
 def linear(params, batch):
     """An objective whose gradient is the batch's `slope`, for whatever weight."""
-    total = sum(jnp.sum(p * s[0]) for p, s in zip(jax.tree.leaves(params), batch["slopes"], strict=True))  # fmt: skip
+    total = sum(
+        jnp.sum(p * s[0]) for p, s in zip(jax.tree.leaves(params), batch["slopes"], strict=True)
+    )
     return total * 2.0, jnp.float32(2.0), {}
 
 
@@ -166,7 +176,10 @@ def test_three_steps_equal_a_hand_written_adamw_with_clipping(toy_step):
     rng = np.random.default_rng(0)
     params = matrices(rng)
     order = jax.tree.leaves(params)  # embed, norm1, wq, scalar
-    slopes = [[scale * rng.standard_normal(p.shape).astype(np.float32) for p in order] for scale in (3.0, 0.01, 0.3)]  # fmt: skip
+    slopes = [
+        [scale * rng.standard_normal(p.shape).astype(np.float32) for p in order]
+        for scale in (3.0, 0.01, 0.3)
+    ]
     expected, norms = hand_written_adamw([p.astype(np.float64) for p in order], slopes, OPTIM)
     state, seen = init_state(params, OPTIM, 3), []
     for s in slopes:
@@ -206,7 +219,9 @@ def test_weight_decay_touches_the_matrices_of_layers_only(ragged, mesh):
     before = copied(params)
     state, _ = step(init_state(params, optim, 1), batch)
     for path, old in jax.tree_util.tree_leaves_with_path(before):
-        new = np.asarray(state.params["layers"][path[-1].key] if len(path) > 1 else state.params[path[-1].key])  # fmt: skip
+        new = np.asarray(
+            state.params["layers"][path[-1].key] if len(path) > 1 else state.params[path[-1].key]
+        )
         factor = 0.95 if path[-1].key in names else 1.0
         np.testing.assert_allclose(new, factor * old, rtol=1e-6)
 

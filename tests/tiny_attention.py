@@ -1,5 +1,5 @@
-"""Attention in plain loops. As a program it runs the kernels on a mesh of four and prints how far each
-is from the reference, with gradients.
+"""Attention in plain loops. As a program it runs the kernels on a mesh of four and prints how far
+each is from the reference, with gradients.
 
 python tests/tiny_attention.py    (with XLA_FLAGS=--xla_force_host_platform_device_count=4)
 """

@@ -31,9 +31,17 @@ if USER_FLAGS not in os.environ:
 
 GQA = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, vocab=64, max_positions=64)
 LEARNED = ModelConfig(
-    layers=1, width=16, heads=2, vocab=64, ff=24, max_positions=64, positions="learned",
-    norm="layer", activation="swiglu", tied=False,
-)  # fmt: skip
+    layers=1,
+    width=16,
+    heads=2,
+    vocab=64,
+    ff=24,
+    max_positions=64,
+    positions="learned",
+    norm="layer",
+    activation="swiglu",
+    tied=False,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,9 +186,14 @@ def tiny_corpus_config(folder: Path) -> CorpusConfig:
             lines = [" ".join(rng.choices(WORDS, k=6)).capitalize() + "." for _ in range(8)]
             file.write(json.dumps({"text": f"Story {i}. {' '.join(lines)}"}) + "\n")
     return CorpusConfig(
-        (str(folder / "a.jsonl"),), vocab=340, seq_len=32, validation=0.2, test=0.2,
-        heldout_tokens=600, dedup=False,
-    )  # fmt: skip
+        (str(folder / "a.jsonl"),),
+        vocab=340,
+        seq_len=32,
+        validation=0.2,
+        test=0.2,
+        heldout_tokens=600,
+        dedup=False,
+    )
 
 
 def tiny_corpus(folder: Path) -> Corpus:

@@ -274,14 +274,18 @@ class Bench:
 
     def study(self, *cells: Any) -> Study:
         small = {"batch": 2, "tokens": 64}
-        return Study("seams", (
-            *(Pretrain(name, model=MODEL, seed=i, **small) for i, name in enumerate(TABLES)),
-            Pretrain("wide", model=WIDE, **small),
-            Compare("never-run", policy="a", task=TASK, prompts=4, heldout_prompts=4),
-            Reward("rm", base="a", comparisons="never-run"),
-            Reward("wide-rm", base="wide", comparisons="never-run"),
-            *cells,
-        ), self.corpus.cfg)  # fmt: skip
+        return Study(
+            "seams",
+            (
+                *(Pretrain(name, model=MODEL, seed=i, **small) for i, name in enumerate(TABLES)),
+                Pretrain("wide", model=WIDE, **small),
+                Compare("never-run", policy="a", task=TASK, prompts=4, heldout_prompts=4),
+                Reward("rm", base="a", comparisons="never-run"),
+                Reward("wide-rm", base="wide", comparisons="never-run"),
+                *cells,
+            ),
+            self.corpus.cfg,
+        )
 
     def finished(
         self, study: Study, name: str, cfg: ModelConfig, params: Any, scalar: bool = False

@@ -42,19 +42,22 @@ def trained(mesh, params):
     for t in range(3):
         tokens, segments, positions = packed_batch(CFG, rows, 16, seed=t)
         batch = {
-            "tokens": tokens, "segments": segments, "positions": positions,
-            "targets": np.roll(tokens, -1, 1), "weights": (segments > 0).astype(np.float32),
+            "tokens": tokens,
+            "segments": segments,
+            "positions": positions,
+            "targets": np.roll(tokens, -1, 1),
+            "weights": (segments > 0).astype(np.float32),
             "bytes": np.ones_like(tokens),
-        }  # fmt: skip
+        }
         state, metrics = step(state, place_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     return state.params, losses
 
 
 def sampled(mesh, params, prompts):
-    out = jax.jit(
-        lambda p, x, k: generate(p, CFG, x, k, length=6, temperature=0.8, axes=AXES)
-    )(params, prompts, jax.random.key(0))  # fmt: skip
+    out = jax.jit(lambda p, x, k: generate(p, CFG, x, k, length=6, temperature=0.8, axes=AXES))(
+        params, prompts, jax.random.key(0)
+    )
     return jax.device_get(out)
 
 
@@ -78,8 +81,8 @@ def improved(mesh, params, prompts):
 
 
 def born(mesh):
-    """What a device holds of a model that is made on the mesh, of its moments, of copies and heads, and the
-    memory that making it takes; and the parameters' bytes."""
+    """What a device holds of a model that is made on the mesh, of its moments, of copies and heads,
+    and the memory that making it takes; and the parameters' bytes."""
     cfg, key = ModelConfig(layers=2, width=64, heads=4, vocab=512, ff=256), jax.random.key(3)
     # The way of a pretraining cell.
     cell = Pretrain("p", model=cfg, batch=2, tokens=2 * 32, seed=3)
@@ -101,11 +104,20 @@ def born(mesh):
     )
     return {
         "whole": sum(x.nbytes for x in jax.tree.leaves(state.params)),
-        "held": {n: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(t)) for n, t in trees.items()},
+        "held": {
+            n: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(t))
+            for n, t in trees.items()
+        },
         "making": compiled.output_size_in_bytes + compiled.temp_size_in_bytes,
-        "layout": all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state.params, shardings(mesh, param_axes(cfg))))),
+        "layout": all(
+            jax.tree.leaves(
+                jax.tree.map(
+                    lambda x, s: x.sharding == s, state.params, shardings(mesh, param_axes(cfg))
+                )
+            )
+        ),
         "digest": digest.hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def numbers(tree):

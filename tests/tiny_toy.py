@@ -40,7 +40,9 @@ class Toy:
     def fresh(self):
         rng = np.random.default_rng(99)
         shape = (self.width, self.width)
-        params = {n: jnp.asarray(rng.standard_normal(shape), jnp.float32) for n in ("w_in", "w_out")}  # fmt: skip
+        params = {
+            n: jnp.asarray(rng.standard_normal(shape), jnp.float32) for n in ("w_in", "w_out")
+        }
         return init_state(params, OPTIM, STEPS)
 
     def steps(self, name):
@@ -53,9 +55,12 @@ class Toy:
 
     def train(self, name, *, stop_at=None, poison=None, saves=False, keep=2, steps=STEPS):
         run = Runtime(
-            self.mesh, AXES, keep=keep, log=self.logged.append,
+            self.mesh,
+            AXES,
+            keep=keep,
+            log=self.logged.append,
             checkpoint_seconds=-1.0 if saves else 1e9,
-        )  # fmt: skip
+        )
 
         def batch_at(t):
             if t == stop_at:

@@ -2,8 +2,8 @@
 
 Figures: Google Cloud's TPU documentation, pages v4, v5e, v5p and v6e (system architecture tables).
 Interconnect figures there are for all links of a chip and, on the newer pages, for both directions:
-`link_bandwidth` is one link, one direction. Memory is what libtpu 0.0.50 says is available to a program
-when it refuses one (of 32, 16, 95 and 32 GB on the data sheets).
+`link_bandwidth` is one link, one direction. Memory is what libtpu 0.0.50 says is available to a
+program when it refuses one (of 32, 16, 95 and 32 GB on the data sheets).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def chip(topology: str) -> Chip:
     """
     if not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+){1,2}", topology):
         raise ConfigError(
-            f"topology {topology!r}: expected GENERATION:CHIPSxCHIPS[xCHIPS], for instance v5e:16x16 "
-            "or v5p:8x8x8"
+            f"topology {topology!r}: expected GENERATION:CHIPSxCHIPS[xCHIPS], for instance "
+            f"v5e:16x16 or v5p:8x8x8"
         )
     name = topology.partition(":")[0]
     if name not in CHIPS:

@@ -15,16 +15,35 @@ from rlhf_jax.ranges import Size
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("what", metavar="PRESET_OR_STUDY",
-                   help=f"one of {', '.join(PRESETS)}, or a study file")  # fmt: skip
-    p.add_argument("--topology", required=True, metavar="GENERATION:CHIPS",
-                   help="for instance v5e:16x16, v5p:8x8x8; v4, v5e, v5p and v6e are known")  # fmt: skip
-    p.add_argument("--mesh", default=None, metavar="AXIS=N,...",
-                   help="of data, fsdp, tensor (default: fsdp over all devices)")  # fmt: skip
-    p.add_argument("--batch-per-device", type=argument(Size), default=None, metavar="N",
-                   help="sequences (default: 1; of a study: the cell's batch)")  # fmt: skip
-    p.add_argument("--seq-len", type=argument(Size), default=None, metavar="T",
-                   help="(default: the preset's, the study's)")  # fmt: skip
+    p.add_argument(
+        "what", metavar="PRESET_OR_STUDY", help=f"one of {', '.join(PRESETS)}, or a study file"
+    )
+    p.add_argument(
+        "--topology",
+        required=True,
+        metavar="GENERATION:CHIPS",
+        help="for instance v5e:16x16, v5p:8x8x8; v4, v5e, v5p and v6e are known",
+    )
+    p.add_argument(
+        "--mesh",
+        default=None,
+        metavar="AXIS=N,...",
+        help="of data, fsdp, tensor (default: fsdp over all devices)",
+    )
+    p.add_argument(
+        "--batch-per-device",
+        type=argument(Size),
+        default=None,
+        metavar="N",
+        help="sequences (default: 1; of a study: the cell's batch)",
+    )
+    p.add_argument(
+        "--seq-len",
+        type=argument(Size),
+        default=None,
+        metavar="T",
+        help="(default: the preset's, the study's)",
+    )
     p.add_argument("--remat", choices=("none", "dots", "offload", "full"), default=None)
     p.add_argument("--accumulate", type=argument(Size), default=1, metavar="N")
     p.add_argument(
@@ -81,8 +100,8 @@ def command(args: argparse.Namespace) -> int:
         if args.batch_per_device is None and w.batch is not None:
             if w.batch % devices:
                 raise ConfigError(
-                    f"{w.name}: its batch of {w.batch} does not divide over {devices} devices; give "
-                    "--batch-per-device, or a smaller --topology"
+                    f"{w.name}: its batch of {w.batch} does not divide over {devices} devices; "
+                    f"give --batch-per-device, or a smaller --topology"
                 )
             each = w.batch // devices
         model = (
@@ -102,7 +121,10 @@ def command(args: argparse.Namespace) -> int:
     misfits = [r for r in reports if not r["fits"]]
     for r in misfits:
         over = (r["memory_bytes"] - r["hbm_bytes"]) / 2**30
-        print(f"rlhf-jax: {r['name']} does not fit: {over:.2f} GiB a device too much. Lower the batch "
-              "(--batch-per-device, --accumulate), recompute more (--remat full), or take more chips",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"rlhf-jax: {r['name']} does not fit: {over:.2f} GiB a device too much. Lower the "
+            f"batch (--batch-per-device, --accumulate), recompute more (--remat full), or take "
+            "more chips",
+            file=sys.stderr,
+        )
     return 1 if misfits else 0

@@ -1,8 +1,9 @@
-"""Ahead-of-time compilation: the real train step, for TPUs that are not here, with `libtpu` on this CPU.
+"""Ahead-of-time compilation: the real train step, for TPUs that are not here, with `libtpu` on this
+CPU.
 
 The compiler needs to know the topology, not to have it: shapes and shardings go in, the optimised
-program and its memory come out. No jax at import: libtpu reads its settings from the environment when
-jax first asks for it.
+program and its memory come out. No jax at import: libtpu reads its settings from the environment
+when jax first asks for it.
 """
 
 from __future__ import annotations
@@ -122,14 +123,14 @@ def check(job: Job, devices: int) -> dict[str, int]:
         for name, size in dimensions.items():
             if size % sizes[axis]:
                 raise ConfigError(
-                    f"mesh axis {axis} = {sizes[axis]} does not divide model.{name} = {size}, which "
-                    f"is split over it; choose a divisor of {size}, or pad the model"
+                    f"mesh axis {axis} = {sizes[axis]} does not divide model.{name} = {size}, "
+                    f"which is split over it; choose a divisor of {size}, or pad the model"
                 )
     batch, groups = job.batch_per_device * devices, sizes["data"] * sizes["fsdp"]
     if batch % (groups * job.accumulate):
         raise ConfigError(
-            f"a batch of {batch} sequences ({job.batch_per_device} on each of {devices} devices) is "
-            f"split over data x fsdp = {groups} and {job.accumulate} accumulation steps, whose "
+            f"a batch of {batch} sequences ({job.batch_per_device} on each of {devices} devices) "
+            f"is split over data x fsdp = {groups} and {job.accumulate} accumulation steps, whose "
             f"product does not divide it; choose a multiple of {groups * job.accumulate}"
         )
     return sizes
@@ -196,8 +197,8 @@ def _abstract(job: Job, mesh: Any) -> tuple[Any, Any, Any]:
 
 
 def _memory(compiled: Any) -> dict[str, int]:
-    """Bytes of one device. What the TPU's compiler calls temporaries includes the arguments (seen: its
-    `total_allocation_bytes` equals them, not the sum of both), so they are taken off here."""
+    """Bytes of one device. What the TPU's compiler calls temporaries includes the arguments (seen:
+    its `total_allocation_bytes` equals them, not the sum of both), so they are taken off here."""
     found = compiled.memory_analysis()
     host = found.host_temp_size_in_bytes
     total = found.total_allocation_bytes - host
@@ -212,8 +213,8 @@ def _memory(compiled: Any) -> dict[str, int]:
 
 def _refused(message: str, state: Any) -> tuple[dict[str, int], str]:
     """(memory, the compiler's words) from what it says when the program does not fit: it needs
-    `(43.42G)` of `(15.75G)`. What it calls temporaries there are the arguments too (seen: the sum of
-    a 256 GiB argument is refused with 256.00G)."""
+    `(43.42G)` of `(15.75G)`. What it calls temporaries there are the arguments too (seen: the sum
+    of a 256 GiB argument is refused with 256.00G)."""
     import jax
 
     unit = {"K": 2**10, "M": 2**20, "G": GIB}

@@ -1,4 +1,5 @@
-"""What a compiled training step needs and how fast it would be: memory, FLOPs, collectives, time, MFU."""
+"""What a compiled training step needs and how fast it would be: memory, FLOPs, collectives, time,
+MFU."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from rlhf_jax.scaling.flops import flops_per_token, param_counts
 
 
 def hardware_flops(job: Job) -> float:
-    """FLOPs of a step for a token, as the program should compute them: model FLOPs, the forward pass
-    of the layers once more under full remat (but for its last product, which no gradient needs), the
-    logits once more where they are made in blocks, and attention by splash's kernels, which compute
-    whole blocks (n (n+1) / 2 of n x n) and the scores again in the backward pass. Where splash cannot
-    run (see `rlhf_jax.model.dispatch`) attention is counted as one block, which is too much."""
+    """FLOPs of a step for a token, as the program should compute them: model FLOPs, the forward
+    pass of the layers once more under full remat (but for its last product, which no gradient
+    needs), the logits once more where they are made in blocks, and attention by splash's kernels,
+    which compute whole blocks (n (n+1) / 2 of n x n) and the scores again in the backward pass.
+    Where splash cannot run (see `rlhf_jax.model.dispatch`) attention is counted as one block, which
+    is too much."""
     cfg, count = job.model, param_counts(job.model)
     matmuls = 6.0 * (count["attention"] + count["feed_forward"])
     if cfg.remat == "full":
@@ -34,8 +36,8 @@ def hardware_flops(job: Job) -> float:
 
 
 def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
-    """Everything that `rlhf-jax aot` prints, as JSON values; bytes and seconds are of one device and
-    one step, FLOPs of all devices and one step."""
+    """Everything that `rlhf-jax aot` prints, as JSON values; bytes and seconds are of one device
+    and one step, FLOPs of all devices and one step."""
     kind = chip(job.topology)
     machine = Machine(kind, compiled.dims, compiled.coords)
     devices = len(compiled.coords)
@@ -77,13 +79,16 @@ def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
         "mfu": model_flops / e.seconds / full_speed,
         "hfu": flops / e.seconds / full_speed,
         "seconds": {
-            "compute": e.compute, "hbm": e.hbm, "exposed_collectives": e.exposed,
-            "exposed_copies": e.copies, "collectives": e.interconnect,
+            "compute": e.compute,
+            "hbm": e.hbm,
+            "exposed_collectives": e.exposed,
+            "exposed_copies": e.copies,
+            "collectives": e.interconnect,
         },
         "matmul_efficiency": MATMUL,
         "collectives": collectives(program, machine),
         "loops_not_read": program.unread_loops(),
-    }  # fmt: skip
+    }
     return report
 
 
@@ -96,8 +101,8 @@ def lines(name: str, r: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{kinds[k]} {r['memory'][k] / gib:.2f}" for k in kinds if k in r["memory"])
     host = r["memory"].get("host", 0)
     out = [
-        f"{name}: {r['params'] / 1e9:.3g}B parameters on {r['topology']} ({r['devices']} devices, {mesh}), "
-        f"{r['sequences']} sequences of {r['seq_len']}, remat {r['remat']}; "
+        f"{name}: {r['params'] / 1e9:.3g}B parameters on {r['topology']} ({r['devices']} devices, "
+        f"{mesh}), {r['sequences']} sequences of {r['seq_len']}, remat {r['remat']}; "
         f"compiled in {r['compile_seconds']:.0f} s",
         f"  memory a device   {memory:.2f} of {hbm:.2f} GiB ({parts})"
         + (f", and {host / gib:.2f} GiB of the host's" if host else ""),
@@ -110,19 +115,21 @@ def lines(name: str, r: dict[str, Any]) -> list[str]:
     expected = r["hardware_flops"] / r["hardware_flops_expected"] - 1
     s = r["seconds"]
     out += [
-        f"  FLOPs a step      {r['model_flops']:.3e} of the model, {r['hardware_flops']:.3e} of the "
-        f"program ({expected:+.1%} of what remat and attention's kernels should make of them)",
-        f"  step (estimate)   {r['step_seconds']:.3f} s: compute {s['compute']:.3f}, HBM {s['hbm']:.3f}, "
-        f"waiting for collectives {s['exposed_collectives']:.3f} (of {s['collectives']:.3f}) and copies "
-        f"{s['exposed_copies']:.3f}",
-        f"  MFU (estimate)    {r['mfu']:.1%} of the data sheet; with the recomputed FLOPs {r['hfu']:.1%}; "
-        f"{r['tokens_per_second']:,.0f} tokens/s",
+        f"  FLOPs a step      {r['model_flops']:.3e} of the model, {r['hardware_flops']:.3e} of "
+        f"the program ({expected:+.1%} of what remat and attention's kernels should make of them)",
+        f"  step (estimate)   {r['step_seconds']:.3f} s: compute {s['compute']:.3f}, HBM "
+        f"{s['hbm']:.3f}, waiting for collectives {s['exposed_collectives']:.3f} (of "
+        f"{s['collectives']:.3f}) and copies {s['exposed_copies']:.3f}",
+        f"  MFU (estimate)    {r['mfu']:.1%} of the data sheet; with the recomputed FLOPs "
+        f"{r['hfu']:.1%}; {r['tokens_per_second']:,.0f} tokens/s",
         "  collectives a device and step:",
     ]
     for c in r["collectives"]:
         beside = c["overlapped_bytes"] / max(c["bytes"], 1)
-        out.append(f"    {c['kind']:<19} over {c['devices']:>4}: {c['count']:>6.0f} x, "
-                   f"{c['bytes'] / 1e9:8.2f} GB, {beside:4.0%} beside computation")  # fmt: skip
+        out.append(
+            f"    {c['kind']:<19} over {c['devices']:>4}: {c['count']:>6.0f} x, "
+            f"{c['bytes'] / 1e9:8.2f} GB, {beside:4.0%} beside computation"
+        )
     if r["loops_not_read"]:
         out.append(f"  loops counted once, their trips were not found: {r['loops_not_read']}")
     return out

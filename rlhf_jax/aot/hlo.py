@@ -11,18 +11,34 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2,
-    "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "s16": 2,
+    "u16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
     "c128": 16,
-}  # fmt: skip
+}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a type: `bf16[8,128]{1,0:T(8,128)S(1)}`. Memory space 0 is HBM, others are on the
-    chip."""
+    """One array of a type: `bf16[8,128]{1,0:T(8,128)S(1)}`. Memory space 0 is HBM, others are on
+    the chip."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -88,7 +104,8 @@ class Computation:
 
 
 def first_group(attributes: str) -> tuple[int, ...]:
-    """Devices that the first group of a collective joins, in any of the ways that HLO writes groups."""
+    """Devices that the first group of a collective joins, in any of the ways that HLO writes
+    groups."""
     import numpy as np
 
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):

@@ -1,8 +1,8 @@
 """What a compiled program computes, moves and sends, instruction by instruction, and how often.
 
-The compiler's own totals count the body of a loop once; here a body counts as often as its loop turns.
-Only what a training step needs is understood: dots, convolutions (which TPUs make of dots), fusions,
-loops, collectives, asynchronous pairs, and splash attention's kernels.
+The compiler's own totals count the body of a loop once; here a body counts as often as its loop
+turns. Only what a training step needs is understood: dots, convolutions (which TPUs make of dots),
+fusions, loops, collectives, asynchronous pairs, and splash attention's kernels.
 """
 
 from __future__ import annotations
@@ -111,9 +111,13 @@ class Program:
         limits = [
             c for x in compare.operands if (c := self._constant(x, at, condition)) is not None
         ]
-        indices = [i for x in condition.ops.values() if x.code == "get-tuple-element"
-                   and x.result[0].dtype in ("s32", "u32", "s64")
-                   and (i := x.attribute(r"index=(\d+)"))]  # fmt: skip
+        indices = [
+            i
+            for x in condition.ops.values()
+            if x.code == "get-tuple-element"
+            and x.result[0].dtype in ("s32", "u32", "s64")
+            and (i := x.attribute(r"index=(\d+)"))
+        ]
         if compare.code != "compare" or "direction=LT" not in compare.attributes:
             return None
         if len(limits) != 1 or len(set(indices)) != 1:
@@ -153,8 +157,8 @@ class Program:
     def walk(
         self, computation: Computation | None = None, times: float = 1.0
     ) -> Iterator[tuple[Op, Computation, float]]:
-        """(instruction, its computation, how often it runs), loops unrolled in the count. A loop whose
-        trips cannot be read counts once."""
+        """(instruction, its computation, how often it runs), loops unrolled in the count. A loop
+        whose trips cannot be read counts once."""
         computation = computation or self.entry
         for op in computation.ops.values():
             if op.code == "while":
@@ -175,8 +179,12 @@ class Program:
 
     def unread_loops(self) -> list[str]:
         """Loops whose trips could not be read: totals are too low by their other turns."""
-        return [op.name for c in self.computations.values() for op in c.ops.values()
-                if op.code == "while" and self.trips(op, c) is None]  # fmt: skip
+        return [
+            op.name
+            for c in self.computations.values()
+            for op in c.ops.values()
+            if op.code == "while" and self.trips(op, c) is None
+        ]
 
     # --- collectives ---------------------------------------------------------------------------
 
@@ -192,13 +200,17 @@ class Program:
         found = [c for x in called.ops.values() for c in self.collectives(x, called)]
         sliced = any(x.code == "dynamic-slice" for x in called.ops.values())
         if sliced and "reduce-scatter" in called.name + op.name:
-            found = [Collective("reduce-scatter", c.bytes, c.group, c.channel)
-                     if c.kind == "all-reduce" else c for c in found]  # fmt: skip
+            found = [
+                Collective("reduce-scatter", c.bytes, c.group, c.channel)
+                if c.kind == "all-reduce"
+                else c
+                for c in found
+            ]
         return found
 
     def marker(self, op: Op) -> str:
-        """`start` or `done` for the ends of a collective that runs beside a fusion, `during` for the
-        fusion, else nothing."""
+        """`start` or `done` for the ends of a collective that runs beside a fusion, `during` for
+        the fusion, else nothing."""
         called = self.calls(op)
         if op.code != "fusion" or called is None:
             return ""
@@ -211,8 +223,8 @@ class Program:
 
 
 def _read(called: Computation, parameter: Op) -> float:
-    """Bytes that a fusion reads of a parameter: of one that is only sliced, gathered from or updated
-    in place, only those parts."""
+    """Bytes that a fusion reads of a parameter: of one that is only sliced, gathered from or
+    updated in place, only those parts."""
     total, seen = 0.0, [parameter]
     while seen:
         op = seen.pop()

@@ -1,15 +1,16 @@
 """Step time of a compiled program on a chip that is not here: a roofline over its schedule.
 
-The rules, in full. Instructions run one after the other in the compiled order; each takes the longer of
-its matmul FLOPs at `MATMUL` of the chip's peak and its HBM bytes at full bandwidth. Collectives share the
-links one after the other, each moving (g - 1) / g of its bytes (twice that for an all-reduce) over the
-links of the torus dimensions that its group of g spans, at their full bandwidth. A collective that was
-split into start and done runs beside what stands between them; any other stops the chip. Copies between
-HBM and the chip's memory that are split in the same way do likewise. A loop's body counts as often as it
-turns.
+The rules, in full. Instructions run one after the other in the compiled order; each takes the
+longer of its matmul FLOPs at `MATMUL` of the chip's peak and its HBM bytes at full bandwidth.
+Collectives share the links one after the other, each moving (g - 1) / g of its bytes (twice that
+for an all-reduce) over the links of the torus dimensions that its group of g spans, at their full
+bandwidth. A collective that was split into start and done runs beside what stands between them; any
+other stops the chip. Copies between HBM and the chip's memory that are split in the same way do
+likewise. A loop's body counts as often as it turns.
 
-Not seen: copies to and from the host's memory, arithmetic outside matmuls, latencies, matmul shapes that
-fit the matrix unit badly, links shared by unlike collectives, the input pipeline, the host, other slices.
+Not seen: copies to and from the host's memory, arithmetic outside matmuls, latencies, matmul shapes
+that fit the matrix unit badly, links shared by unlike collectives, the input pipeline, the host,
+other slices.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Machine:
         return math.prod(self.dims) / len(self.coords)
 
     def links(self, group: Sequence[int]) -> float:
-        """Links of a chip that a collective over `group` uses: two for each torus dimension that the
-        group spans and that is a ring, one for a line."""
+        """Links of a chip that a collective over `group` uses: two for each torus dimension that
+        the group spans and that is a ring, one for a line."""
         spanned = 0.0
         for d, length in enumerate(self.dims):
             places = {self.coords[i][d] for i in group}
@@ -185,8 +186,8 @@ class Roofline:
 
 
 def collectives(program: Program, machine: Machine) -> list[dict[str, Any]]:
-    """What one device sends in a step, by kind and group size: how often, of how many bytes, and how
-    much of it beside computation."""
+    """What one device sends in a step, by kind and group size: how often, of how many bytes, and
+    how much of it beside computation."""
     rows: dict[tuple[str, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for op, inside, times in program.walk():
         marker = program.marker(op)

@@ -59,8 +59,13 @@ def _first(name: str, losses: list[float], reference: list[float]) -> float:
 
 def _after(name: str, losses: list[float], reference: list[float]) -> float:
     apart = _relative(losses[STEPS], reference[STEPS])
-    _within(name, f"the loss after {STEPS} steps", apart, LATER,
-            f"{losses[STEPS]} and {reference[STEPS]}")  # fmt: skip
+    _within(
+        name,
+        f"the loss after {STEPS} steps",
+        apart,
+        LATER,
+        f"{losses[STEPS]} and {reference[STEPS]}",
+    )
     return apart
 
 
@@ -80,8 +85,8 @@ def _worst(name: str, path: Path, reference_path: Path) -> tuple[float, str]:
         for key, g in ours.items():
             if theirs[key].shape != g.shape:
                 raise ConfigError(
-                    f"{name}: the gradient of {key} has shape {theirs[key].shape}, that of rlhf-jax "
-                    f"{g.shape}; nothing was timed"
+                    f"{name}: the gradient of {key} has shape {theirs[key].shape}, that of "
+                    f"rlhf-jax {g.shape}; nothing was timed"
                 )
             apart[key] = float(np.max(np.abs(theirs[key] - g)) / np.max(np.abs(g)))
     # A NaN is not the largest of anything; it is the worst all the same.
@@ -92,6 +97,6 @@ def _worst(name: str, path: Path, reference_path: Path) -> tuple[float, str]:
 def _within(name: str, what: str, difference: float, tolerance: float, said: str) -> None:
     if not difference <= tolerance:
         raise ConfigError(
-            f"{name} does not compute what rlhf-jax computes: {what} differs by {difference:.2g}, more "
-            f"than {tolerance:g} ({said}); nothing was timed"
+            f"{name} does not compute what rlhf-jax computes: {what} differs by {difference:.2g}, "
+            f"more than {tolerance:g} ({said}); nothing was timed"
         )

@@ -11,28 +11,49 @@ from rlhf_jax.bench.shapes import LADDER, PPO_LADDER, Shape
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("what", choices=("train", "population", "ppo", "decode", "data", "compile"),
-                   help="the training step; members of a population together; an iteration of PPO; "
-                        "sampling; reading batches; compiling the step")  # fmt: skip
-    p.add_argument("--shapes", metavar="NAME", nargs="+",
-                   help=f"of {', '.join(s.name for s in LADDER)}, layers x width; "
-                        f"ppo: of {', '.join(s.name for s in PPO_LADDER)} (default: all)")  # fmt: skip
+    p.add_argument(
+        "what",
+        choices=("train", "population", "ppo", "decode", "data", "compile"),
+        help="the training step; members of a population together; an iteration of PPO; "
+        "sampling; reading batches; compiling the step",
+    )
+    p.add_argument(
+        "--shapes",
+        metavar="NAME",
+        nargs="+",
+        help=f"of {', '.join(s.name for s in LADDER)}, layers x width; "
+        f"ppo: of {', '.join(s.name for s in PPO_LADDER)} (default: all)",
+    )
     p.add_argument("--rounds", metavar="N", type=int, default=7, help="turns of each (default: 7)")
-    p.add_argument("--threads", metavar="N", type=int, default=None,
-                   help="of each process (default: the machine's cores)")  # fmt: skip
-    p.add_argument("--against", metavar="WHAT",
-                   help="turn by turn. train: torch, the same step in PyTorch; ppo: trl, the same "
-                        "iteration by TRL's trainer")  # fmt: skip
-    p.add_argument("--torch-python", metavar="PATH",
-                   help="an interpreter with torch and numpy (default: .venv-torch/bin/python)")  # fmt: skip
-    p.add_argument("--trl-python", metavar="PATH",
-                   help="an interpreter with trl and torch (default: .venv-trl/bin/python)")  # fmt: skip
+    p.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=None,
+        help="of each process (default: the machine's cores)",
+    )
+    p.add_argument(
+        "--against",
+        metavar="WHAT",
+        help="turn by turn. train: torch, the same step in PyTorch; ppo: trl, the same "
+        "iteration by TRL's trainer",
+    )
+    p.add_argument(
+        "--torch-python",
+        metavar="PATH",
+        help="an interpreter with torch and numpy (default: .venv-torch/bin/python)",
+    )
+    p.add_argument(
+        "--trl-python",
+        metavar="PATH",
+        help="an interpreter with trl and torch (default: .venv-trl/bin/python)",
+    )
     p.add_argument("--json", action="store_true")
 
 
 def command(args: argparse.Namespace, ladder: Sequence[Shape] | None = None) -> int:
-    """Measures and prints. Returns 0; what cannot be measured is a ConfigError. `ladder` takes the place of
-    the shapes that are known."""
+    """Measures and prints. Returns 0; what cannot be measured is a ConfigError. `ladder` takes the
+    place of the shapes that are known."""
     from rlhf_jax.bench import tables
     from rlhf_jax.bench.measure import BENCHMARKS, checked
 

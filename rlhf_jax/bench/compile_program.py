@@ -1,5 +1,5 @@
-"""Compiling the product's training step for a shape, as a process. The first one to run with a folder
-compiles; a second one finds the program there, as every later worker of a study does."""
+"""Compiling the product's training step for a shape, as a process. The first one to run with a
+folder compiles; a second one finds the program there, as every later worker of a study does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 
 def measure(shape: dict[str, Any], kept: str) -> dict[str, Any]:
-    """Seconds to trace and lower the step, and to compile it or to get it from the folder `kept`."""
+    """Seconds to trace and lower the step, and to compile it or to get it from the folder
+    `kept`."""
     jax.config.update("jax_enable_compilation_cache", True)
     keep_compiled(Path(kept))
     # Whatever little the step takes to compile, here it is kept.

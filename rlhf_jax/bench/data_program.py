@@ -33,8 +33,9 @@ def corpus(root: Path, shape: Shape) -> Corpus:
         with text.open("w") as file:
             for _ in range(DOCUMENTS):
                 file.write(json.dumps({"text": " ".join(rng.choices(lexicon, k=WORDS))}) + "\n")
-    cfg = CorpusConfig((str(text),), vocab=shape.vocab, seq_len=shape.seq_len,
-                       heldout_tokens=1, dedup=False)  # fmt: skip
+    cfg = CorpusConfig(
+        (str(text),), vocab=shape.vocab, seq_len=shape.seq_len, heldout_tokens=1, dedup=False
+    )
     return prepare(cfg, root / "runs", lambda _: None)
 
 

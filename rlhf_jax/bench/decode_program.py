@@ -23,9 +23,9 @@ PROMPTS, PROMPT_LEN, LENGTH = 64, 32, 32
 
 
 def measure(shape: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Samples `LENGTH` tokens to each of `PROMPTS` random prompts, `rounds` times. The prefill is timed
-    by itself; decoding is the rest. Now and then a row of an untrained model draws EOS; the loop goes
-    on for the others, and only the tokens that it produced are counted."""
+    """Samples `LENGTH` tokens to each of `PROMPTS` random prompts, `rounds` times. The prefill is
+    timed by itself; decoding is the rest. Now and then a row of an untrained model draws EOS; the
+    loop goes on for the others, and only the tokens that it produced are counted."""
     at, mesh = from_json(Shape, shape), make_mesh()
     cfg = at.model
     jax.set_mesh(mesh)

@@ -2,9 +2,9 @@
 
     python -m rlhf_jax.bench.device_check [--tiny] [--out FILE]
 
-Attention kernels against float64, the precision that products really have, PPO's check of its sampler,
-and training steps (MFU is of the data sheet's bfloat16 peak, on CPUs of a measured product), in float32 and
-bfloat16. Prints a table, writes every number as JSON, and exits with 1
+Attention kernels against float64, the precision that products really have, PPO's check of its
+sampler, and training steps (MFU is of the data sheet's bfloat16 peak, on CPUs of a measured
+product), in float32 and bfloat16. Prints a table, writes every number as JSON, and exits with 1
 where something is not as it has to be. It runs on whatever jax finds: CPU, GPU or TPU.
 """
 
@@ -40,10 +40,13 @@ from rlhf_jax.train import init_state
 from rlhf_jax.train.metrics import peak_flops
 
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-# Root mean square of the error over that of the exact numbers. TF32 and one pass of bfloat16 make 3e-4
-# and 2e-3 of a float32 product; what is rounded to bfloat16 once is off by 2e-3.
+# Root mean square of the error over that of the exact numbers. TF32 and one pass of bfloat16 make
+# 3e-4 and 2e-3 of a float32 product; what is rounded to bfloat16 once is off by 2e-3.
 FLOAT32, BFLOAT16 = 1e-5, 1.5e-2
-ACCELERATOR = (Shape("8x512", 8, 512, 64, 8192, 32, 512), Shape("12x1024", 12, 1024, 128, 32768, 16, 1024))  # fmt: skip
+ACCELERATOR = (
+    Shape("8x512", 8, 512, 64, 8192, 32, 512),
+    Shape("12x1024", 12, 1024, 128, 32768, 16, 1024),
+)
 
 # name, value, limit (None: only measured), passed, and what else was measured.
 Check = dict[str, Any]
@@ -94,7 +97,8 @@ def exact_attention(mask: np.ndarray, q: Any, k: Any, v: Any, g: Any) -> tuple[n
 
 
 def attention(mesh: Any, T: int, C: int) -> Iterator[Check]:
-    """Every kernel that models use here, forward and backward, on packed rows with grouped heads."""
+    """Every kernel that models use here, forward and backward, on packed rows with grouped
+    heads."""
     B, H, K = 2, 4, 2
     segments = np.ones((B, T), np.int32)
     segments[1, T // 3 :] = 2
@@ -113,8 +117,13 @@ def attention(mesh: Any, T: int, C: int) -> Iterator[Check]:
                 for name, a, b in zip(("out", "dq", "dk", "dv"), got, exact, strict=True)
             }
             limit = FLOAT32 if dtype == "float32" else BFLOAT16
-            yield check(f"attention {kernel} {dtype}", max(errors.values()), limit,
-                        passed_over=passed_over, **errors)  # fmt: skip
+            yield check(
+                f"attention {kernel} {dtype}",
+                max(errors.values()),
+                limit,
+                passed_over=passed_over,
+                **errors,
+            )
 
 
 def _attended(kernel: Any, q: Any, k: Any, v: Any, g: Any, ids: Any) -> Any:
@@ -135,17 +144,28 @@ def _attended(kernel: Any, q: Any, k: Any, v: Any, g: Any, ids: Any) -> Any:
 
 
 def ppo(mesh: Any, shape: Shape, iterations: int) -> Iterator[Check]:
-    """The check that every run of PPO makes, over a few iterations. The value is the largest share of what
-    is allowed that was used up."""
+    """The check that every run of PPO makes, over a few iterations. The value is the largest share
+    of what is allowed that was used up."""
     half = shape.seq_len // 2
     for dtype in DTYPES:
         cfg = ModelConfig(
-            layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width,
-            vocab=shape.vocab, max_positions=shape.seq_len, activation="swiglu", compute=dtype,
-        )  # fmt: skip
+            layers=shape.layers,
+            width=shape.width,
+            heads=shape.width // shape.head_width,
+            vocab=shape.vocab,
+            max_positions=shape.seq_len,
+            activation="swiglu",
+            compute=dtype,
+        )
         optim = OptimConfig(lr=1e-3, schedule="constant", warmup=0.0, weight_decay=0.0)
-        cell = PPO("p", task=TaskConfig(half, half), batch=shape.batch, optim=optim,
-                   iterations=iterations, temperature=0.7)  # fmt: skip
+        cell = PPO(
+            "p",
+            task=TaskConfig(half, half),
+            batch=shape.batch,
+            optim=optim,
+            iterations=iterations,
+            temperature=0.7,
+        )
         worst, found = 0.0, []
         for step, metrics in enumerate(_iterations(mesh, cell, cfg)):
             most = sampler_tolerance(cfg, float(metrics["logprob_variance"]))
@@ -159,8 +179,9 @@ def ppo(mesh: Any, shape: Shape, iterations: int) -> Iterator[Check]:
         names = ("approx_kl_before", "max_logprob_gap", "logprob_variance")
         yield {
             **check(f"PPO's sampler {dtype}", worst, 1.0),
-            **{n: float(metrics[n]) for n in names}, "mismatches": found,
-        }  # fmt: skip
+            **{n: float(metrics[n]) for n in names},
+            "mismatches": found,
+        }
 
 
 def _iterations(mesh: Any, cell: PPO, cfg: ModelConfig) -> Iterator[dict[str, Any]]:
@@ -172,8 +193,12 @@ def _iterations(mesh: Any, cell: PPO, cfg: ModelConfig) -> Iterator[dict[str, An
         return jnp.mean((tokens_BR < cfg.vocab // 2) * mask_BR, axis=-1)
 
     critic = place(with_scalar_head(model(1), None), param_axes(cfg, True), mesh)
-    state = init_state({"policy": model(0), "critic": critic}, cell.optim, cell.iterations,
-                       kl_coef=jnp.float32(cell.kl_coef))  # fmt: skip
+    state = init_state(
+        {"policy": model(0), "critic": critic},
+        cell.optim,
+        cell.iterations,
+        kl_coef=jnp.float32(cell.kl_coef),
+    )
     frozen = {"reference": model(0), "reward": (), "seed": jnp.uint32(0)}
     step = make_ppo_step(cell, Networks(cfg, cfg), AXES, score)
     ids = np.random.default_rng(0).integers(3, cfg.vocab, (cell.batch, cell.task.prompt_len))
@@ -200,10 +225,16 @@ def training(shape: Shape, steps: int) -> Iterator[Check]:
             best = min(best, (time.perf_counter() - start) / steps)
         rate = shape.tokens / best
         yield check(
-            f"training {shape.name} {dtype}", losses[-1], losses[0] + 0.5, what="loss",
-            tokens_per_second=rate, mfu=rate * flops_per_token(run.cfg, shape.seq_len) / peak_flops(),
-            step_seconds=best, first_steps_seconds=compiling, first_loss=losses[0],
-        )  # fmt: skip
+            f"training {shape.name} {dtype}",
+            losses[-1],
+            losses[0] + 0.5,
+            what="loss",
+            tokens_per_second=rate,
+            mfu=rate * flops_per_token(run.cfg, shape.seq_len) / peak_flops(),
+            step_seconds=best,
+            first_steps_seconds=compiling,
+            first_loss=losses[0],
+        )
 
 
 # --- all of it -----------------------------------------------------------------------------------
@@ -247,11 +278,13 @@ def measure(tiny: bool) -> dict[str, Any]:
         "platform": device.platform,
         "device_kind": device.device_kind,
         "devices": jax.device_count(),
-        "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("jax", "jaxlib", "numpy")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
+        },
         "seconds": round(time.perf_counter() - start, 1),
         "checks": found,
-    }  # fmt: skip
+    }
 
 
 def _written(value: Any) -> Any:
@@ -273,8 +306,13 @@ def _line(one: Check) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="device_check", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--tiny", action="store_true", help="shapes for a test of this program")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("runs/device-check.json"),
-                        help="where the numbers go (default: runs/device-check.json)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("runs/device-check.json"),
+        help="where the numbers go (default: runs/device-check.json)",
+    )
     args = parser.parse_args(arguments)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -284,8 +322,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--out {args.out}: expected a file in a folder that can be written to")
     found = measure(args.tiny)
     write_json(args.out, found)
-    print(f"{found['device_kind']} x {found['devices']}, jax {found['versions']['jax']}: "
-          f"{'all as promised' if found['passed'] else 'WRONG'}, {found['seconds']} s; {args.out}")  # fmt: skip
+    print(
+        f"{found['device_kind']} x {found['devices']}, jax {found['versions']['jax']}: "
+        f"{'all as promised' if found['passed'] else 'WRONG'}, {found['seconds']} s; {args.out}"
+    )
     return 0 if found["passed"] else 1
 
 

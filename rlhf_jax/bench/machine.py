@@ -31,7 +31,8 @@ def busy_seconds() -> float:
 
 
 class Use(NamedTuple):
-    """What a command used: CPU seconds, user and system, and its peak resident memory; and what it printed."""
+    """What a command used: CPU seconds, user and system, and its peak resident memory; and what it
+    printed."""
 
     cpu_seconds: float
     peak_mib: float

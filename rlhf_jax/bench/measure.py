@@ -1,5 +1,6 @@
-"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train`, `bench population` and `bench ppo` have
-their own modules; the others ask one question of a fresh process a shape. No jax."""
+"""What `rlhf-jax bench` can measure, and the checks before it does. `bench train`, `bench
+population` and `bench ppo` have their own modules; the others ask one question of a fresh process a
+shape. No jax."""
 
 from __future__ import annotations
 
@@ -45,8 +46,10 @@ def checked(
     if args.against not in pythons:
         raise ConfigError(f"--against {args.against!r}.{suggest(args.against, list(pythons))}")
     if AGAINST.get(args.what) != args.against:
-        raise ConfigError(f"bench {args.what} is not measured against {args.against}; --against is of "
-                          "bench train (torch) and of bench ppo (trl)")  # fmt: skip
+        raise ConfigError(
+            f"bench {args.what} is not measured against {args.against}; --against is of "
+            "bench train (torch) and of bench ppo (trl)"
+        )
     if args.rounds < FEWEST:
         raise ConfigError(f"--rounds is {args.rounds}; a comparison needs at least {FEWEST}")
     find = find_torch if args.against == "torch" else find_trl
@@ -64,8 +67,14 @@ def _data(shapes: Sequence[Shape], settings: Settings, log: Log) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="rlhf-jax-bench-") as folder:
 
         def row(shape: Shape) -> dict[str, Any]:
-            return _asked("data_program", settings, shape=to_json(shape), rounds=settings.rounds,
-                          seconds=settings.block_seconds, root=folder)  # fmt: skip
+            return _asked(
+                "data_program",
+                settings,
+                shape=to_json(shape),
+                rounds=settings.rounds,
+                seconds=settings.block_seconds,
+                root=folder,
+            )
 
         return _each(row, shapes, settings, log)
 
@@ -79,8 +88,9 @@ def _compile(shapes: Sequence[Shape], settings: Settings, log: Log) -> dict[str,
             )
         if cold["from_cache"] or not warm["from_cache"]:
             raise ConfigError(
-                f"{shape.name}: the compiled step was not found in {Path(kept).name}, where the first "
-                "process had kept it; is a setting of jax's compilation cache in the environment?"
+                f"{shape.name}: the compiled step was not found in {Path(kept).name}, where the "
+                f"first process had kept it; is a setting of jax's compilation cache in the "
+                "environment?"
             )
         return {
             "lower_seconds": cold["lower_seconds"],

@@ -1,8 +1,9 @@
-"""Measured programs, each in a process of its own, and how to talk to them: one JSON line a question,
-one JSON line an answer. A process that is not asked waits for its input, and takes no CPU time.
+"""Measured programs, each in a process of its own, and how to talk to them: one JSON line a
+question, one JSON line an answer. A process that is not asked waits for its input, and takes no CPU
+time.
 
-They are separate processes because allocators, thread pools and XLA read their settings at start, and
-because first steps, compilation and peak memory are those of a fresh process. No jax here.
+They are separate processes because allocators, thread pools and XLA read their settings at start,
+and because first steps, compilation and peak memory are those of a fresh process. No jax here.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ class Peer:
         self.name = name
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            text=True, env={**worker_environment(threads, devices), **settings},
-        )  # fmt: skip
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={**worker_environment(threads, devices), **settings},
+        )
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Its answer to one question.
@@ -100,7 +105,8 @@ def ours(program: str, threads: int, devices: int = 1) -> Peer:
 
 
 def serve(operations: Mapping[str, Operation]) -> None:
-    """The other side: answers questions until its input closes. What libraries print goes to stderr."""
+    """The other side: answers questions until its input closes. What libraries print goes to
+    stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -42,8 +42,13 @@ def bench_population(shapes: Sequence[Shape], settings: Settings, log: Log) -> d
       ConfigError: the population's first member does not compute what the cell alone computes.
     """
     rows = [_measure(shape, settings, log) for shape in shapes]
-    return {"shapes": rows, "threads": settings.threads, "members": MEMBERS,
-            "rounds": settings.rounds, "machine": machine()}  # fmt: skip
+    return {
+        "shapes": rows,
+        "threads": settings.threads,
+        "members": MEMBERS,
+        "rounds": settings.rounds,
+        "machine": machine(),
+    }
 
 
 def _measure(shape: Shape, settings: Settings, log: Log) -> Row:

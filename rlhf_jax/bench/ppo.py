@@ -1,9 +1,10 @@
-"""`bench ppo`: one iteration of PPO by the product's compiled program, alone or in turns with TRL's trainer:
-generate, score, update. No jax here: whoever is measured is a process of its own.
+"""`bench ppo`: one iteration of PPO by the product's compiled program, alone or in turns with TRL's
+trainer: generate, score, update. No jax here: whoever is measured is a process of its own.
 
-Both sides take the same iteration: the same four models (policy, reference, critic, reward: a Llama each,
-separate parameters, float32), prompts, formulas and settings. Neither side stops early: no model ever gives
-EOS, and for TRL no token is PAD or stops a response, so a response always has its full length.
+Both sides take the same iteration: the same four models (policy, reference, critic, reward: a Llama
+each, separate parameters, float32), prompts, formulas and settings. Neither side stops early: no
+model ever gives EOS, and for TRL no token is PAD or stops a response, so a response always has its
+full length.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def find_trl(python: str | None) -> list[str]:
         raise ConfigError(f"--against trl: {path} says {said!r}. Get it with: {INSTALL}")
     if (found := done.stdout.strip()) != TRL:
         raise ConfigError(
-            f"--against trl: {path} has trl {found}, and the trainer of trl {TRL} is measured. Get it "
-            f"with: {INSTALL}"
+            f"--against trl: {path} has trl {found}, and the trainer of trl {TRL} is measured. Get "
+            f"it with: {INSTALL}"
         )
     return [str(path), str(TRL_PEER)]
 
@@ -93,10 +94,10 @@ def bench_ppo(shapes: Sequence[Shape], settings: Settings, log: Log) -> dict[str
 
 
 def iteration_flops(cfg: ModelConfig, rows: int, prompt: int, response: int) -> float:
-    """FLOPs of the products of an iteration at the least, as `rlhf_jax.scaling.flops` counts them: sample
-    with a cache; score by the reference, critic and reward model; forward and backward of policy and critic
-    in every epoch. Only the states in which a response token is chosen need the vocabulary's logits, and
-    the last token of a row is read by the reward model alone."""
+    """FLOPs of the products of an iteration at the least, as `rlhf_jax.scaling.flops` counts them:
+    sample with a cache; score by the reference, critic and reward model; forward and backward of
+    policy and critic in every epoch. Only the states in which a response token is chosen need the
+    vocabulary's logits, and the last token of a row is read by the reward model alone."""
     count = param_counts(cfg)
     body = 2.0 * (count["attention"] + count["feed_forward"])
 
@@ -111,8 +112,8 @@ def iteration_flops(cfg: ModelConfig, rows: int, prompt: int, response: int) -> 
 
 
 def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, float, Row]:
-    """(row, peak FLOP/s, versions) of a shape. Every side is a fresh process, and has ended when this
-    returns."""
+    """(row, peak FLOP/s, versions) of a shape. Every side is a fresh process, and has ended when
+    this returns."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlhf-jax-bench-")))
         peer = stack.enter_context(ours("ppo_program", settings.threads))
@@ -121,7 +122,8 @@ def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, float, Row
         first = peer.ask("once", path=str(folder / "ours.npz"))
         if first["stop_rate"]:
             raise ConfigError(
-                f"{shape.name}: {first['stop_rate']:.0%} of the responses stopped early; none should"
+                f"{shape.name}: {first['stop_rate']:.0%} of the responses stopped early; none "
+                "should"
             )
         row: Row = {"name": shape.name}
         sides: dict[str, Asked] = {"ours": peer}
@@ -140,7 +142,8 @@ def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, float, Row
 def _agreeing(
     mine: Peer, first: Answer, folder: Path, settings: Settings, stack: contextlib.ExitStack
 ) -> tuple[Peer, Row, dict[str, float]]:
-    """(TRL's side, its versions, how far it is from ours) after the iteration that ours has taken."""
+    """(TRL's side, its versions, how far it is from ours) after the iteration that ours has
+    taken."""
     assert settings.torch is not None
     start = folder / "start.npz"
     exported = mine.ask("export", path=str(start))
@@ -156,8 +159,9 @@ def _agreeing(
 
 
 def agreement(theirs: Answer, mine: Answer, path: Path, reference_path: Path) -> dict[str, float]:
-    """Largest differences of one whole iteration on the same responses: of log-probs (nats), values and
-    scores before it, of the losses over its epochs, and of how far it moved log-probs and values.
+    """Largest differences of one whole iteration on the same responses: of log-probs (nats), values
+    and scores before it, of the losses over its epochs, and of how far it moved log-probs and
+    values.
 
     Raises:
       ConfigError: something differs by more than its tolerance; it names what.
@@ -174,8 +178,8 @@ def agreement(theirs: Answer, mine: Answer, path: Path, reference_path: Path) ->
     for name, (difference, tolerance) in apart.items():
         if not difference <= tolerance:
             raise ConfigError(
-                f"trl does not compute what rlhf-jax computes: {name} differs by {difference:.2g}, more "
-                f"than {tolerance:g} (see rlhf_jax/bench/trl_peer.py); nothing was timed"
+                f"trl does not compute what rlhf-jax computes: {name} differs by {difference:.2g}, "
+                f"more than {tolerance:g} (see rlhf_jax/bench/trl_peer.py); nothing was timed"
             )
     return {name: difference for name, (difference, _) in apart.items()}
 
@@ -187,7 +191,8 @@ def _largest(x: np.ndarray) -> float:
 def in_turns(
     shape: Shape, sides: Mapping[str, Asked], settings: Settings, log: Log
 ) -> tuple[dict[str, list[Row]], float]:
-    """Every side's answers in every round, and the share of the CPU that went elsewhere (`in_rounds`)."""
+    """Every side's answers in every round, and the share of the CPU that went elsewhere
+    (`in_rounds`)."""
     counts = {}
     for name, side in sides.items():
         side.ask("time", count=1)  # warms up; ours compiles

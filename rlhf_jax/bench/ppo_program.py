@@ -1,7 +1,8 @@
 """The product's PPO iteration on a shape, as a process that `rlhf_jax.bench.ppo` talks to.
 
-Of the compiled iteration, generation and the rollout are compiled by themselves too, from the functions
-that it is made of: scoring is the rollout less generation, updating the iteration less the rollout.
+Of the compiled iteration, generation and the rollout are compiled by themselves too, from the
+functions that it is made of: scoring is the rollout less generation, updating the iteration less
+the rollout.
 """
 
 from __future__ import annotations
@@ -38,21 +39,38 @@ COMPLETIONS = 9  # the most that InstructGPT's labellers ranked together
 
 
 def cell_of(shape: Shape) -> PPO:
-    """TRL's formulas (whitening with n - 1, no clipping of gradients), and a learning rate with which an
-    iteration moves log-probs by far more than rounding does, and by far less than what PPO clips."""
+    """TRL's formulas (whitening with n - 1, no clipping of gradients), and a learning rate with
+    which an iteration moves log-probs by far more than rounding does, and by far less than what PPO
+    clips."""
     half = shape.seq_len // 2
     return PPO(
-        "ppo", task=TaskConfig(half, shape.seq_len - half), batch=shape.batch, minibatches=1, epochs=EPOCHS,
-        temperature=0.7, no_eos="keep", score_at="last", whiten_advantages="batch", bessel=True,
-        optim=OptimConfig(lr=3e-5, schedule="constant", warmup=0.0, weight_decay=0.0, b1=0.9, b2=0.999,
-                          eps=1e-5, clip=1e9),
-    )  # fmt: skip
+        "ppo",
+        task=TaskConfig(half, shape.seq_len - half),
+        batch=shape.batch,
+        minibatches=1,
+        epochs=EPOCHS,
+        temperature=0.7,
+        no_eos="keep",
+        score_at="last",
+        whiten_advantages="batch",
+        bessel=True,
+        optim=OptimConfig(
+            lr=3e-5,
+            schedule="constant",
+            warmup=0.0,
+            weight_decay=0.0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-5,
+            clip=1e9,
+        ),
+    )
 
 
 def without_eos(params: Any) -> Any:
-    """The same model, but that it gives EOS a probability of about exp(-100): every embedding has the same
-    first entry, so the state has one too, and EOS's own is far on the other side. The other tokens'
-    logits all move alike. So every response has its full length."""
+    """The same model, but that it gives EOS a probability of about exp(-100): every embedding has
+    the same first entry, so the state has one too, and EOS's own is far on the other side. The
+    other tokens' logits all move alike. So every response has its full length."""
     embed_VD = params["embed"].at[:, 0].set(1.0)
     return {**params, "embed": embed_VD.at[EOS, 0].set(-20.0)}
 
@@ -93,11 +111,14 @@ class Iterations:
         self.iteration = make_ppo_step(self.cell, networks, AXES, reward.score)
         self.state = self.start()
         key = jax.random.key(1)
-        generated, rolled = jax.jit(self._generate), jax.jit(
-            lambda state, frozen, prompts: rollout(
-                self.cell, networks, AXES, reward.score, state, frozen, prompts, key
-            )
-        )  # fmt: skip
+        generated, rolled = (
+            jax.jit(self._generate),
+            jax.jit(
+                lambda state, frozen, prompts: rollout(
+                    self.cell, networks, AXES, reward.score, state, frozen, prompts, key
+                )
+            ),
+        )
         self.pieces: dict[str, Callable[[], Any]] = {
             "generate": lambda: generated(self.state.params["policy"], self.prompts, key),
             "rollout": lambda: rolled(self.state, self.frozen, self.prompts),
@@ -106,10 +127,15 @@ class Iterations:
         self.scored = jax.jit(self._scored)
 
     def start(self) -> Any:
-        """The state before the first iteration; made anew, because an iteration takes over its memory."""
+        """The state before the first iteration; made anew, because an iteration takes over its
+        memory."""
         trained = {name: self.models[name] for name in ("policy", "critic")}
-        return init_state(jax.tree.map(jnp.copy, trained), self.cell.optim, 1000,
-                          kl_coef=jnp.float32(self.cell.kl_coef))  # fmt: skip
+        return init_state(
+            jax.tree.map(jnp.copy, trained),
+            self.cell.optim,
+            1000,
+            kl_coef=jnp.float32(self.cell.kl_coef),
+        )
 
     def step(self) -> dict[str, jax.Array]:
         self.state, metrics = self.iteration(self.state, self.frozen, self.prompts)
@@ -117,8 +143,15 @@ class Iterations:
 
     def _generate(self, policy: Any, prompts_BP: jax.Array, key: jax.Array) -> Any:
         cell = self.cell
-        return generate(policy, self.cfg, prompts_BP, key, length=cell.task.response_len,
-                        temperature=cell.temperature, axes=AXES)  # fmt: skip
+        return generate(
+            policy,
+            self.cfg,
+            prompts_BP,
+            key,
+            length=cell.task.response_len,
+            temperature=cell.temperature,
+            axes=AXES,
+        )
 
     def _scored(self, params: Any, frozen: Any, responses_BR: jax.Array) -> dict[str, jax.Array]:
         """What every model says of whole responses."""
@@ -166,26 +199,35 @@ class Program:
         return {"versions": {**versions, "python": platform.python_version()}}
 
     def export(self, path: str) -> dict[str, Any]:
-        """Writes the models and prompts, and answers with the numbers, that another implementation needs
-        to take the same iteration."""
+        """Writes the models and prompts, and answers with the numbers, that another implementation
+        needs to take the same iteration."""
         cell, cfg = self.running.cell, self.running.cfg
         np.savez(path, prompts=self.running.ids, **named(self.running.models))
         task, optim = cell.task, cell.optim
         return {
             "model": {"vocab": cfg.vocab, "rope_base": cfg.rope_base},
             "ppo": {
-                "response_length": task.response_len, "num_ppo_epochs": cell.epochs,
-                "num_mini_batches": cell.minibatches, "temperature": cell.temperature,
-                "kl_coef": cell.kl_coef, "cliprange": cell.clip, "cliprange_value": cell.value_clip,
-                "vf_coef": cell.value_coef, "gamma": cell.gamma, "lam": cell.lam,
-                "learning_rate": optim.lr, "adam_beta1": optim.b1, "adam_beta2": optim.b2,
-                "adam_epsilon": optim.eps, "weight_decay": optim.weight_decay,
+                "response_length": task.response_len,
+                "num_ppo_epochs": cell.epochs,
+                "num_mini_batches": cell.minibatches,
+                "temperature": cell.temperature,
+                "kl_coef": cell.kl_coef,
+                "cliprange": cell.clip,
+                "cliprange_value": cell.value_clip,
+                "vf_coef": cell.value_coef,
+                "gamma": cell.gamma,
+                "lam": cell.lam,
+                "learning_rate": optim.lr,
+                "adam_beta1": optim.b1,
+                "adam_beta2": optim.b2,
+                "adam_epsilon": optim.eps,
+                "weight_decay": optim.weight_decay,
             },
-        }  # fmt: skip
+        }
 
     def once(self, path: str) -> dict[str, Any]:
-        """Takes the first iteration and writes its responses, and what the models said of them before and
-        after."""
+        """Takes the first iteration and writes its responses, and what the models said of them
+        before and after."""
         run = self.running
         start, run.state = time.perf_counter(), run.start()
         metrics = run.step()
@@ -195,13 +237,18 @@ class Program:
         responses = metrics["responses"]
         before = run.scored(run.start().params, run.frozen, responses)
         after = run.scored(run.state.params, run.frozen, responses)
-        np.savez(path, responses=responses, **before,
-                 **{f"{name}_after": after[name] for name in ("log_probs", "values")})  # fmt: skip
+        np.savez(
+            path,
+            responses=responses,
+            **before,
+            **{f"{name}_after": after[name] for name in ("log_probs", "values")},
+        )
         names = ("policy_loss", "value_loss", "stop_rate")
         return {"seconds": seconds, **{name: float(metrics[name]) for name in names}}
 
     def time(self, count: int) -> dict[str, Any]:
-        """Mean seconds of each piece, one after the other `count` times; the first call compiles."""
+        """Mean seconds of each piece, one after the other `count` times; the first call
+        compiles."""
         cpu, start, spent = time.process_time(), time.perf_counter(), {}
         for name, piece in self.running.pieces.items():
             begin = time.perf_counter()
@@ -231,11 +278,13 @@ class Program:
 
 if __name__ == "__main__":
     program = Program()
-    serve({
-        "load": program.load,
-        "export": program.export,
-        "once": program.once,
-        "time": program.time,
-        "reward_step": program.reward_step,
-        "peak": program.peak,
-    })  # fmt: skip
+    serve(
+        {
+            "load": program.load,
+            "export": program.export,
+            "once": program.once,
+            "time": program.time,
+            "reward_step": program.reward_step,
+            "peak": program.peak,
+        }
+    )

@@ -1,9 +1,11 @@
-"""Time and memory of preparing corpora of growing size: `python -m rlhf_jax.bench.scale_corpus 20 60 200`.
+"""Time and memory of preparing corpora of growing size: `python -m rlhf_jax.bench.scale_corpus 20
+60 200`.
 
 The text is generated: words of random syllables by Zipf's law, whose number of kinds grows with the
-text, sentences and paragraphs of varied length, and one document in fifty nearly a copy of another, so
-that deduplication and the tokenizer have to do what real text asks of them. Each size is prepared in a
-process of its own; its memory is the peak of the resident set, which includes about 0.3 GB of imports.
+text, sentences and paragraphs of varied length, and one document in fifty nearly a copy of another,
+so that deduplication and the tokenizer have to do what real text asks of them. Each size is
+prepared in a process of its own; its memory is the peak of the resident set, which includes about
+0.3 GB of imports.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def main() -> None:
     parser.add_argument("megabytes", type=float, nargs="*", default=[20, 60, 200])
     args = parser.parse_args()
     print(
-        f"{'text MB':>8} {'seconds':>8} {'of CPU':>8} {'memory GB':>10} {'memory / text':>14}  corpus"
+        f"{'text MB':>8} {'seconds':>8} {'of CPU':>8} {'memory GB':>10} {'memory / text':>14}  "
+        "corpus"
     )
     for megabytes in args.megabytes:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
     python -m rlhf_jax.bench.scale_fit --rows 1000 10000 100000 --approach 3
 
-Every size is a process of its own that reads a CSV of synthetic runs (a known law, 0.5% of noise, C over
-four decades) and fits it with intervals.
+Every size is a process of its own that reads a CSV of synthetic runs (a known law, 0.5% of noise, C
+over four decades) and fits it with intervals.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m rlhf_jax.bench.scale_study [--cells 500 1500 5000] [--json FILE]
 
-The study is a sweep of small models in a temporary folder. Its cells are not trained: each folder is
-written as a finished cell leaves it, with 50 rows of metrics and a held-out loss by a known law.
+The study is a sweep of small models in a temporary folder. Its cells are not trained: each folder
+is written as a finished cell leaves it, with 50 rows of metrics and a held-out loss by a known law.
 """
 
 from __future__ import annotations
@@ -84,14 +84,28 @@ def finish_cells(path: Path, root: Path) -> None:
         write_json(folder.path / "config.json", {"kind": cell.KIND, **to_json(cell)})
         write_json(folder.path / "provenance.json", made_by)
         rows = [
-            {"step": s, "loss": loss + math.exp(-s / 10), "tokens": s * 256, "lr": 1e-3,
-             "flops": flops * s / 50, "grad_norm": 0.5, "tokens_per_second": 1e5}
+            {
+                "step": s,
+                "loss": loss + math.exp(-s / 10),
+                "tokens": s * 256,
+                "lr": 1e-3,
+                "flops": flops * s / 50,
+                "grad_norm": 0.5,
+                "tokens_per_second": 1e5,
+            }
             for s in range(1, 51)
-        ]  # fmt: skip
+        ]
         (folder.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        held = {"loss": loss, "stderr": 0.01, "bits_per_byte": 2.0, "params": counts["total"],
-                "param_counts": counts, "train_tokens": cell.tokens, "batch_tokens": 256,  # type: ignore[attr-defined]
-                "flops": {"exact": flops}}  # fmt: skip
+        held = {
+            "loss": loss,
+            "stderr": 0.01,
+            "bits_per_byte": 2.0,
+            "params": counts["total"],
+            "param_counts": counts,
+            "train_tokens": cell.tokens,
+            "batch_tokens": 256,  # type: ignore[attr-defined]
+            "flops": {"exact": flops},
+        }
         write_json(folder.results / "heldout.json", held)
         folder.finish(seconds=1.0)
     write_study(study, runs, corpus.content_hash, "rlhf-jax run scale.py", path)

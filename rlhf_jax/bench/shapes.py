@@ -25,19 +25,32 @@ class Shape:
     def model(self) -> ModelConfig:
         """GPT-2's architecture without biases in linear layers."""
         return ModelConfig(
-            layers=self.layers, width=self.width, heads=self.width // self.head_width,
-            vocab=self.vocab, positions="learned", max_positions=self.seq_len, norm="layer",
-            activation="gelu", tied=True,
-        )  # fmt: skip
+            layers=self.layers,
+            width=self.width,
+            heads=self.width // self.head_width,
+            vocab=self.vocab,
+            positions="learned",
+            max_positions=self.seq_len,
+            norm="layer",
+            activation="gelu",
+            tied=True,
+        )
 
     @property
     def llama(self) -> ModelConfig:
-        """Llama's architecture with tied embeddings: ours and Transformers' alike, to the last norm."""
+        """Llama's architecture with tied embeddings: ours and Transformers' alike, to the last
+        norm."""
         return ModelConfig(
-            layers=self.layers, width=self.width, heads=self.width // self.head_width,
-            vocab=self.vocab, positions="rope", max_positions=self.seq_len, norm="rms",
-            activation="swiglu", tied=True,
-        )  # fmt: skip
+            layers=self.layers,
+            width=self.width,
+            heads=self.width // self.head_width,
+            vocab=self.vocab,
+            positions="rope",
+            max_positions=self.seq_len,
+            norm="rms",
+            activation="swiglu",
+            tied=True,
+        )
 
     @property
     def tokens(self) -> int:

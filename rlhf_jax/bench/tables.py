@@ -1,4 +1,5 @@
-"""What `rlhf-jax bench` prints for people: one table, a row a shape, and a line on what it means."""
+"""What `rlhf-jax bench` prints for people: one table, a row a shape, and a line on what it
+means."""
 
 from __future__ import annotations
 
@@ -100,18 +101,27 @@ def show(what: str, found: dict[str, Any]) -> None:
     if "peak_flops" in found:
         print(f"Peak: {found['peak_flops']:.3g} FLOP/s, the best float32 product of 2048 x 2048.")
     if what == "ppo":
-        print("An iteration's time, and tokens/s while it generates; floor: the least that its arithmetic "
-              "takes, as a share; reward step: FLOPs on 9 ranked completions over those on one.")  # fmt: skip
+        print(
+            "An iteration's time, and tokens/s while it generates; floor: the least that its "
+            "arithmetic takes, as a share; reward step: FLOPs on 9 ranked completions over those "
+            "on one."
+        )
     if what == "ppo" and "trl" in found["versions"]:
-        print(f"Times of TRL over ours (above 1: rlhf-jax is faster), medians of {found['rounds']} rounds; "
-              "others: share of the CPU that other programs took meanwhile.")  # fmt: skip
+        print(
+            f"Times of TRL over ours (above 1: rlhf-jax is faster), medians of {found['rounds']} "
+            f"rounds; others: share of the CPU that other programs took meanwhile."
+        )
     if "members" in found:
-        print(f"Tokens/s of {found['members']} members: one after the other with all threads, in one-thread "
-              "workers side by side, and as one program.")  # fmt: skip
+        print(
+            f"Tokens/s of {found['members']} members: one after the other with all threads, in "
+            f"one-thread workers side by side, and as one program."
+        )
     if "geomean" in found:
-        print(f"Tokens/s over torch's, geometric mean: {found['geomean']:.2f} (above 1: rlhf-jax is "
-              f"faster). Medians of {found['rounds']} rounds; ceiling: the ratio if we reached the peak; "
-              "others: share of the CPU that other programs took meanwhile.")  # fmt: skip
+        print(
+            f"Tokens/s over torch's, geometric mean: {found['geomean']:.2f} (above 1: rlhf-jax is "
+            f"faster). Medians of {found['rounds']} rounds; ceiling: the ratio if we reached the "
+            f"peak; others: share of the CPU that other programs took meanwhile."
+        )
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

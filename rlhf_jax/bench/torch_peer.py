@@ -1,9 +1,9 @@
 """The same training step in PyTorch, as fast as PyTorch does it: the other side of `bench train
 --against torch`. Run by the interpreter of another environment; it needs torch and numpy alone.
 
-It takes weights, batches and learning rates from the file that our side has written, and answers the
-same questions: see `rlhf_jax.bench.peers`. Parameters are by their names in our tree, where the arrays
-of all layers are stacked.
+It takes weights, batches and learning rates from the file that our side has written, and answers
+the same questions: see `rlhf_jax.bench.peers`. Parameters are by their names in our tree, where the
+arrays of all layers are stacked.
 
 Dimension letters: B batch, T time, D width, H heads, C head width, F feed-forward, V vocabulary.
 """
@@ -53,12 +53,17 @@ class Layer(nn.Module):
         D, shape = self.out.shape[0], (-1, self.heads, self.head_width)
         q, k, v = (g.T.reshape(shape) for g in self.qkv.grad.chunk(3))
         return {
-            "wq": q, "wk": k, "wv": v,
+            "wq": q,
+            "wk": k,
+            "wv": v,
             "wo": self.out.grad.T.reshape(self.heads, self.head_width, D),
-            "w_in": self.w_in.grad.T, "w_out": self.w_out.grad.T,
-            "norm1": self.norm1.grad, "bias1": self.bias1.grad,
-            "norm2": self.norm2.grad, "bias2": self.bias2.grad,
-        }  # fmt: skip
+            "w_in": self.w_in.grad.T,
+            "w_out": self.w_out.grad.T,
+            "norm1": self.norm1.grad,
+            "bias1": self.bias1.grad,
+            "norm2": self.norm2.grad,
+            "bias2": self.bias2.grad,
+        }
 
 
 class Model(nn.Module):
@@ -184,8 +189,8 @@ def matmul_peak(n=2048, tries=8):
 
 
 def serve(program):
-    """Answers questions by the program's methods until the input closes; it is made after what libraries
-    print has been turned away from the answers."""
+    """Answers questions by the program's methods until the input closes; it is made after what
+    libraries print has been turned away from the answers."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     made = program()

@@ -1,8 +1,8 @@
 """`bench train`: the product's training step, alone or in turns with another implementation of it.
 
 A machine that others use is never as fast twice, so both sides are alive at once and take turns: a
-round is a block of steps of each, and what is reported is the median over rounds of the ratio within a
-round. No jax here: whoever is measured is a process of its own.
+round is a block of steps of each, and what is reported is the median over rounds of the ratio
+within a round. No jax here: whoever is measured is a process of its own.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _against_peak(row: Row, per_token: float, peak_flops: float) -> None:
 
 
 def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, dict[str, float], Row]:
-    """(row, peak FLOP/s that each implementation's matrix product reaches, versions) of a shape. Every
-    side is a fresh process, and has ended when this returns."""
+    """(row, peak FLOP/s that each implementation's matrix product reaches, versions) of a shape.
+    Every side is a fresh process, and has ended when this returns."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlhf-jax-bench-")))
         peer = stack.enter_context(ours("train_program", settings.threads))
@@ -135,9 +135,12 @@ def measure(shape: Shape, settings: Settings, log: Log) -> tuple[Row, dict[str, 
                 log(f"{shape.name}: {name} does the same")
                 other = stack.enter_context(_torch(name, settings, folder))
                 versions["torch"] = other.ask(
-                    "load", path=str(folder / "start.npz"), optim=exported["optim"],
-                    threads=settings.threads, compiled=name == "torch_compiled",
-                )["versions"]  # fmt: skip
+                    "load",
+                    path=str(folder / "start.npz"),
+                    optim=exported["optim"],
+                    threads=settings.threads,
+                    compiled=name == "torch_compiled",
+                )["versions"]
                 sides[name] = ready(other, shape.tokens)
                 apart.append(_agree(name, sides, folder))
             row |= Agreement(*(max(a) for a in zip(*apart, strict=True)))._asdict()
@@ -173,21 +176,27 @@ def ready(peer: Asked, tokens: int) -> Side:
     rest = peer.ask("steps", count=STEPS)
     seconds = rest["seconds"] / STEPS
     return Side(
-        peer, tokens, first["losses"] + rest["losses"], seconds, max(first["seconds"] - seconds, 0.0),
+        peer,
+        tokens,
+        first["losses"] + rest["losses"],
+        seconds,
+        max(first["seconds"] - seconds, 0.0),
         rest["peak_memory_bytes"],
-    )  # fmt: skip
+    )
 
 
 def _agree(name: str, sides: Mapping[str, Side], folder: Path) -> Agreement:
     sides[name].peer.ask("gradients", path=str(folder / f"{name}.npz"))
-    return check(name, sides[name].losses, sides["ours"].losses,
-                 folder / f"{name}.npz", folder / "ours.npz")  # fmt: skip
+    return check(
+        name, sides[name].losses, sides["ours"].losses, folder / f"{name}.npz", folder / "ours.npz"
+    )
 
 
 def in_turns(
     shape: Shape, sides: Mapping[str, Side], settings: Settings, log: Log
 ) -> tuple[dict[str, list[float]], float]:
-    """Tokens/s of every side in every round, and the share of the CPU that went elsewhere (`in_rounds`)."""
+    """Tokens/s of every side in every round, and the share of the CPU that went elsewhere
+    (`in_rounds`)."""
     steps = {n: max(2, round(settings.block_seconds / s.step_seconds)) for n, s in sides.items()}
 
     def rate(name: str, answer: Answer) -> float:

@@ -48,7 +48,8 @@ class Training:
         return language_modelling(params, batch, self.cfg, AXES)
 
     def initial(self) -> Any:
-        """The parameters of step 0; made anew each time, because the step takes over their memory."""
+        """The parameters of step 0; made anew each time, because the step takes over their
+        memory."""
         params = jax.jit(lambda key: init(self.cfg, key))(jax.random.key(0))
         return place(params, param_axes(self.cfg), self.mesh, AXES)
 
@@ -57,8 +58,8 @@ class Training:
             yield place_batch(self.batches[t % BATCHES], self.mesh, AXES)
 
     def run(self, batches: Iterable[dict[str, jax.Array]]) -> list[float]:
-        """Takes a step a batch and returns the losses. As in the product's loop a batch is asked for
-        while the last step runs, and its loss is read while the next one does."""
+        """Takes a step a batch and returns the losses. As in the product's loop a batch is asked
+        for while the last step runs, and its loss is read while the next one does."""
         losses, pending = [], None
         for batch in batches:
             self.state, metrics = self.step(self.state, batch)
@@ -97,8 +98,9 @@ class Program:
             learning_rate(OPTIM, self.training.state.replace(step=jnp.int32(t)))
             for t in range(PLANNED_STEPS)
         ]
-        np.savez(path, rows=self.training.rows, rates=np.array(rates),
-                 **named(self.training.initial()))  # fmt: skip
+        np.savez(
+            path, rows=self.training.rows, rates=np.array(rates), **named(self.training.initial())
+        )
         names = ("weight_decay", "b1", "b2", "eps", "clip")
         return {"optim": {name: getattr(OPTIM, name) for name in names}}
 
@@ -126,10 +128,12 @@ class Program:
 
 if __name__ == "__main__":
     program = Program()
-    serve({
-        "load": program.load,
-        "export": program.export,
-        "steps": program.steps,
-        "gradients": program.gradients,
-        "peak": program.peak,
-    })  # fmt: skip
+    serve(
+        {
+            "load": program.load,
+            "export": program.export,
+            "steps": program.steps,
+            "gradients": program.gradients,
+            "peak": program.peak,
+        }
+    )

@@ -1,9 +1,10 @@
-"""The same PPO iteration by TRL's own `PPOTrainer`: the other side of `bench ppo --against trl`. Run by the
-interpreter of another environment; it needs trl and torch.
+"""The same PPO iteration by TRL's own `PPOTrainer`: the other side of `bench ppo --against trl`.
+Run by the interpreter of another environment; it needs trl and torch.
 
-Run as a script it is in no package, and imports its neighbour `torch_peer` by name. It takes weights, prompts
-and settings from the file that our side has written, and answers the same questions: see
-`rlhf_jax.bench.peers`. The trainer's loop is TRL's, untouched. Three of the functions that it calls are wrapped to read the clock:
+Run as a script it is in no package, and imports its neighbour `torch_peer` by name. It takes
+weights, prompts and settings from the file that our side has written, and answers the same
+questions: see `rlhf_jax.bench.peers`. The trainer's loop is TRL's, untouched. Three of the
+functions that it calls are wrapped to read the clock:
 
 | phase    | from                                | to                                          |
 |----------|-------------------------------------|---------------------------------------------|
@@ -11,9 +12,10 @@ and settings from the file that our side has written, and answers the same quest
 | score    | there                               | the trained models' `forward` is called     |
 | update   | there, for the first time           | `log` is called with the iteration's metrics |
 
-Not counted: reading the batch, handing the model to the generation context, and all that follows the last
-update and its metrics (logging, callbacks, the learning rate's schedule, a garbage collection). A garbage
-collection between scoring and updating is TRL's own, and is counted under `score` and also by itself.
+Not counted: reading the batch, handing the model to the generation context, and all that follows
+the last update and its metrics (logging, callbacks, the learning rate's schedule, a garbage
+collection). A garbage collection between scoring and updating is TRL's own, and is counted under
+`score` and also by itself.
 """
 
 import gc
@@ -58,15 +60,26 @@ def llama_state(w):
 
 
 def llama(w, model):
-    """A Llama with our parameters; with a scalar head in place of the vocabulary's if they have one."""
+    """A Llama with our parameters; with a scalar head in place of the vocabulary's if they have
+    one."""
     L, D, heads, head_width = w["layers/wq"].shape
     config = LlamaConfig(
-        vocab_size=model["vocab"], hidden_size=D, num_hidden_layers=L, num_attention_heads=heads,
-        num_key_value_heads=heads, head_dim=head_width, intermediate_size=w["layers/w_in"].shape[2],
-        rope_parameters={"rope_type": "default", "rope_theta": model["rope_base"]}, rms_norm_eps=1e-6,
-        tie_word_embeddings=True, num_labels=1, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        vocab_size=model["vocab"],
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=head_width,
+        intermediate_size=w["layers/w_in"].shape[2],
+        rope_parameters={"rope_type": "default", "rope_theta": model["rope_base"]},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        num_labels=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
         dtype="float32",
-    )  # fmt: skip
+    )
     if "scalar/w" in w:
         made = LlamaForSequenceClassification(config)
         made.score = torch.nn.Linear(D, 1)  # ours has a bias
@@ -167,11 +180,22 @@ class Program:
         rows = len(self.prompts)
         self.folder = tempfile.TemporaryDirectory(prefix="rlhf-jax-bench-")
         args = PPOConfig(
-            output_dir=self.folder.name, per_device_train_batch_size=rows, gradient_accumulation_steps=1,
-            local_rollout_forward_batch_size=rows, total_episodes=rows, lr_scheduler_type="constant",
-            num_sample_generations=0, bf16=False, gradient_checkpointing=False, use_cpu=True,
-            report_to="none", save_strategy="no", disable_tqdm=True, stop_token=None, **ppo,
-        )  # fmt: skip
+            output_dir=self.folder.name,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=1,
+            local_rollout_forward_batch_size=rows,
+            total_episodes=rows,
+            lr_scheduler_type="constant",
+            num_sample_generations=0,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            stop_token=None,
+            **ppo,
+        )
         trainer = Trainer(
             args=args,
             processing_class=SimpleNamespace(

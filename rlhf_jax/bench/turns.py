@@ -21,8 +21,9 @@ def in_rounds(
     said: Callable[[Mapping[str, Answer]], str],
     log: Callable[[str], None],
 ) -> tuple[dict[str, list[Answer]], float]:
-    """Every side's answer in every round, and `others`, the share of the machine's CPU time that went
-    elsewhere in the meantime. The order turns round each time, so that none always follows the same one.
+    """Every side's answer in every round, and `others`, the share of the machine's CPU time that
+    went elsewhere in the meantime. The order turns round each time, so that none always follows the
+    same one.
 
     `said` puts the answers of a round in words, for the log.
     """
@@ -40,6 +41,8 @@ def in_rounds(
         log(f"{name}: round {n + 1} of {rounds}{said(latest)}")
     others = elsewhere / (wall * (os.cpu_count() or 1))
     if others > QUIET:
-        log(f"{name}: other programs took {others:.0%} of the CPU. Measure again on a quiet machine: "
-            "threads that wait by spinning, as torch's do, lose most to that")  # fmt: skip
+        log(
+            f"{name}: other programs took {others:.0%} of the CPU. Measure again on a quiet "
+            f"machine: threads that wait by spinning, as torch's do, lose most to that"
+        )
     return answers, others

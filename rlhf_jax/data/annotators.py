@@ -1,5 +1,6 @@
-"""Simulated labellers: where no person has given feedback, a programme judges. Sentiment (VADER, Hutto &
-Gilbert 2014) is the default gold score; annotators rank with noise, and edit and criticise by it."""
+"""Simulated labellers: where no person has given feedback, a programme judges. Sentiment (VADER,
+Hutto & Gilbert 2014) is the default gold score; annotators rank with noise, and edit and criticise
+by it."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ REPETITION = 1.5  # what a response made of one word alone loses
 
 
 def varied_sentiment(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """The same less `REPETITION` times the share of words that occurred before in the response: people who
-    like cheer, and do not like to be told `my heart my heart my heart`."""
+    """The same less `REPETITION` times the share of words that occurred before in the response:
+    people who like cheer, and do not like to be told `my heart my heart my heart`."""
     words = [[w.lower() for w in _WORD.findall(text)] for text in responses]
     repeated = np.array([1 - len(set(w)) / len(w) if w else 0.0 for w in words])
     return gold_score(responses) - REPETITION * repeated
@@ -50,9 +51,9 @@ def approved(
     threshold: float = 0.0,
     gold: Callable[[Sequence[str], Sequence[str]], Any] = sentiment,
 ) -> list[Prompt]:
-    """The prompts whose true continuation a labeller, (prompts, responses) -> scores, scores at least
-    `threshold`: what it would demonstrate. Trained on with EOS, they teach the model to finish the
-    sentence and to stop."""
+    """The prompts whose true continuation a labeller, (prompts, responses) -> scores, scores at
+    least `threshold`: what it would demonstrate. Trained on with EOS, they teach the model to
+    finish the sentence and to stop."""
     prompts = list(prompts)
     scores = gold([p.prompt for p in prompts], [p.response for p in prompts])
     return [p for p, score in zip(prompts, scores, strict=True) if score >= threshold]
@@ -70,8 +71,8 @@ def rank_by_annotators(
     """Rankings that noisy annotators would give.
 
     Each annotator draws a ranking from a Plackett-Luce model (Plackett 1975) with utilities
-    (score + bias + taste) / noise, by sorting utilities to which Gumbel noise is added (Yellott 1977).
-    The result ranks the responses by their mean rank over the annotators.
+    (score + bias + taste) / noise, by sorting utilities to which Gumbel noise is added (Yellott
+    1977). The result ranks the responses by their mean rank over the annotators.
 
     Args:
         scores: (..., K) utilities, higher is better.
@@ -79,18 +80,18 @@ def rank_by_annotators(
         annotators: at least 1.
         seed: of the draws. Those of the noise do not depend on `disagreement` and `bias`.
         disagreement: standard deviation of the taste that each annotator has for each response.
-        bias: (..., K), in units of the scores: what all annotators see that the scores do not, such as
-            a preference for length.
-        same: (..., K), of each response the first one that is the same text: the two get one utility from
-            every annotator, so they tie. None: all are different.
+        bias: (..., K), in units of the scores: what all annotators see that the scores do not, such
+            as a preference for length.
+        same: (..., K), of each response the first one that is the same text: the two get one
+            utility from every annotator, so they tie. None: all are different.
 
     Returns:
         (..., K) int64 dense ranks from 1, lower is better; equal mean ranks are ties.
     """
     if noise < 0 or annotators < 1 or disagreement < 0:
         raise ConfigError(
-            f"noise = {noise}, annotators = {annotators}, disagreement = {disagreement}; expected >= 0, "
-            ">= 1 and >= 0"
+            f"noise = {noise}, annotators = {annotators}, disagreement = {disagreement}; expected "
+            f">= 0, >= 1 and >= 0"
         )
     scores = np.asarray(scores, np.float64)
     if bias is not None:
@@ -109,7 +110,8 @@ def rank_by_annotators(
 
 
 def charged_words(text: str) -> list[tuple[str, float]]:
-    """The words of a text that VADER's lexicon knows, and their valence (-4 to 4), in their order."""
+    """The words of a text that VADER's lexicon knows, and their valence (-4 to 4), in their
+    order."""
     lexicon = _analyzer().lexicon
     words = (m.group() for m in _WORD.finditer(text))
     return [(word, lexicon[word.lower()]) for word in words if word.lower() in lexicon]
@@ -117,7 +119,8 @@ def charged_words(text: str) -> list[tuple[str, float]]:
 
 def edit(response: str, threshold: float = 0.0) -> str:
     """The response without its most negative words, as many as it takes to reach a `gold_score` of
-    `threshold`; a word stays if the score would not rise without it, or if nothing would be left."""
+    `threshold`; a word stays if the score would not rise without it, or if nothing would be
+    left."""
     score = gold_score([response])[0]
     words = sorted({w for w in charged_words(response) if w[1] < 0}, key=lambda w: (w[1], w[0]))
     for word, _ in words:
@@ -137,8 +140,8 @@ def correct(prompt: str, response: str, threshold: float = 0.0) -> Correction | 
 
 
 def criticise(prompt: str, response: str, threshold: float = 0.0) -> Critique:
-    """A simulated labeller's critique: the most negative and the most positive word, the verdict `good`
-    for a `gold_score` of at least `threshold`, and the `edit` where it changes something."""
+    """A simulated labeller's critique: the most negative and the most positive word, the verdict
+    `good` for a `gold_score` of at least `threshold`, and the `edit` where it changes something."""
     words = charged_words(response)
     said = []
     for name, sign in (("negative", -1), ("positive", 1)):

@@ -94,8 +94,9 @@ class Archive:
             if done.returncode or len(list(out.iterdir())) != 1:
                 reason = [x for x in done.stderr.splitlines() if x.startswith("ERROR")]
                 raise ConfigError(
-                    f"pip could not download {requirement}: {' '.join(reason) or done.stderr[-400:]}"
-                    f" Connect to a package index once, or place the archive in {folder}/ by hand."
+                    f"pip could not download {requirement}: "
+                    f"{' '.join(reason) or done.stderr[-400:]} Connect to a package index once, or "
+                    f"place the archive in {folder}/ by hand."
                 )
             if not folder.exists():
                 shutil.move(out, folder)

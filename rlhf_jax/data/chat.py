@@ -1,18 +1,18 @@
 """How prompts and conversations become token ids, and which of their tokens are learned.
 
-A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant:" or "\\n\\nSystem: ", as in
-the transcripts of Bai et al. 2022. A prompt that opens with a turn of a person or the system and ends in
-"\\n\\nAssistant:" is one, and prompt + response is the transcript, so what the assistant says begins with
-its space. Any other prompt is a single text.
+A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant:" or "\\n\\nSystem:
+", as in the transcripts of Bai et al. 2022. A prompt that opens with a turn of a person or the
+system and ends in "\\n\\nAssistant:" is one, and prompt + response is the transcript, so what the
+assistant says begins with its space. Any other prompt is a single text.
 
 | template | single prompt | conversation |
 |---|---|---|
 | plain | BOS text, answer EOS | BOS, marker and text of each turn, EOS after each of the assistant's |
 | chat | BOS USER text END ASSISTANT, answer EOS | the same for every turn; the system's are USER's |
 
-Every turn of the assistant ends in EOS, not only the last: EOS alone stops generation, so the model must
-learn it as the end of an answer wherever the answer stands, and a conversation that goes on holds the
-very tokens that were generated. END closes what the model is given.
+Every turn of the assistant ends in EOS, not only the last: EOS alone stops generation, so the model
+must learn it as the end of an answer wherever the answer stands, and a conversation that goes on
+holds the very tokens that were generated. END closes what the model is given.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def example_ids(
     template: Template = "plain",
     length: int | None = None,
 ) -> Example:
-    """A prompt and the response to learn. In a conversation the assistant's earlier turns are learned
-    as well; what it is given never is.
+    """A prompt and the response to learn. In a conversation the assistant's earlier turns are
+    learned as well; what it is given never is.
 
     Args:
         length: tokens at most; the end of a longer example is cut off.
@@ -100,8 +100,8 @@ def example_ids(
     mask = [*start.mask, *[1] * len(answer)][:length]
     if not any(mask):
         raise ConfigError(
-            f"the prompt takes {len(start.ids)} tokens of at most {length}, which leaves nothing to learn; "
-            "shorten it or make rows longer (corpus.seq_len)"
+            f"the prompt takes {len(start.ids)} tokens of at most {length}, which leaves nothing "
+            f"to learn; shorten it or make rows longer (corpus.seq_len)"
         )
     return Example(ids, mask)
 

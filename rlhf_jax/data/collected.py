@@ -1,5 +1,5 @@
-"""The documents of a corpus that is being built: text and n-grams in files, the rest in arrays, so that
-memory does not grow with the text."""
+"""The documents of a corpus that is being built: text and n-grams in files, the rest in arrays, so
+that memory does not grow with the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Responses that are ranked: rows with a score each as comparisons, and what a comparison may not be."""
+"""Responses that are ranked: rows with a score each as comparisons, and what a comparison may not
+be."""
 
 from __future__ import annotations
 

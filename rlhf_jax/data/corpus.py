@@ -130,8 +130,8 @@ class Corpus:
 
     @property
     def heldout_tokens(self) -> int:
-        """Targets of the fixed held-out set: `cfg.heldout_tokens`; where that is the default and the
-        validation split is smaller, all of it.
+        """Targets of the fixed held-out set: `cfg.heldout_tokens`; where that is the default and
+        the validation split is smaller, all of it.
 
         Raises:
             ConfigError: the validation split is smaller than what was asked for, or empty.
@@ -140,9 +140,9 @@ class Corpus:
         if have and (have >= wanted or wanted == CorpusConfig.heldout_tokens):
             return min(wanted, have)
         raise ConfigError(
-            f"corpus.heldout_tokens = {wanted:,}, but the validation split of this corpus holds {have} "
-            f"targets; set corpus.heldout_tokens to at most that, raise corpus.validation (now "
-            f"{self.cfg.validation}), or add sources"
+            f"corpus.heldout_tokens = {wanted:,}, but the validation split of this corpus holds "
+            f"{have} targets; set corpus.heldout_tokens to at most that, raise corpus.validation "
+            f"(now {self.cfg.validation}), or add sources"
         )
 
     def bytes(self, split: str) -> int:
@@ -163,8 +163,8 @@ class Corpus:
     ) -> Batch:
         """Batch t (B, T) of the endless shuffled epochs of a split: a function of (seed, t).
 
-        subset: of that many rows alone. A smaller subset is part of a larger one, and none depends on
-        the seed.
+        subset: of that many rows alone. A smaller subset is part of a larger one, and none depends
+        on the seed.
         """
         rows = self.rows(split)
         chosen = batch_rows(subset or len(rows), batch_size, seed, t)
@@ -238,8 +238,8 @@ def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -
         key, _, gone = locate(cfg, data)
         if gone:
             raise ConfigError(
-                f"the corpus in {data} is damaged, and what it was made of is gone: {', '.join(gone)}; put "
-                "one of them back"
+                f"the corpus in {data} is damaged, and what it was made of is gone: "
+                f"{', '.join(gone)}; put one of them back"
             )
         for left in data.glob(".building-*"):  # by a process that was killed
             shutil.rmtree(left)
@@ -299,7 +299,8 @@ def split_of(digest: bytes, cfg: CorpusConfig) -> str:
 def _build(
     cfg: CorpusConfig, folder: Path, cache: Path, log: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Everything of a corpus into `folder`; returns its manifest, and what was left out of the sources."""
+    """Everything of a corpus into `folder`; returns its manifest, and what was left out of the
+    sources."""
     begin = time.monotonic()
     folder.mkdir(parents=True)
     with Collected(cfg, cache, folder, log) as found:
@@ -382,12 +383,14 @@ def _manifest(
             "near_duplicates": dropped[source],
             "splits": {
                 split: _counts(
-                    found, parts[split], tokens[split],
+                    found,
+                    parts[split],
+                    tokens[split],
                     [i for i, d in enumerate(parts[split]) if d.source == source],
                 )
                 for split in SPLITS
             },
-        }  # fmt: skip
+        }
     splits = {}
     for split in SPLITS:
         splits[split] = _counts(found, parts[split], tokens[split], range(len(parts[split])))

@@ -1,8 +1,9 @@
 """Near-duplicate removal: a document goes when half of its word 8-grams were seen before.
 
 Containment of hashed word n-grams (Broder 1997), exact rather than sketched. Duplicates are found
-within a source and across sources, and what is kept does not depend on the order in which documents or
-sources are given. N-grams are kept in a file; only those that occur more than once are held in memory.
+within a source and across sources, and what is kept does not depend on the order in which documents
+or sources are given. N-grams are kept in a file; only those that occur more than once are held in
+memory.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def near_duplicates(texts: Iterable[str], digests: Sequence[bytes]) -> np.ndarra
 
     Returns:
         (len(texts),) bool: True where at least half of the document's word 8-grams (of a shorter
-        document: its one n-gram) already occur in documents that are kept. Where a quarter of a text
-        is in scripts without spaces, their characters count as words, and it has 24-grams.
+        document: its one n-gram) already occur in documents that are kept. Where a quarter of a
+        text is in scripts without spaces, their characters count as words, and it has 24-grams.
     """
     with Shingles() as shingles:
         for text in texts:

@@ -1,5 +1,5 @@
-"""Human feedback as records: JSON lines, `{"kind": "comparison", "version": 1, ...}`, checked field by
-field. There are four kinds, and one file may hold several; `rlhf_jax.data.signals` says what is
+"""Human feedback as records: JSON lines, `{"kind": "comparison", "version": 1, ...}`, checked field
+by field. There are four kinds, and one file may hold several; `rlhf_jax.data.signals` says what is
 learned from each.
 
 | kind | fields |
@@ -61,7 +61,8 @@ class Comparison:
             _check_text("responses", text, empty=True)
         if len(self.ranking) != len(self.responses):
             raise ConfigError(
-                f"ranking: {len(self.ranking)} ranks for {len(self.responses)} responses; give one each"
+                f"ranking: {len(self.ranking)} ranks for {len(self.responses)} responses; give one "
+                "each"
             )
         if not all(type(rank) is int and rank >= 1 for rank in self.ranking):
             raise ConfigError(f"ranking = {self.ranking}; ranks are integers from 1, 1 the best")

@@ -1,5 +1,5 @@
-"""Names and values of a row's fields, as layouts read them: names in lower case, and lists that a table
-or a JSON string holds as text as lists."""
+"""Names and values of a row's fields, as layouts read them: names in lower case, and lists that a
+table or a JSON string holds as text as lists."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SCORES = (*marks.SCORES, "rank")
 MESSAGES = ("messages", "conversations", "conversation")
 UNKNOWN = "is in no known layout"
 EXPECTED = (
-    "Write or rename its fields so that they are those of one: prompt and completion; instruction and output; "
-    "question and answer; messages; chosen and rejected, with a prompt or not; prompt, responses and scores "
-    "(or ranking); prompt, response and score. Of two answers and a field that says which is better, make "
-    "chosen and rejected"
+    "Write or rename its fields so that they are those of one: prompt and completion; instruction "
+    "and output; question and answer; messages; chosen and rejected, with a prompt or not; prompt, "
+    "responses and scores (or ranking); prompt, response and score. Of two answers and a field "
+    "that says which is better, make chosen and rejected"
 )
 
 NO_OBJECT = (
-    "Expected an object a line (.jsonl) or one list of objects (.json), a table (.csv, .tsv) or .parquet; of an "
-    "object that holds the list, the list alone"
+    "Expected an object a line (.jsonl) or one list of objects (.json), a table (.csv, .tsv) or "
+    ".parquet; of an object that holds the list, the list alone"
 )
 
 _LISTS = {*MESSAGES, *RESPONSES, *RANKS, "history"}
@@ -88,7 +88,8 @@ def _unpacked(name: str, text: str) -> Any:
             return found
     if messages:
         raise Unusable(
-            f"{name} is a list of messages printed as text; write it as JSON (in Python: json.dumps)"
+            f"{name} is a list of messages printed as text; write it as JSON (in Python: "
+            "json.dumps)"
         )
     return text
 

@@ -1,9 +1,9 @@
-"""Files of text and of rows, read a piece at a time: JSON lines, a JSON list, parquet, CSV, plain text,
-each of the text formats also compressed with gzip.
+"""Files of text and of rows, read a piece at a time: JSON lines, a JSON list, parquet, CSV, plain
+text, each of the text formats also compressed with gzip.
 
-What makes a whole file unreadable (damaged gzip, another encoding, another format) is a ConfigError that
-names the file and the place. A row that is no object is given with the reason instead, so that one bad
-row stops nothing; `LeftOut` counts such rows.
+What makes a whole file unreadable (damaged gzip, another encoding, another format) is a ConfigError
+that names the file and the place. A row that is no object is given with the reason instead, so that
+one bad row stops nothing; `LeftOut` counts such rows.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def text_blocks(path: Path) -> Iterator[str]:
                 line = lines + 1 + e.object[: e.start].count(b"\n")
                 raise ConfigError(
                     f"{path}: not readable as UTF-8 text: line {line} holds the byte "
-                    f"0x{e.object[e.start]:02x} (byte {done + e.start:,} of the text). Convert it; from "
-                    "Latin-1: iconv -f LATIN1 -t UTF-8"
+                    f"0x{e.object[e.start]:02x} (byte {done + e.start:,} of the text). Convert it; "
+                    f"from Latin-1: iconv -f LATIN1 -t UTF-8"
                 ) from None
             done += len(block)
             lines += block.count(b"\n")
@@ -165,8 +165,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _objects(text: bytes) -> list[Row]:
-    """Rows of JSON objects that do not stand in a line each: one in several lines, or several in a line,
-    perhaps with commas between them. None, if the text is something else."""
+    """Rows of JSON objects that do not stand in a line each: one in several lines, or several in a
+    line, perhaps with commas between them. None, if the text is something else."""
     found: list[Row] = []
     try:
         rest = text.decode("utf-8").strip()
@@ -312,7 +312,8 @@ def _check_format(path: Path, start: bytes) -> None:
     even, odd = set(start[::2]), set(start[1::2])
     if len(start) >= 4 and ((even == {0}) != (odd == {0})):
         raise ConfigError(
-            f"{path}: not readable as UTF-8 text: it looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
+            f"{path}: not readable as UTF-8 text: it looks like UTF-16; convert it: iconv -f "
+            "UTF-16 -t UTF-8"
         )
 
 
@@ -338,8 +339,8 @@ def _read(path: Path, file: BinaryIO, size: int) -> bytes:
 def _damaged(path: Path, error: Exception) -> ConfigError:
     size, lines = _unpackable(path)
     return ConfigError(
-        f"{path}: damaged gzip file: {error}; {size:,} bytes of it can be unpacked, up to row {lines + 1}. "
-        "Get the file again, or keep what `zcat` gives of it"
+        f"{path}: damaged gzip file: {error}; {size:,} bytes of it can be unpacked, up to row "
+        f"{lines + 1}. Get the file again, or keep what `zcat` gives of it"
     )
 
 

@@ -13,9 +13,10 @@ commonly published, recognised by a row's fields.
 
 Names may have capitals. Lists may be written as texts, of JSON or Python.
 
-A `system` text is kept in the prompt, as the system's turn. Fields that change what may be learned from
-a row are followed (`rlhf_jax.data.marks`); others are ignored. Rows that cannot be used are left out,
-counted and named. Files are .jsonl or .json (lines, or one list), each also with .gz; .parquet; .csv.
+A `system` text is kept in the prompt, as the system's turn. Fields that change what may be learned
+from a row are followed (`rlhf_jax.data.marks`); others are ignored. Rows that cannot be used are
+left out, counted and named. Files are .jsonl or .json (lines, or one list), each also with .gz;
+.parquet; .csv.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         strict: refuse a row that is unusable, instead of leaving it out.
 
     Raises:
-        ConfigError: an unknown layout, an unreadable file, no usable row (with what the first one is).
+        ConfigError: an unknown layout, an unreadable file, no usable row (with what the first one
+            is).
     """
     path = Path(path)
     if layout is not None and layout not in LAYOUTS:
@@ -151,9 +153,9 @@ def layout_of(row: Row) -> str:
 
 
 def pairs(row: Row) -> Comparison:
-    """Two responses, the better one chosen. Without a field that asks, both are whole transcripts, and
-    the prompt is what comes before the last turn of each; so it is where they are whole transcripts
-    all the same.
+    """Two responses, the better one chosen. Without a field that asks, both are whole transcripts,
+    and the prompt is what comes before the last turn of each; so it is where they are whole
+    transcripts all the same.
 
     Raises:
         Unusable: the transcripts differ before the last turn, do not end in the assistant's, or say
@@ -180,8 +182,8 @@ def pairs(row: Row) -> Comparison:
 
 
 def kwise(row: Row) -> Comparison:
-    """K responses with a rank (lower is better) or a score (higher is better) each, in a list beside
-    theirs or in an object with each. Equal ones tie."""
+    """K responses with a rank (lower is better) or a score (higher is better) each, in a list
+    beside theirs or in an object with each. Equal ones tie."""
     name = _named(row, fields.RESPONSES)
     by, responses, values = ranked(_list(row, name), name, row)
     if not all(_finite(v) for v in values):
@@ -212,16 +214,16 @@ def ranked(items: list[Any], name: str, row: Row) -> tuple[str, list[Any], list[
     text = _present(first, fields.TEXTS) if isinstance(first, dict) else None
     if by is None or text is None or not all(isinstance(x, dict) for x in items):
         raise ConfigError(
-            f"{name}: expected texts and one of {', '.join(fields.RANKS)} beside them, or objects with one of "
-            f"{', '.join(fields.TEXTS)} and one of {', '.join(fields.SCORES)}"
+            f"{name}: expected texts and one of {', '.join(fields.RANKS)} beside them, or objects "
+            f"with one of {', '.join(fields.TEXTS)} and one of {', '.join(fields.SCORES)}"
         )
     return by, [x.get(text) for x in items], [x.get(by) for x in items]
 
 
 def instructions(row: Row) -> Demonstration:
     """An instruction or a question and its answer; what it is about (Alpaca's `input`, Dolly's
-    `context`) follows after a blank line. Nothing is put between prompt and answer: the chat template
-    separates them.
+    `context`) follows after a blank line. Nothing is put between prompt and answer: the chat
+    template separates them.
 
     Raises:
         Unusable: a blank answer.
@@ -250,11 +252,13 @@ def _scored(row: Row) -> tuple[str, str, float]:
 
 
 def chat(row: Row) -> Demonstration:
-    """A conversation: the last turn of the assistant is the response, the turns before it the prompt,
-    as a transcript (`rlhf_jax.data.chat`). Turns of the assistant that answer nothing are left out.
+    """A conversation: the last turn of the assistant is the response, the turns before it the
+    prompt, as a transcript (`rlhf_jax.data.chat`). Turns of the assistant that answer nothing are
+    left out.
 
     Raises:
-        Unusable: the assistant answers nobody or with a blank, or a text holds a transcript's marker.
+        Unusable: the assistant answers nobody or with a blank, or a text holds a transcript's
+            marker.
     """
     marks.check_score(row)
     field = _named(row, fields.MESSAGES)
@@ -287,7 +291,8 @@ def _exchange(row: Row) -> tuple[str, str]:
     names = next((names for names in fields.QUESTIONS if all(name in row for name in names)), None)
     if names is None:
         raise ConfigError(
-            f"fields {', '.join(row)}; expected {' or '.join(' and '.join(q) for q in fields.QUESTIONS)}"
+            f"fields {', '.join(row)}; expected "
+            f"{' or '.join(' and '.join(q) for q in fields.QUESTIONS)}"
         )
     prompt = _question(row, names[0])
     answer = row[names[1]]
@@ -379,8 +384,8 @@ def _said(row: Row, name: str) -> str:
 
 
 def _question(row: Row, name: str) -> str:
-    """The field that asks, with what it is about: a text as it is, a list of messages as a transcript
-    to be answered."""
+    """The field that asks, with what it is about: a text as it is, a list of messages as a
+    transcript to be answered."""
     if isinstance(row.get(name), list):
         found = asking(turns(row[name], name))
         if not found or found[-1].role == "assistant":

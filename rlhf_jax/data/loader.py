@@ -2,8 +2,8 @@
 
 Row order is a keyed permutation of row indices, a new one each epoch, evaluated at single points in
 constant memory: a four-round Feistel network over the next even power of two (Luby & Rackoff 1988)
-with cycle walking down to the number of rows (Black & Rogaway 2002). Batch t is therefore a function
-of (seed, t) alone, whatever was loaded before, and by however many hosts.
+with cycle walking down to the number of rows (Black & Rogaway 2002). Batch t is therefore a
+function of (seed, t) alone, whatever was loaded before, and by however many hosts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Fields beside a row's texts that change what may be learned from it. None is ignored: such a row is
-used as the field says, or left out with the reason."""
+"""Fields beside a row's texts that change what may be learned from it. None is ignored: such a row
+is used as the field says, or left out with the reason."""
 
 from __future__ import annotations
 
@@ -17,14 +17,44 @@ YES = (True, 1, "1", "true", "yes", "good", "desirable", "chosen", "positive")
 NO = (False, 0, -1, "0", "-1", "false", "no", "bad", "undesirable", "rejected", "negative")
 HELD_OUT = ("test", "val", "dev", "eval", "held", "hold")
 DISMISSED = (
-    "deleted", "is_deleted", "removed", "discarded", "excluded", "exclude", "ignore", "skip", "flagged",
-    "spam", "toxic", "is_toxic", "unsafe", "is_unsafe", "harmful", "is_harmful", "deleted_at",
+    "deleted",
+    "is_deleted",
+    "removed",
+    "discarded",
+    "excluded",
+    "exclude",
+    "ignore",
+    "skip",
+    "flagged",
+    "spam",
+    "toxic",
+    "is_toxic",
+    "unsafe",
+    "is_unsafe",
+    "harmful",
+    "is_harmful",
+    "deleted_at",
     "thumbs_down",
-)  # fmt: skip
+)
 APPROVED = (
-    "is_safe", "safe", "correct", "is_correct", "accepted", "is_accepted", "approved", "is_approved", "valid",
-    "is_valid", "passed", "verified", "review_result", "thumbs_up", "kto_tag", "verdict", "feedback",
-)  # fmt: skip
+    "is_safe",
+    "safe",
+    "correct",
+    "is_correct",
+    "accepted",
+    "is_accepted",
+    "approved",
+    "is_approved",
+    "valid",
+    "is_valid",
+    "passed",
+    "verified",
+    "review_result",
+    "thumbs_up",
+    "kto_tag",
+    "verdict",
+    "feedback",
+)
 STATES = ("deleted", "removed", "discarded", "rejected", "failed", "error")
 UNSUPPORTED = {
     "tools": "tools are not supported",
@@ -105,7 +135,8 @@ def check(row: Row) -> None:
     for name in REPLACED:
         if name in row:
             raise Unusable(
-                f"{name} stands for a better response; write the row as a record of kind correction or critique"
+                f"{name} stands for a better response; write the row as a record of kind "
+                "correction or critique"
             )
     for name, why in UNSUPPORTED.items():
         if row.get(name) not in (None, "", [], {}, "[]", "null"):
@@ -141,14 +172,15 @@ def label(row: Row) -> bool:
     if _says(value, NO):
         return False
     raise ConfigError(
-        f"label = {str(row['label'])[:40]!r}; expected true or false. Drop the field if it does not say "
-        "whether the answer is good"
+        f"label = {str(row['label'])[:40]!r}; expected true or false. Drop the field if it does "
+        f"not say whether the answer is good"
     )
 
 
 def check_pair(row: Row) -> None:
     """Raises:
-    Unusable: scores or other fields beside chosen and rejected that do not say that chosen is better.
+    Unusable: scores or other fields beside chosen and rejected that do not say that chosen is
+    better.
     """
     for better, worse in _scored_pairs(tuple(row)):
         if better in row and worse in row:
@@ -163,7 +195,8 @@ def check_pair(row: Row) -> None:
         first, second = (number({"scores": x}, "scores") for x in scores)
         if first <= second:
             raise Unusable(
-                f"scores = {scores}, of which the first is not the higher, beside chosen and rejected"
+                f"scores = {scores}, of which the first is not the higher, beside chosen and "
+                "rejected"
             )
     for name in (*_TIES, *_SWAPS):
         if _says(row.get(name), YES):

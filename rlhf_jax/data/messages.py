@@ -1,4 +1,5 @@
-"""Lists of messages as turns of a conversation: role and content (OpenAI), or from and value (ShareGPT)."""
+"""Lists of messages as turns of a conversation: role and content (OpenAI), or from and value
+(ShareGPT)."""
 
 from __future__ import annotations
 
@@ -10,9 +11,18 @@ from ..config import ConfigError
 from .chat import MARKERS, Role, Turn, has_marker, transcript
 
 ROLES: dict[str, Role] = {
-    "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant",
-    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
-}  # fmt: skip
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
 OPENINGS = (MARKERS["user"], MARKERS["system"])
 _CALLS = {"tool_calls", "function_call"}
 _LEARNED = {"weight", "loss", "train", "trainable", "training"}
@@ -27,8 +37,8 @@ def turns(messages: Sequence[Any], field: str) -> list[Turn]:
 
     Raises:
         ConfigError: a message that is none, or of an unknown role.
-        Unusable: a tool's turn or a call of one, content that is not text, an answer that is not to be
-            learned, or a text with a transcript's marker.
+        Unusable: a tool's turn or a call of one, content that is not text, an answer that is not to
+            be learned, or a text with a transcript's marker.
     """
     found: list[Turn] = []
     for i, message in enumerate(messages, 1):
@@ -39,7 +49,8 @@ def turns(messages: Sequence[Any], field: str) -> list[Turn]:
         role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
             raise ConfigError(
-                f"{field}: message {i} has {by} = {_short(name)}; expected one of {', '.join(ROLES)}"
+                f"{field}: message {i} has {by} = {_short(name)}; expected one of "
+                f"{', '.join(ROLES)}"
             )
         if not _CALLS.isdisjoint(message) and any(message.get(call) for call in _CALLS):
             raise Unusable(f"{field}: message {i} calls a tool")

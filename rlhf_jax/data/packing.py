@@ -172,14 +172,15 @@ def pack_examples(
     for i, (prompt, completion) in enumerate(examples):
         if not len(prompt) or not len(completion):
             raise ConfigError(
-                f"example {i} has {len(prompt)} prompt and {len(completion)} completion tokens; both "
-                "must be at least 1, or nothing is learned from it"
+                f"example {i} has {len(prompt)} prompt and {len(completion)} completion tokens; "
+                f"both must be at least 1, or nothing is learned from it"
             )
         size = len(prompt) + len(completion) - 1
         if len(prompt) > seq_len or (size > seq_len and not truncate):
             raise ConfigError(
-                f"example {i} takes {size} inputs ({len(prompt)} of prompt), a row holds {seq_len}; "
-                "raise seq_len, shorten the example, or pass truncate=True to cut completions"
+                f"example {i} takes {size} inputs ({len(prompt)} of prompt), a row holds "
+                f"{seq_len}; raise seq_len, shorten the example, or pass truncate=True to cut "
+                "completions"
             )
         cut += size > seq_len
         ids = np.array([*prompt, *completion], np.int32)[: seq_len + 1]
@@ -221,7 +222,8 @@ def left_padded(examples: Sequence[Sequence[int]], length: int) -> np.ndarray:
     for i, ids in enumerate(examples):
         if not 0 < len(ids) <= length:
             raise ConfigError(
-                f"prompt {i} takes {len(ids)} tokens, expected 1 to {length}; raise prompt_len or shorten it"
+                f"prompt {i} takes {len(ids)} tokens, expected 1 to {length}; raise prompt_len or "
+                "shorten it"
             )
         out[i, length - len(ids) :] = ids
     return out

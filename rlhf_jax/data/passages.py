@@ -1,4 +1,5 @@
-"""A long text in documents, so that one big file can be split into training and validation at all."""
+"""A long text in documents, so that one big file can be split into training and validation at
+all."""
 
 from __future__ import annotations
 
@@ -24,10 +25,10 @@ _CUTS = (
 def passages(blocks: Iterable[str], shares: int = SHARES) -> Iterator[str]:
     """A text, given in blocks, cut at blank lines into passages of at least `PASSAGE` characters.
 
-    Where blank lines do not divide it (more than half of it is one paragraph, longer than a passage),
-    it is cut at line ends instead, into about `shares` passages of `SHORTEST` to `PASSAGE` characters;
-    lines that are too long are cut after sentences or words. So is any paragraph of more than
-    `PARAGRAPH` characters.
+    Where blank lines do not divide it (more than half of it is one paragraph, longer than a
+    passage), it is cut at line ends instead, into about `shares` passages of `SHORTEST` to
+    `PASSAGE` characters; lines that are too long are cut after sentences or words. So is any
+    paragraph of more than `PARAGRAPH` characters.
     """
     head, blocks = "", iter(blocks)
     for block in blocks:

@@ -98,8 +98,8 @@ def prompts_from(
     if len(found) < n:
         raise ConfigError(
             f"asked for {n} prompts of {length} tokens, but the {split} split has {len(found)} "
-            f"with a continuation of at most {max_response} tokens; ask for fewer, raise task.response_len, "
-            "choose another task.prompt_len, or add text"
+            f"with a continuation of at most {max_response} tokens; ask for fewer, raise "
+            f"task.response_len, choose another task.prompt_len, or add text"
         )
     return list(found.values())
 

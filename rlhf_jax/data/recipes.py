@@ -198,7 +198,8 @@ def locate(cfg: CorpusConfig, data: Path) -> tuple[str, Path | None, list[str]]:
 
 
 def note_recipe(folder: Path, key: str, left_out: dict[str, str] | None = None) -> None:
-    """In the manifest, which is read where the index has no entry; with what was left out of the sources."""
+    """In the manifest, which is read where the index has no entry; with what was left out of the
+    sources."""
     if key in read_manifest(folder).get("recipes", ()):
         return
     with contextlib.suppress(OSError), locked(folder.parent / "adopt.lock", warn):

@@ -7,18 +7,19 @@
 | correction | the edited response | edited over response |
 | critique | the revision; the texts below | revision over response |
 
-Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et al. 2022
-teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from revisions and
-prefer them. A model of critiques reads and writes these texts, in which | is where completions begin:
+Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et
+al. 2022 teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from
+revisions and prefer them. A model of critiques reads and writes these texts, in which | is where
+completions begin:
 
     PROMPT [response] RESPONSE [critique] | CRITIQUE [verdict] VERDICT
     PROMPT [response] RESPONSE [verdict] | VERDICT
     PROMPT [response] RESPONSE [critique] CRITIQUE [revision] | REVISION
 
-Each name in brackets stands on a line of its own, with a blank line before it. The second text has the
-verdict follow at once, so that its probability is that of one token sequence and `rlhf_jax.rl.critique`
-can score by it; log p(good) - log p(bad) is the score. A critique without a verdict gives the first text
-without its end, and no second one; one without a revision no third.
+Each name in brackets stands on a line of its own, with a blank line before it. The second text has
+the verdict follow at once, so that its probability is that of one token sequence and
+`rlhf_jax.rl.critique` can score by it; log p(good) - log p(bad) is the score. A critique without a
+verdict gives the first text without its end, and no second one; one without a revision no third.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def examples_of(records: Iterable[Record]) -> list[Pair]:
 
 
 def comparisons_of(records: Iterable[Record]) -> list[Comparison]:
-    """What reward models and direct objectives learn, in the order of the records; those that prefer
-    nothing are left out."""
+    """What reward models and direct objectives learn, in the order of the records; those that
+    prefer nothing are left out."""
     found = []
     for record in records:
         if isinstance(record, Comparison):

@@ -32,21 +32,23 @@ def files(source: str) -> tuple[list[Path], str]:
     if not found:
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
-            f"source {source!r}: not a packaged source and no file there.{hint} Expected a packaged "
-            "name, tfds:NAME, a path or glob, each optionally followed by #FIELD, or MODULE:FUNCTION"
+            f"source {source!r}: not a packaged source and no file there.{hint} Expected a "
+            f"packaged name, tfds:NAME, a path or glob, each optionally followed by #FIELD, or "
+            "MODULE:FUNCTION"
         )
     for path in found:
         if not path.name.lower().removesuffix(".gz").endswith(FORMATS):
             raise ConfigError(
-                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with .gz); give "
-                "plain text a name that ends in .txt, and anything else one row of JSON a document"
+                f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with "
+                f".gz); give plain text a name that ends in .txt, and anything else one row of "
+                "JSON a document"
             )
     return found, field
 
 
 def pattern_of(source: str) -> tuple[str, str]:
-    """The path or glob of a source of files, and the field that holds the text: of the ways to read it
-    (no field; what follows the last #; the first) the one that finds files, else the last."""
+    """The path or glob of a source of files, and the field that holds the text: of the ways to read
+    it (no field; what follows the last #; the first) the one that finds files, else the last."""
     path, mark, field = source.rpartition("#")
     for pattern, named in [(source, "text"), (path, field or "text")] if mark else []:
         if _matches(pattern):
@@ -56,8 +58,8 @@ def pattern_of(source: str) -> tuple[str, str]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """The files of a path or glob, sorted. What exists is meant as it is written, whatever is in its
-    name: [, ], * and ? too."""
+    """The files of a path or glob, sorted. What exists is meant as it is written, whatever is in
+    its name: [, ], * and ? too."""
     try:
         if Path(pattern).is_file():
             return [Path(pattern)]
@@ -96,16 +98,17 @@ def documents(
         left_out: the same by file, filled in here.
 
     Raises:
-        ConfigError: unknown source, an unreadable file (with the place) or one without a usable row,
-            a text that is not the pinned one.
+        ConfigError: unknown source, an unreadable file (with the place) or one without a usable
+            row, a text that is not the pinned one.
     """
     if source in PACKAGED:
         packaged = PACKAGED[source]
         found = list(packaged.read(packaged.archive, cache))
         if (got := text_hash(found)) != packaged.text_sha256:
             raise ConfigError(
-                f"source {source!r}: the extracted text has hash {got}, expected {packaged.text_sha256}; "
-                "the archive or its reader changed. Delete the archive, or pin the new text"
+                f"source {source!r}: the extracted text has hash {got}, expected "
+                f"{packaged.text_sha256}; the archive or its reader changed. Delete the archive, "
+                "or pin the new text"
             )
         yield from found
     elif is_tfds(source):
@@ -163,8 +166,8 @@ def _field(row: dict, field: str) -> str:
     if not isinstance(value, str):
         has = f"it is of type {type(value).__name__}; " if field in row else ""
         raise ConfigError(
-            f"no string in field {field!r}; {has}the row has {str(list(row))[:200]}. Name the field that "
-            "holds the text with #FIELD after the path"
+            f"no string in field {field!r}; {has}the row has {str(list(row))[:200]}. Name the "
+            f"field that holds the text with #FIELD after the path"
         )
     if not _is_unicode(value):
         raise ConfigError(
@@ -194,7 +197,8 @@ def _check_column(path: Path, field: str) -> None:
 
 
 def _tfds(source: str) -> Documents:
-    """All splits of a prepared (or downloadable without TensorFlow) TFDS dataset, as array_record."""
+    """All splits of a prepared (or downloadable without TensorFlow) TFDS dataset, as
+    array_record."""
     import tensorflow_datasets as tfds
 
     name, _, field = source.partition("#")

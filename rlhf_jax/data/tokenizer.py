@@ -41,8 +41,8 @@ class NotUnicode(ConfigError, UnicodeEncodeError):
     def __str__(self) -> str:
         near = self.object[max(0, self.start - 20) : self.end + 20]
         return (
-            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is half of a "
-            "surrogate pair; give the text in UTF-8"
+            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is "
+            f"half of a surrogate pair; give the text in UTF-8"
         )
 
 
@@ -128,7 +128,8 @@ class Tokenizer:
 
 
 def every(size: int) -> int:
-    """Of a text of `size` characters at most about 20 MB is learned from: each document of so many."""
+    """Of a text of `size` characters at most about 20 MB is learned from: each document of so
+    many."""
     return max(1, -(-size // _SAMPLE_BYTES))
 
 
@@ -136,7 +137,8 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
 
     Args:
-        size: characters of the text that `texts` were chosen from (`every`); None: choose them here.
+        size: characters of the text that `texts` were chosen from (`every`); None: choose them
+            here.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -145,8 +147,8 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
 
     if vocab < MIN_VOCAB:
         raise ConfigError(
-            f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and byte "
-            "tokens, and a few must be left for pieces"
+            f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and "
+            f"byte tokens, and a few must be left for pieces"
         )
     total = sum(map(len, texts)) if size is None else size
     sample = texts[:: every(total)] if size is None else texts

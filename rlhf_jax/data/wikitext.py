@@ -41,7 +41,8 @@ _KEEP_LAST = {
 
 
 def articles(dump: bytes) -> Iterator[tuple[str, str]]:
-    """(title, prose) of every article in a bz2-compressed MediaWiki export; redirects are skipped."""
+    """(title, prose) of every article in a bz2-compressed MediaWiki export; redirects are
+    skipped."""
     title = ""
     for _, node in ET.iterparse(BytesIO(bz2.decompress(dump))):
         tag = node.tag.rpartition("}")[2]

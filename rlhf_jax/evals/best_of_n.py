@@ -12,8 +12,8 @@ from rlhf_jax.evals.intervals import paired_interval
 
 
 def kl_bound(n: int) -> float:
-    """ln n - (n - 1) / n nats: the KL of the best of n from the policy, where no two samples are equal;
-    an upper bound where some are (Beirami et al. 2024)."""
+    """ln n - (n - 1) / n nats: the KL of the best of n from the policy, where no two samples are
+    equal; an upper bound where some are (Beirami et al. 2024)."""
     return math.log(n) - (n - 1) / n
 
 
@@ -23,8 +23,8 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def chance_of_best(total: int, n: int) -> np.ndarray:
-    """(total,): the probability that the i-th smallest of `total` samples is the largest of n of them drawn
-    without replacement, C(i - 1, n - 1) / C(total, n)."""
+    """(total,): the probability that the i-th smallest of `total` samples is the largest of n of
+    them drawn without replacement, C(i - 1, n - 1) / C(total, n)."""
     if not 1 <= n <= total:
         raise ConfigError(f"the best of {n} of {total} samples; n is 1 to the number of samples")
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, total + 1)))])
@@ -35,9 +35,9 @@ def chance_of_best(total: int, n: int) -> np.ndarray:
 
 
 def expected_best(proxy_PN: np.ndarray, values_PN: np.ndarray, n: int) -> np.ndarray:
-    """(P,): what the best of n by `proxy` has of `values` on average over all subsets of n of the N samples
-    of a prompt, the unbiased estimate of Nakano et al. 2021 (WebGPT, appendix I). Of equal proxies
-    each is picked as often as the others."""
+    """(P,): what the best of n by `proxy` has of `values` on average over all subsets of n of the N
+    samples of a prompt, the unbiased estimate of Nakano et al. 2021 (WebGPT, appendix I). Of equal
+    proxies each is picked as often as the others."""
     chance_N = chance_of_best(proxy_PN.shape[1], n)
     found = np.empty(len(proxy_PN))
     for p, (proxy_N, values_N) in enumerate(zip(proxy_PN, values_PN, strict=True)):
@@ -50,8 +50,8 @@ def expected_best(proxy_PN: np.ndarray, values_PN: np.ndarray, n: int) -> np.nda
 def best_of_n_curve(
     proxy_PN: np.ndarray, gold_PN: np.ndarray, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """A row for n = 1, 2, 4, ..., N: {n, kl, proxy, gold, gold_gain and their *_interval}; gains are over
-    n = 1, and intervals are 95% bootstrap intervals over prompts, paired for the gain."""
+    """A row for n = 1, 2, 4, ..., N: {n, kl, proxy, gold, gold_gain and their *_interval}; gains
+    are over n = 1, and intervals are 95% bootstrap intervals over prompts, paired for the gain."""
     rows = []
     alone = expected_best(proxy_PN, gold_PN, 1)
     for n in powers_of_two(proxy_PN.shape[1]):
@@ -69,7 +69,8 @@ def best_of_n_curve(
 
 
 def gold_by_prompt(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[list[float]]:
-    """Of n = 1, 2, 4, ..., N the expected gold score of the best of n of each prompt, to five digits."""
+    """Of n = 1, 2, 4, ..., N the expected gold score of the best of n of each prompt, to five
+    digits."""
     return [
         np.round(expected_best(proxy_PN, gold_PN, n), 5).tolist()
         for n in powers_of_two(proxy_PN.shape[1])

@@ -8,14 +8,15 @@ import numpy as np
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """Accuracy against confidence in bins of equal width, and the expected calibration error, the mean over
-    predictions of |accuracy - confidence| of their bin (Guo et al. 2017, `bins` as there).
+    """Accuracy against confidence in bins of equal width, and the expected calibration error, the
+    mean over predictions of |accuracy - confidence| of their bin (Guo et al. 2017, `bins` as
+    there).
 
     Args:
       confidence: (n,) probabilities. right: (n,) 1 where the prediction held.
 
-    Returns {"expected_calibration_error", "confidence", "accuracy" (means), "n", "bins": [{confidence,
-    accuracy, n}]}, empty bins left out.
+    Returns {"expected_calibration_error", "confidence", "accuracy" (means), "n", "bins":
+    [{confidence, accuracy, n}]}, empty bins left out.
     """
     at = np.minimum((confidence * bins).astype(int), bins - 1)
     n = np.bincount(at, minlength=bins)

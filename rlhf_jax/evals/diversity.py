@@ -33,12 +33,12 @@ def distinct_responses(tokens_BR: np.ndarray, mask_BR: np.ndarray) -> float:
 
 
 def self_similarity(tokens_BR: np.ndarray, mask_BR: np.ndarray, n: int = 2) -> float:
-    """How much of its n-grams a response shares with another one, the mean over pairs of the first `MOST`
-    responses; NaN for fewer than two.
+    """How much of its n-grams a response shares with another one, the mean over pairs of the first
+    `MOST` responses; NaN for fewer than two.
 
-    Of a pair: 2 |A and B| / (|A| + |B|), n-grams counted as often as they occur (Dice 1945). It is the
-    pairwise relative of self-BLEU (Zhu et al. 2018) that needs no smoothing for short responses. Where
-    neither has an n-gram it is 1 for equal responses and 0 for others.
+    Of a pair: 2 |A and B| / (|A| + |B|), n-grams counted as often as they occur (Dice 1945). It is
+    the pairwise relative of self-BLEU (Zhu et al. 2018) that needs no smoothing for short
+    responses. Where neither has an n-gram it is 1 for equal responses and 0 for others.
     """
     rows = rows_of(tokens_BR[:MOST], mask_BR[:MOST])
     bags = [Counter(grams(row, n)) for row in rows]

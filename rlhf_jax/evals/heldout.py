@@ -18,8 +18,8 @@ from rlhf_jax.train import Runtime
 
 
 def ratio_with_error(total: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """sum(total) / sum(weight) over clusters, and its standard error by linearisation (Cochran 1977,
-    ratio estimator): tokens of a row are not independent, rows nearly are."""
+    """sum(total) / sum(weight) over clusters, and its standard error by linearisation (Cochran
+    1977, ratio estimator): tokens of a row are not independent, rows nearly are."""
     ratio = float(total.sum() / weight.sum())
     n = len(total)
     residual = total - ratio * weight
@@ -29,7 +29,8 @@ def ratio_with_error(total: np.ndarray, weight: np.ndarray) -> tuple[float, floa
 def heldout_loss(
     params: Any, cfg: ModelConfig, corpus: Corpus, runtime: Runtime, batch: int = 32
 ) -> dict[str, float]:
-    """Nats per token and bits per byte on the fixed held-out rows, with standard errors over rows."""
+    """Nats per token and bits per byte on the fixed held-out rows, with standard errors over
+    rows."""
 
     @jax.jit
     def row_nats(params: Any, b: dict[str, jax.Array]) -> jax.Array:
@@ -110,8 +111,8 @@ def heldout_rows(
 
 
 def tax(before: HeldoutRows, after: HeldoutRows) -> dict[str, Any]:
-    """What a policy pays on held-out text: nats per token and bits per byte after less before, with 95%
-    intervals from the paired rows. Positive: it got worse."""
+    """What a policy pays on held-out text: nats per token and bits per byte after less before, with
+    95% intervals from the paired rows. Positive: it got worse."""
     nats_R = after.nats_R - before.nats_R
     found: dict[str, Any] = {}
     for name, total_R, weight_R in (

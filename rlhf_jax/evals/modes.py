@@ -20,9 +20,10 @@ def mode_names(labels: Sequence[Any]) -> list[str | None]:
 def mode_report(before: Sequence[Any], after: Sequence[Any]) -> dict[str, Any]:
     """Modes before and after, from a label of each response.
 
-    Returns {"names": of all modes seen on either side, "before", "after": {"counts": {name: responses},
-    "shares": {name: of all responses}, "none": share in no mode, "kept": modes with a share of at least
-    `KEPT`, "entropy": nats, over the responses that are in a mode}, "total_variation": half the sum of
+    Returns {"names": of all modes seen on either side, "before", "after": {"counts": {name:
+    responses}, "shares": {name: of all responses}, "none": share in no mode, "kept": modes with a
+    share of at least `KEPT`, "entropy": nats, over the responses that are in a mode},
+    "total_variation": half the sum of
     |share after - share before|, no mode being one more}.
     """
     sides = {"before": mode_names(before), "after": mode_names(after)}

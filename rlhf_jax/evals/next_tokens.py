@@ -23,7 +23,8 @@ def encode_prompt(
     """The tokens of a prompt as a template has it, (1, P).
 
     Raises:
-        ConfigError: an empty prompt, one that is no text, or more tokens than the model has positions.
+        ConfigError: an empty prompt, one that is no text, or more tokens than the model has
+            positions.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give the text to go on from")
@@ -47,7 +48,8 @@ def likeliest(
     runtime: Runtime,
     top: int = 10,
 ) -> list[list[tuple[str, float]]]:
-    """Of each prompt, padded on the left, the `top` likeliest next tokens and their probabilities."""
+    """Of each prompt, padded on the left, the `top` likeliest next tokens and their
+    probabilities."""
 
     @jax.jit
     def distribution(params: Any, prompts_BP: jax.Array) -> jax.Array:

@@ -5,10 +5,11 @@
 | plain | "Q: text", "A: answer" and a blank line for each worked example; "Q: text", "A:" | a newline |
 | chat | each worked example a turn of the user and one of the assistant; a turn of the user | EOS |
 
-Exact match: the greedy completion, up to its first newline or EOS, is the answer; white space around it is
-left out, and nothing else is forgiven. Multiple choice: the answer has a higher log-probability a token than
-every distractor (Brown et al. 2020), the tokens being those of the choice and of its end, so that
-"river" is not preferred to "river river" for being its beginning. It moves before exact match does.
+Exact match: the greedy completion, up to its first newline or EOS, is the answer; white space
+around it is left out, and nothing else is forgiven. Multiple choice: the answer has a higher
+log-probability a token than every distractor (Brown et al. 2020), the tokens being those of the
+choice and of its end, so that "river" is not preferred to "river river" for being its beginning. It
+moves before exact match does.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ class Item:
         for choice in self.choices:
             if not choice or choice != " ".join(choice.split()):
                 raise ConfigError(
-                    f"item {self.text!r}: the choice {choice!r} is empty or has white space that exact match "
-                    "would not see; write it on one line with single spaces"
+                    f"item {self.text!r}: the choice {choice!r} is empty or has white space that "
+                    f"exact match would not see; write it on one line with single spaces"
                 )
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise ConfigError(
-                f"item {self.text!r}: choices {self.choices}; give at least one distractor, all different "
-                "from each other and from the answer"
+                f"item {self.text!r}: choices {self.choices}; give at least one distractor, all "
+                f"different from each other and from the answer"
             )
 
     @property
@@ -78,8 +79,8 @@ class Item:
 def worked_examples(
     items: Sequence[Item], pool: Sequence[Item], shots: int, seed: int
 ) -> list[list[Item]]:
-    """Of each item, `shots` different items of its type and group from the pool, never itself. For one seed
-    more shots begin with the examples that fewer shots have.
+    """Of each item, `shots` different items of its type and group from the pool, never itself. For
+    one seed more shots begin with the examples that fewer shots have.
 
     Raises:
         ConfigError: the pool has too few.
@@ -91,8 +92,8 @@ def worked_examples(
         ]
         if len(others) < shots:
             raise ConfigError(
-                f"{shots} shots of {item.type!r} ({item.group}), but the training split gave {len(others)} "
-                "other items of it; lower shots or have the tasks give more"
+                f"{shots} shots of {item.type!r} ({item.group}), but the training split gave "
+                f"{len(others)} other items of it; lower shots or have the tasks give more"
             )
         random.Random(f"{seed} {i}").shuffle(others)
         found.append(others[:shots])
@@ -100,7 +101,8 @@ def worked_examples(
 
 
 def few_shot(item: Item, examples: Sequence[Item], template: Template) -> str:
-    """The prompt: worked examples, then the item's text, as `rlhf_jax.data.chat.prompt_ids` reads it."""
+    """The prompt: worked examples, then the item's text, as `rlhf_jax.data.chat.prompt_ids` reads
+    it."""
     if template == "plain":
         worked = "".join(f"Q: {e.text}\nA: {e.answer}\n\n" for e in examples)
         return f"{worked}Q: {item.text}\nA:"
@@ -115,14 +117,16 @@ def answer_ids(tokenizer: Tokenizer, answer: str, template: Template) -> list[in
 
 
 def completed(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """What a completion says: its text up to the first EOS or newline, without white space around it."""
+    """What a completion says: its text up to the first EOS or newline, without white space around
+    it."""
     ids = list(tokens)
     ids = ids[: ids.index(EOS)] if EOS in ids else ids
     return tokenizer.decode(ids).split("\n")[0].strip()
 
 
 def chosen(log_probs_K: np.ndarray) -> float:
-    """1 if the first choice is the likeliest, 1/m if m choices are equally likely (to `TIE`), else 0."""
+    """1 if the first choice is the likeliest, 1/m if m choices are equally likely (to `TIE`), else
+    0."""
     best = np.flatnonzero(log_probs_K >= np.nanmax(log_probs_K) - TIE)
     return 1 / len(best) if 0 in best else 0.0
 
@@ -138,8 +142,9 @@ def encoded(
 def choice_log_probs(
     params: Any, cfg: ModelConfig, prompts_BP: jax.Array, choices_BKA: jax.Array, axes: Axes
 ) -> jax.Array:
-    """Log-probability BK in nats of each choice's tokens after its prompt; the choices of a prompt share its
-    prefill. Prompts are padded on the left, choices on the right; a choice of padding alone has 0."""
+    """Log-probability BK in nats of each choice's tokens after its prompt; the choices of a prompt
+    share its prefill. Prompts are padded on the left, choices on the right; a choice of padding
+    alone has 0."""
     import jax.numpy as jnp
 
     from rlhf_jax.generate import positions_of
@@ -170,8 +175,8 @@ def choice_log_probs(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of n items at one number of shots: its completions, and log-probability a token of
-    every choice (n, K), NaN where an item has fewer choices."""
+    """What a model made of n items at one number of shots: its completions, and log-probability a
+    token of every choice (n, K), NaN where an item has fewer choices."""
 
     items: Sequence[Item]
     completions: Sequence[str]
@@ -181,9 +186,10 @@ class Answers:
 def scored(answers: Answers, seed: int = 0) -> dict[str, Any]:
     """Rates over some items, with 95% intervals over items.
 
-    Returns {"n", "exact", "exact_interval", "majority": exact match of the answer that is right most often,
-    "choice", "choice_interval", "chance": of picking the right choice blindly, "margin": nats a token by
-    which the answer is likelier than the likeliest distractor, "margin_interval"}.
+    Returns {"n", "exact", "exact_interval", "majority": exact match of the answer that is right
+    most often, "choice", "choice_interval", "chance": of picking the right choice blindly,
+    "margin": nats a token by which the answer is likelier than the likeliest distractor,
+    "margin_interval"}.
     """
     items, n = answers.items, len(answers.items)
     exact = sum(said == item.answer for said, item in zip(answers.completions, items, strict=True))
@@ -208,8 +214,8 @@ def scored(answers: Answers, seed: int = 0) -> dict[str, Any]:
 
 
 def summary(answers: Answers, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """`scored` of every type and group, in the order of the items, and of every group, whose chance and
-    majority are means over its types."""
+    """`scored` of every type and group, in the order of the items, and of every group, whose chance
+    and majority are means over its types."""
     kinds = list(dict.fromkeys((item.group, item.type) for item in answers.items))
     types = [
         {"group": group, "type": kind, **scored(_only(answers, group, kind), seed)}

@@ -1,5 +1,5 @@
-"""How far to trust scores that rank completions: accuracy, where it comes from, calibration, and what
-to compare it with."""
+"""How far to trust scores that rank completions: accuracy, where it comes from, calibration, and
+what to compare it with."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def ranking_report(
 ) -> dict[str, Any]:
     """A report on scores of K completions of N prompts.
 
-    Accuracy is over untied pairs, with a 95% interval that takes prompts for independent, not pairs;
-    then by gold margin, by how far apart the ranks are, and by length. Calibration is of sigmoid(margin)
-    as the probability of a preference. Baselines: the gold score (no model can do much better than the
-    labels allow), length alone, and the scores of another prompt.
+    Accuracy is over untied pairs, with a 95% interval that takes prompts for independent, not
+    pairs; then by gold margin, by how far apart the ranks are, and by length. Calibration is of
+    sigmoid(margin) as the probability of a preference. Baselines: the gold score (no model can do
+    much better than the labels allow), length alone, and the scores of another prompt.
 
     Args:
         scores_NK: scores whose differences are log-odds of a preference.
-        rows: NK arrays `ranks` (lower is better, negative: absent), `length` in tokens, and `gold` where
-            completions have one. At least two completions of a prompt differ in rank.
+        rows: NK arrays `ranks` (lower is better, negative: absent), `length` in tokens, and `gold`
+            where completions have one. At least two completions of a prompt differ in rank.
         ceilings: more baselines, known to the caller.
     """
     ranks, length = rows["ranks"], rows["length"].astype(float)
@@ -87,13 +87,13 @@ def label_notes(train_NK: np.ndarray, heldout_NK: np.ndarray, agreement: float |
     for split, ranks in (("training", train_NK), ("held-out", heldout_NK)):
         if silent := uninformative(ranks):
             notes.append(
-                f"{silent} of {len(ranks)} {split} comparisons have no two completions of different rank; "
-                "nothing is learned from them, nor measured on them"
+                f"{silent} of {len(ranks)} {split} comparisons have no two completions of "
+                f"different rank; nothing is learned from them, nor measured on them"
             )
     if agreement is not None and agreement < NOISE:
         notes.append(
-            f"two annotators order a pair alike {agreement:.0%} of the time, where chance gives 50%: the labels "
-            "are noise, or nearly so"
+            f"two annotators order a pair alike {agreement:.0%} of the time, where chance gives "
+            f"50%: the labels are noise, or nearly so"
         )
     return notes
 
@@ -101,8 +101,8 @@ def label_notes(train_NK: np.ndarray, heldout_NK: np.ndarray, agreement: float |
 def annotators_agree(
     rows: dict[str, np.ndarray], noise: float, disagreement: float, length_bias: float
 ) -> float:
-    """How often two simulated annotators (`rank_by_annotators`) order an untied pair alike. Between people
-    it was 73 to 77% in Stiennon et al. 2020."""
+    """How often two simulated annotators (`rank_by_annotators`) order an untied pair alike. Between
+    people it was 73 to 77% in Stiennon et al. 2020."""
     bias, pairs = length_bias * rows["length"], untied_pairs(rows["ranks"])
     orders = [
         rank_by_annotators(rows["gold"], noise, 1, seed, disagreement, bias) for seed in (0, 1)
@@ -144,9 +144,10 @@ def _by_size(size: np.ndarray, margin: np.ndarray) -> list[dict[str, Any]]:
 def clustered_interval(
     right: np.ndarray, cluster: np.ndarray, n: int, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of mean(right) over pairs, with whole clusters resampled: pairs of
-    one prompt are not independent. `cluster` holds each pair's, of `n`. Where every cluster has the same
-    mean a bootstrap shows no spread, and the interval is Wilson's with a cluster for an observation."""
+    """The percentile bootstrap interval of mean(right) over pairs, with whole clusters resampled:
+    pairs of one prompt are not independent. `cluster` holds each pair's, of `n`. Where every
+    cluster has the same mean a bootstrap shows no spread, and the interval is Wilson's with a
+    cluster for an observation."""
     total, count = np.bincount(cluster, right, n), np.bincount(cluster, minlength=n)
     total, count = total[count > 0], count[count > 0]
     if np.ptp(total / count) == 0:
@@ -161,8 +162,8 @@ def clustered_interval(
 
 
 def calibration(margin: np.ndarray, bins: int = 8) -> dict[str, Any]:
-    """Reliability of sigmoid(|margin|) as the probability that the higher score is the winner, equal scores
-    being right half the time, and the expected calibration error (Guo et al. 2017)."""
+    """Reliability of sigmoid(|margin|) as the probability that the higher score is the winner,
+    equal scores being right half the time, and the expected calibration error (Guo et al. 2017)."""
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
     right = _right(margin)
     order = np.array_split(np.argsort(confidence, kind="stable"), bins)

@@ -27,9 +27,9 @@ def length_controlled(
 ) -> tuple[float, Interval]:
     """The win rate that would be if both responses were equally long (Dubois et al. 2024).
 
-    A logistic regression of wins on an intercept and tanh(longer / sd(longer)), evaluated at no difference
-    in length. Theirs has a term for each instruction's difficulty too, which needs more than one pair of
-    models. The 95% interval is a bootstrap's over prompts.
+    A logistic regression of wins on an intercept and tanh(longer / sd(longer)), evaluated at no
+    difference in length. Theirs has a term for each instruction's difficulty too, which needs more
+    than one pair of models. The 95% interval is a bootstrap's over prompts.
 
     Args:
       before, after: (n,) scores. longer: (n,) tokens of the response after less those before.
@@ -47,8 +47,8 @@ def length_controlled(
 def gain_at_equal_length(
     gain: np.ndarray, longer: np.ndarray, seed: int = 0
 ) -> tuple[float, Interval]:
-    """The intercept of a linear regression of paired gains (n,) on differences in length (n,), with a 95%
-    bootstrap interval over prompts."""
+    """The intercept of a linear regression of paired gains (n,) on differences in length (n,), with
+    a 95% bootstrap interval over prompts."""
     weights = np.concatenate([np.ones((1, len(gain))), _resampled(len(gain), seed)])
     total = weights.sum(1)
     mean_x, mean_y = weights @ longer / total, weights @ gain / total

@@ -62,8 +62,8 @@ class CellFolder:
         return None
 
     def snapshot(self) -> CellFolder:
-        """This folder with the record of a finished cell read once, for a reader of many of its files.
-        Raises Damaged."""
+        """This folder with the record of a finished cell read once, for a reader of many of its
+        files. Raises Damaged."""
         return replace(self, _record=self.record())
 
     def done(self) -> bool:
@@ -91,7 +91,8 @@ class CellFolder:
         write_sealed(self.path / name, record)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file that the cell wrote, by its path in the folder; None if it wrote none.
+        """The content of a file that the cell wrote, by its path in the folder; None if it wrote
+        none.
 
         Raises:
           Damaged: the cell is done, and this is not what it wrote.
@@ -164,7 +165,8 @@ class CellFolder:
 
     def damaged(self, path: Path, why: str) -> Damaged:
         return Damaged(
-            f"{path} is damaged: {why}; run the cell again: rlhf-jax run STUDY --force {self.cell_name}"
+            f"{path} is damaged: {why}; run the cell again: rlhf-jax run STUDY --force "
+            f"{self.cell_name}"
         )
 
     @property
@@ -220,9 +222,10 @@ class CellFolder:
         return {}
 
     def state(self) -> dict[str, Any]:
-        """`state` is done, kept, running, failed, waiting or damaged (its done.json is), with what is
-        known beside it. A cell is running while a process holds its lock; on other hosts, while its
-        heartbeat is fresh. `silent_seconds`: how old the heartbeat of a running cell is, if it is stale."""
+        """`state` is done, kept, running, failed, waiting or damaged (its done.json is), with what
+        is known beside it. A cell is running while a process holds its lock; on other hosts, while
+        its heartbeat is fresh. `silent_seconds`: how old the heartbeat of a running cell is, if it
+        is stale."""
         broken = ""
         try:
             if (record := self.record()) is not None:

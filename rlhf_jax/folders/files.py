@@ -40,8 +40,8 @@ class Damaged(ConfigError):
 
 
 def disk_words(error: BaseException) -> str:
-    """What a disk refused, and what to do about it; empty: the error is of another kind. Libraries raise
-    errors of their own for a full disk, with the system's words in them."""
+    """What a disk refused, and what to do about it; empty: the error is of another kind. Libraries
+    raise errors of their own for a full disk, with the system's words in them."""
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, OSError) and at.errno in WHAT_TO_DO:

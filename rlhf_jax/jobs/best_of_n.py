@@ -29,10 +29,10 @@ AT_ONCE = 64  # samples of a prompt in one call, with one prefill
 
 
 def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
-    """Sample, score, and estimate what the best of 1, 2, 4, ..., n scores. `results/samples.npz` holds
-    proxy, gold and lengths (prompts, n); `results/demonstrations.jsonl` the best response of each prompt
-    by the proxy, which an SFT cell can learn from. The samples depend on policy, task and seed alone, so
-    that cells with other rewards choose among the same ones."""
+    """Sample, score, and estimate what the best of 1, 2, 4, ..., n scores. `results/samples.npz`
+    holds proxy, gold and lengths (prompts, n); `results/demonstrations.jsonl` the best response of
+    each prompt by the proxy, which an SFT cell can learn from. The samples depend on policy, task
+    and seed alone, so that cells with other rewards choose among the same ones."""
     prompts = ctx.prompts(cell.task, cell.split, cell.prompts, cell.seed)
     width = max(1, ROWS // min(cell.n, AT_ONCE))
     sample, chunks = _sampler(ctx, cell, width), []
@@ -42,7 +42,8 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
         chunks.append(_chunk(ctx, cell, sample, some, i))
         if ctx.runtime.stop.is_set():
             raise Stopped(
-                f"stopped after {i + len(some.texts)} of {cell.prompts} prompts; finished chunks are kept"
+                f"stopped after {i + len(some.texts)} of {cell.prompts} prompts; finished chunks "
+                "are kept"
             )
     data = joined(chunks)
     save_arrays(ctx.folder, "samples", {k: data[k] for k in ("proxy", "gold", "lengths")})
@@ -51,8 +52,8 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
         write(ctx.folder.results / "demonstrations.jsonl", records)
     flat = int(sum(map(without_spread, data["proxy"])))
     notes = [
-        f"the reward gives all {cell.n} samples of a prompt the same score, for {flat} of {cell.prompts} prompts; "
-        "the best of those is the first"
+        f"the reward gives all {cell.n} samples of a prompt the same score, for {flat} of "
+        f"{cell.prompts} prompts; the best of those is the first"
     ]
     return {
         "best_of_n": {
@@ -72,8 +73,8 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
 
 
 def _sampler(ctx: Context, cell: BestOfN, width: int) -> Sampler:
-    """{prompts (B, P), items (B,)} -> tokens, mask (B, n, R) and proxy (B, n) of n samples a prompt, of
-    which up to AT_ONCE are drawn in one call, for `width` prompts."""
+    """{prompts (B, P), items (B,)} -> tokens, mask (B, n, R) and proxy (B, n) of n samples a
+    prompt, of which up to AT_ONCE are drawn in one call, for `width` prompts."""
     run, R, k = ctx.runtime, cell.task.response_len, min(cell.n, AT_ONCE)
     params, reward = ctx.language_model(cell.policy), ctx.reward(cell.reward)
     key, axes = split_key(cell.seed, cell.split), run.axes
@@ -85,9 +86,15 @@ def _sampler(ctx: Context, cell: BestOfN, width: int) -> Sampler:
         B = len(batch["prompts"])
         keys = sample_keys(key, batch["items"], jnp.tile(first + jnp.arange(k), (B, 1)), axes)
         got = generate(
-            params, ctx.model, batch["prompts"], keys,
-            length=R, temperature=cell.temperature, axes=axes, samples=k,
-        )  # fmt: skip
+            params,
+            ctx.model,
+            batch["prompts"],
+            keys,
+            length=R,
+            temperature=cell.temperature,
+            axes=axes,
+            samples=k,
+        )
         rows_N = jnp.arange(B * k) // k
         tiled_NP = batch["prompts"].at[rows_N].get(out_sharding=axes.spec("batch", None))
         rows = join(tiled_NP, got.tokens_BR, got.mask_BR)
@@ -111,8 +118,8 @@ def _sampler(ctx: Context, cell: BestOfN, width: int) -> Sampler:
 def _chunk(
     ctx: Context, cell: BestOfN, sample: Sampler, prompts: TaskPrompts, first: int
 ) -> Arrays:
-    """Arrays of P prompts, `first` and those after it: proxy, gold, lengths (P, n), best (P, R), the tokens
-    of the best response by proxy, and distinct (P,), the share of different samples."""
+    """Arrays of P prompts, `first` and those after it: proxy, gold, lengths (P, n), best (P, R),
+    the tokens of the best response by proxy, and distinct (P,), the share of different samples."""
     P, n, name = len(prompts.texts), cell.n, f"chunk-{first}"
     asked = {"items": np.arange(first, first + P, dtype=np.int32), "prompts": prompts.ids}
     if (kept := kept_chunk(ctx, name, asked)) is not None:

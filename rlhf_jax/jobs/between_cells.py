@@ -1,5 +1,6 @@
 """What cells ask of each other, checked before any of them runs and without data: positions for the
-sequences that their models score, records enough for a batch, verdicts of a model that is named as a reward."""
+sequences that their models score, records enough for a batch, verdicts of a model that is named as
+a reward."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from rlhf_jax.cells import (
     Pretrain,
     Reward,
     names_cell,
-)  # fmt: skip
+)
 from rlhf_jax.config import ConfigError
 from rlhf_jax.study import Study
 
@@ -51,13 +52,14 @@ def _check_positions(study: Study, cell: Cell) -> None:
         most = study.model_of(study[owner]).max_positions
         if length > most:
             raise ConfigError(
-                f"{cell.name}: {of} are of {length} tokens, but {owner!r} scores them and its model has "
-                f"max_positions = {most}; shorten them or raise it"
+                f"{cell.name}: {of} are of {length} tokens, but {owner!r} scores them and its "
+                f"model has max_positions = {most}; shorten them or raise it"
             )
 
 
 def _scored(study: Study, cell: Cell) -> Iterator[tuple[str, int, str]]:
-    """(the cell whose model scores, longest sequence, what those are), beside a cell's own model and its task."""
+    """(the cell whose model scores, longest sequence, what those are), beside a cell's own model
+    and its task."""
     if isinstance(cell, PPO | BestOfN | Evaluate):
         length = cell.task.prompt_len + cell.task.response_len
         models = study.reward_models(cell.reward)
@@ -83,8 +85,8 @@ def _check_splits(study: Study, cell: Cell) -> None:
     for split in sorted(asked):
         if shares.get(split) == 0:
             raise ConfigError(
-                f"{cell.name} needs text of the {split} split, but corpus.{split} = 0; set it to a share of the "
-                "documents, for instance 0.05"
+                f"{cell.name} needs text of the {split} split, but corpus.{split} = 0; set it to a "
+                f"share of the documents, for instance 0.05"
             )
 
 
@@ -103,8 +105,8 @@ def _check_records(study: Study, cell: SFT | Reward | DPO) -> None:
     for who, count in most.items():
         if count < cell.batch:
             raise ConfigError(
-                f"{cell.name}.batch = {cell.batch}, but {who} {count} examples at most; lower batch or raise "
-                "their number"
+                f"{cell.name}.batch = {cell.batch}, but {who} {count} examples at most; lower "
+                f"batch or raise their number"
             )
 
 
@@ -120,7 +122,8 @@ def _check_demonstrations(study: Study, cell: Reward) -> None:
     if not isinstance(compared, Compare) or compared.task.prompts:
         raise ConfigError(
             f"{cell.name}.normalise = 'demonstrations' needs true continuations of the prompts of "
-            f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use 'samples'"
+            f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use "
+            "'samples'"
         )
 
 
@@ -131,8 +134,9 @@ def _check_verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> None:
     given = study[judge.records] if judge.records else None
     if not (isinstance(given, Feedback) and given.gives == "critiques"):
         raise ConfigError(
-            f"{cell.name}.reward = {judge.name!r} learns from {judge.records or 'true continuations'}, which "
-            "hold no verdicts; let it learn from critiques with verdicts, or name a reward cell"
+            f"{cell.name}.reward = {judge.name!r} learns from "
+            f"{judge.records or 'true continuations'}, which hold no verdicts; let it learn from "
+            "critiques with verdicts, or name a reward cell"
         )
 
 
@@ -144,13 +148,13 @@ def remarks(study: Study) -> list[str]:
             said.append(f"{cell.name}.members: {same}")
         if isinstance(cell, Compare) and cell.temperature == 0:
             said.append(
-                f"{cell.name}.temperature = 0: the {cell.k} completions of a prompt are one text, so all tie "
-                "and no comparison says anything"
+                f"{cell.name}.temperature = 0: the {cell.k} completions of a prompt are one text, "
+                f"so all tie and no comparison says anything"
             )
         if isinstance(cell, BestOfN) and cell.temperature == 0 and cell.n > 1:
             said.append(
-                f"{cell.name}.temperature = 0: the {cell.n} samples of a prompt are one text, the best of which "
-                "is no better than any"
+                f"{cell.name}.temperature = 0: the {cell.n} samples of a prompt are one text, the "
+                f"best of which is no better than any"
             )
     return said
 
@@ -165,8 +169,8 @@ def same_runs(study: Study, cell: Ensemble) -> str:
     if not equal:
         return ""
     return (
-        f"{' and '.join(equal)} are the same run, equal in all but their names, and always agree; for an "
-        "ensemble give them different seeds, bases or comparisons"
+        f"{' and '.join(equal)} are the same run, equal in all but their names, and always agree; "
+        f"for an ensemble give them different seeds, bases or comparisons"
     )
 
 
@@ -175,7 +179,7 @@ def _check_information(study: Study, cell: Reward | DPO) -> None:
     sources = [study[n] if names_cell(n) else None for n in cell.compared]
     if all(isinstance(s, Compare) and s.temperature == 0 for s in sources):
         raise ConfigError(
-            f"{cell.name}.comparisons = {cell.comparisons!r} compares completions at temperature 0: those of a "
-            "prompt are one text and tie, so nothing can be learned; set "
+            f"{cell.name}.comparisons = {cell.comparisons!r} compares completions at temperature "
+            f"0: those of a prompt are one text and tie, so nothing can be learned; set "
             f"{cell.comparisons}.temperature above 0"
         )

@@ -1,4 +1,5 @@
-"""Comparison cells: a policy completes each prompt K times, simulated annotators rank the completions."""
+"""Comparison cells: a policy completes each prompt K times, simulated annotators rank the
+completions."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from rlhf_jax.jobs.sampling import Arrays, Chunk, gold_of, sampled, save_arrays
 
 
 def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
-    """Sample, score with the gold labeller, rank. `results/comparisons.jsonl` is for people and other
-    tools; `results/{train,validation}.npz` hold the very tokens that were sampled, which the reward
-    model learns from. Training and held-out prompts come from different documents."""
+    """Sample, score with the gold labeller, rank. `results/comparisons.jsonl` is for people and
+    other tools; `results/{train,validation}.npz` hold the very tokens that were sampled, which the
+    reward model learns from. Training and held-out prompts come from different documents."""
     records, gold, ranks = [], [], []
     splits = sampled(ctx, cell, lambda chunk: ranked(ctx, cell, chunk))
     for split, (asked, data) in splits.items():
@@ -29,8 +30,8 @@ def compare(ctx: Context, cell: Compare) -> dict[str, Any]:
     scores, silent = np.concatenate(gold), uninformative(np.concatenate(ranks))
     if silent:
         ctx.runtime.log(
-            f"{cell.name}: the completions of {silent} of {len(scores)} prompts all tie; nothing is learned "
-            "from those"
+            f"{cell.name}: the completions of {silent} of {len(scores)} prompts all tie; nothing "
+            f"is learned from those"
         )
     return {
         "compare": {

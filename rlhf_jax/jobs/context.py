@@ -1,5 +1,5 @@
-"""What a running cell has at hand, and how models of finished cells are read back. What jobs read of data
-(`rlhf_jax.jobs.needs`) imports no jax, so `plan` reads it in the same way."""
+"""What a running cell has at hand, and how models of finished cells are read back. What jobs read
+of data (`rlhf_jax.jobs.needs`) imports no jax, so `plan` reads it in the same way."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Context:
     )  # file -> rows that were not used, and why
 
     def leave_out(self, where: str, left: LeftOut, unread: Sequence[str] = ()) -> None:
-        """Says, in the log and in the cell's results, which rows of a file could not be used, and which
-        fields are not read."""
+        """Says, in the log and in the cell's results, which rows of a file could not be used, and
+        which fields are not read."""
         said = [str(left)] if left.rows else []
         if unread:
             said.append(f"fields that are not read: {ascii(', '.join(unread))[1:-1][:300]}")
@@ -59,8 +59,8 @@ class Context:
             self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
 
     def noted(self, notes: Sequence[str]) -> dict[str, list[str]]:
-        """Notes on labels or scores, logged, and as the cell's report has them: not at all where there are
-        none."""
+        """Notes on labels or scores, logged, and as the cell's report has them: not at all where
+        there are none."""
         for note in notes:
             self.runtime.log(f"{self.cell.name}: {note}")
         return {"notes": list(notes)} if notes else {}
@@ -79,8 +79,8 @@ class Context:
         return read_model(self.folders[name], cfg, self.runtime)
 
     def reward(self, name: str) -> Reward:
-        """The reward that a cell's field names: a reward cell, an ensemble of them, a model of critiques, or
-        a callable."""
+        """The reward that a cell's field names: a reward cell, an ensemble of them, a model of
+        critiques, or a callable."""
         from rlhf_jax.rl.critique import verdict_reward
         from rlhf_jax.rl.scores import Member, callable_reward, model_reward
 
@@ -96,8 +96,8 @@ class Context:
             report = self.folders[n].result("judge" if isinstance(cell, SFT) else "report")
             if report is None:
                 raise ConfigError(
-                    f"{self.cell.name}.reward = {name!r}, which has learned no verdicts; let it learn from "
-                    "critiques with verdicts, or name a reward cell"
+                    f"{self.cell.name}.reward = {name!r}, which has learned no verdicts; let it "
+                    f"learn from critiques with verdicts, or name a reward cell"
                 )
             params = read_model(self.folders[n], cfg, self.runtime)
             members.append(Member(params, report["gain"], report["bias"]))
@@ -136,8 +136,8 @@ def task_of(study: Study, cell: Cell) -> TaskConfig | None:
 
 
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
-    """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average if it
-    keeps one, without a value head."""
+    """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average
+    if it keeps one, without a value head."""
     import jax
 
     from rlhf_jax.model import param_axes
@@ -145,7 +145,8 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     from rlhf_jax.train.loop import final_checkpoint
 
     def laid_out(shapes: Any) -> Any:
-        """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is read."""
+        """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is
+        read."""
         if "policy" in shapes:
             wanted = "ema" if "ema" in shapes else "policy"
             return {

@@ -26,14 +26,19 @@ from rlhf_jax.train import init_state, make_train_step, train
 
 # Sums over prompts with an untied pair, reported as means.
 MEANS = (
-    "accuracy", "margin", "chosen_log_prob", "rejected_log_prob", "chosen_log_ratio",
+    "accuracy",
+    "margin",
+    "chosen_log_prob",
+    "rejected_log_prob",
+    "chosen_log_ratio",
     "rejected_log_ratio",
-)  # fmt: skip
+)
 
 
 def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
-    """Train on the training comparisons, report on the held-out ones. The reference is the policy that
-    training starts from; its log-probs of the compared completions are computed once, before."""
+    """Train on the training comparisons, report on the held-out ones. The reference is the policy
+    that training starts from; its log-probs of the compared completions are computed once,
+    before."""
     run, cfg = ctx.runtime, ctx.model
     if cell.beta <= 0:
         raise ConfigError(f"{cell.name}.beta = {cell.beta}; it must be above 0")

@@ -1,4 +1,5 @@
-"""Ensemble cells: several reward models as one. Nothing is trained; the members are read and compared."""
+"""Ensemble cells: several reward models as one. Nothing is trained; the members are read and
+compared."""
 
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ from rlhf_jax.rl.scores import combined
 
 
 def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
-    """The held-out report of the combined score on the first member's comparisons, each member's accuracy
-    on them, and how far the members disagree. Members are normalised each, so there is no gain or bias;
-    for calibration the combined score is brought back to log-odds by the mean of their gains."""
+    """The held-out report of the combined score on the first member's comparisons, each member's
+    accuracy on them, and how far the members disagree. Members are normalised each, so there is no
+    gain or bias; for calibration the combined score is brought back to log-odds by the mean of
+    their gains."""
     members = [ctx.study[name] for name in cell.members]
     if missing := [m.name for m in members if ctx.folders[m.name].result("report") is None]:
         raise ConfigError(
@@ -69,8 +71,8 @@ def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarr
 
 def disagreement(scores_MNK: np.ndarray, ranks_NK: np.ndarray) -> dict[str, float]:
     """`disagreement`: the standard deviation of the members' normalised scores of a completion, on
-    average; `unanimous`: the share of untied pairs that all members rank alike (equal scores are a rank of
-    their own)."""
+    average; `unanimous`: the share of untied pairs that all members rank alike (equal scores are a
+    rank of their own)."""
     prompt, winner, loser = untied_pairs(ranks_NK)
     order_MP = np.sign(scores_MNK[:, prompt, winner] - scores_MNK[:, prompt, loser])
     return {

@@ -38,9 +38,9 @@ NEXT_WORDS = 3  # prompts, the first, whose likeliest next tokens are kept
 
 
 def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
-    """Gold and proxy reward, KL from the policy before, diversity, modes, calibration and the loss on
-    held-out text, with paired intervals over prompts of the test split. `results/responses.npz` holds
-    what was measured of each response, for comparisons across evaluations."""
+    """Gold and proxy reward, KL from the policy before, diversity, modes, calibration and the loss
+    on held-out text, with paired intervals over prompts of the test split. `results/responses.npz`
+    holds what was measured of each response, for comparisons across evaluations."""
     prompts = ctx.prompts(cell.task, "test", cell.prompts, cell.seed)
     models = {"before": ctx.language_model(cell.before), "after": ctx.language_model(cell.after)}
     cfgs = {side: ctx.study.model_of(ctx.study[getattr(cell, side)]) for side in SIDES}
@@ -68,15 +68,18 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
         words = likeliest(models[side], cfgs[side], tokenizer, prompts.ids[few], ctx.runtime)
         summary["next_words"][side] = dict(zip(prompts.texts[few], words, strict=True))
     summary["gold"] = {side: sides[side]["gold"].tolist() for side in SIDES}
-    kept = {f"{k}_{side}": sides[side][k] for side in SIDES
-            for k in ("tokens", "mask", "gold", "proxy", "log_ratio")}  # fmt: skip
+    kept = {
+        f"{k}_{side}": sides[side][k]
+        for side in SIDES
+        for k in ("tokens", "mask", "gold", "proxy", "log_ratio")
+    }
     save_arrays(ctx.folder, "responses", kept)
     return {"evaluation": summary}
 
 
 def compared(before: Arrays, after: Arrays, seed: int) -> dict[str, Any]:
-    """Gain, win rate, the same at equal length, and KL, with 95% intervals over prompts. The arrays of a
-    side are (n,): gold, log_ratio, and its mask is (n, R)."""
+    """Gain, win rate, the same at equal length, and KL, with 95% intervals over prompts. The arrays
+    of a side are (n,): gold, log_ratio, and its mask is (n, R)."""
     gain = after["gold"] - before["gold"]
     longer = after["mask"].sum(-1) - before["mask"].sum(-1)
     found: dict[str, Any] = {}
@@ -145,9 +148,9 @@ def _sample(
     cfgs: dict[str, ModelConfig],
     ids: np.ndarray,
 ) -> dict[str, Arrays]:
-    """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,); again_tokens,
-    again_mask (m, TIMES, R), several responses to each of the first m prompts. Both sides draw their
-    samples with the same keys."""
+    """Of each side: tokens, mask, entropy (n, R); proxy score, log-ratio to `before` (n,);
+    again_tokens, again_mask (m, TIMES, R), several responses to each of the first m prompts. Both
+    sides draw their samples with the same keys."""
     reward, m = ctx.reward(cell.reward), min(AGAIN, len(ids))
     program = cache(lambda cfg: _program(ctx, cell, cfg, cfgs["before"], reward.score))
     key, n = split_key(cell.seed, "test"), len(ids)
@@ -178,7 +181,8 @@ def _sample(
 def _program(
     ctx: Context, cell: Evaluate, cfg: ModelConfig, before_cfg: ModelConfig, score: Callable
 ) -> Callable[..., dict[str, jax.Array]]:
-    """Samples a model of one shape and scores what came out, compiled once for a batch of prompts."""
+    """Samples a model of one shape and scores what came out, compiled once for a batch of
+    prompts."""
     axes, R = ctx.runtime.axes, cell.task.response_len
 
     @jax.jit

@@ -1,5 +1,5 @@
-"""Feedback cells: a simulated labeller edits or criticises a policy's samples. And what became of critiques:
-how well the model that learned from them judges."""
+"""Feedback cells: a simulated labeller edits or criticises a policy's samples. And what became of
+critiques: how well the model that learned from them judges."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ JUDGED = 512  # records that a critique model is normalised on, at most, and tes
 
 
 def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
-    """Sample, then edit or criticise. `results/records.jsonl` holds the records of training prompts,
-    `results/heldout.jsonl` those of held-out ones, which come from different documents. A response
-    without an edit makes no correction."""
+    """Sample, then edit or criticise. `results/records.jsonl` holds the records of training
+    prompts, `results/heldout.jsonl` those of held-out ones, which come from different documents. A
+    response without an edit makes no correction."""
     splits = sampled(ctx, cell, lambda chunk: {"gold": gold_of(ctx, cell, chunk)})
     report: dict[str, Any] = {"prompts": cell.prompts + cell.heldout_prompts, "k": cell.k}
     for split, name in FILES.items():
         records = records_of(ctx, cell, splits[split])
         if not records:
             raise ConfigError(
-                f"{cell.name}: the labeller had nothing to edit in {splits[split].arrays['gold'].size} responses "
-                f"to {split} prompts; raise prompts, heldout_prompts, k or min_gold"
+                f"{cell.name}: the labeller had nothing to edit in "
+                f"{splits[split].arrays['gold'].size} responses to {split} prompts; raise prompts, "
+                "heldout_prompts, k or min_gold"
             )
         write(ctx.folder.results / name, records)
         report[f"{split}_records"] = len(records)
@@ -45,8 +46,8 @@ def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
 
 
 def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
-    """What the labeller makes of the responses, in their order. Words and edits go by sentiment, verdicts by
-    the task's gold score."""
+    """What the labeller makes of the responses, in their order. Words and edits go by sentiment,
+    verdicts by the task's gold score."""
     asked = [prompt for prompt in split.asked for _ in range(cell.k)]
     pairs = list(zip(asked, decoded(ctx, split.arrays["responses"]), strict=True))
     if cell.gives == "corrections":
@@ -62,20 +63,27 @@ def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
 def judge_report(
     ctx: Context, cell: SFT, params: Any, records: Sequence[Record]
 ) -> dict[str, Any] | None:
-    """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if they hold
-    no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the responses that it
-    learned to judge, as those of a reward model; `heldout` is there if a feedback cell gave the records."""
+    """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if
+    they hold no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the
+    responses that it learned to judge, as those of a reward model; `heldout` is there if a feedback
+    cell gave the records."""
     if not _judged(records):
         return None
     score = verdict_scores(
-        params, ctx.model, ctx.corpus.tokenizer, ctx.runtime, ctx.study.corpus.seq_len, cell.task.template
-    )  # fmt: skip
+        params,
+        ctx.model,
+        ctx.corpus.tokenizer,
+        ctx.runtime,
+        ctx.study.corpus.seq_len,
+        cell.task.template,
+    )
 
     def scores(critiques: Sequence[Critique]) -> np.ndarray:
         return score([c.prompt for c in critiques], [c.response for c in critiques])
 
     def fits(critique: Critique) -> bool:
-        """Whether a row has room for what is judged: of such records the cell learned no verdict."""
+        """Whether a row has room for what is judged: of such records the cell learned no
+        verdict."""
         text = verdict_prompt(critique.prompt, critique.response)
         ids = prompt_ids(ctx.corpus.tokenizer, text, cell.task.template)
         return len(ids) <= ctx.study.corpus.seq_len
@@ -84,8 +92,8 @@ def judge_report(
     learned = [critique for critique in _judged(records) if fits(critique)]
     if not learned:
         raise ConfigError(
-            f"{cell.name}: no verdict fits into a row of {ctx.study.corpus.seq_len} tokens with its prompt and "
-            "response; shorten them or raise corpus.seq_len"
+            f"{cell.name}: no verdict fits into a row of {ctx.study.corpus.seq_len} tokens with "
+            f"its prompt and response; shorten them or raise corpus.seq_len"
         )
     found = scores(learned)
     gain, bias = standardising(found)
@@ -109,10 +117,11 @@ def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, 
         log_odds: (n,) of good against bad, in nats.
 
     Returns:
-        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees, even odds
-        half; `majority`, how often the more frequent verdict would; `ranking`, the share of pairs of a good
-        and a bad response in which the good one scores higher, ties half (the area under the ROC curve),
-        and `ranking_same_prompt` of responses to one prompt; None without such a pair.
+        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees, even
+        odds half; `majority`, how often the more frequent verdict would; `ranking`, the share of
+        pairs of a good and a bad response in which the good one scores higher, ties half (the area
+        under the ROC curve), and `ranking_same_prompt` of responses to one prompt; None without
+        such a pair.
     """
     good = np.array([c.verdict == "good" for c in critiques])
     prompts = np.array([c.prompt for c in critiques])

@@ -1,8 +1,8 @@
 """What the cells of a study need of data, found out before any of them runs.
 
-Each kind of cell says here what it needs (`NEEDS`); whether the data has it is found out by the functions
-that the cell's job takes it with, so the two cannot disagree. No jax. What has been found is kept in
-RUNS/data/index/needs, by the content of everything that it depends on.
+Each kind of cell says here what it needs (`NEEDS`); whether the data has it is found out by the
+functions that the cell's job takes it with, so the two cannot disagree. No jax. What has been found
+is kept in RUNS/data/index/needs, by the content of everything that it depends on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlhf_jax.cells import (
     Reward,
     TaskConfig,
     names_cell,
-)  # fmt: skip
+)
 from rlhf_jax.config import ConfigError, content_id, to_json
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.feedback import Critique
@@ -47,8 +47,8 @@ class Need(NamedTuple):
     """Something that a cell needs of the data.
 
     Attributes:
-        key: what the answer depends on beside the corpus. Needs of one key differ in `size` alone: what is
-            enough for the largest is enough for all.
+        key: what the answer depends on beside the corpus. Needs of one key differ in `size` alone:
+            what is enough for the largest is enough for all.
         check: raises ConfigError where it is not there.
     """
 
@@ -64,7 +64,8 @@ def _heldout(study: Study, cell: Cell) -> Iterator[Need]:
 def _called(
     study: Study, cell: Compare | PPO | BestOfN | Evaluate, split: str, n: int
 ) -> Iterator[Need]:
-    """The user's rewards, gold scores and modes give what they should, of two of the cell's own prompts."""
+    """The user's rewards, gold scores and modes give what they should, of two of the cell's own
+    prompts."""
     task = cell.task
     n = n if task.prompts else 2  # of a callable the same ones that the cell asks for
     for field in ("task.gold", "reward", "modes"):
@@ -92,8 +93,8 @@ def _prompts(
     def check(ctx: Context) -> None:
         if "" in ctx.prompts(task, split, n, seed).texts and recorded:
             raise ConfigError(
-                f"task.prompts = {task.prompts!r} gave '' for the {split} split, but the samples become records, "
-                "whose prompts are texts; leave empty ones out"
+                f"task.prompts = {task.prompts!r} gave '' for the {split} split, but the samples "
+                f"become records, whose prompts are texts; leave empty ones out"
             )
 
     if not task.prompts:  # whatever the seed, all openings are tried
@@ -141,7 +142,8 @@ def _evaluate(study: Study, cell: Evaluate) -> Iterator[Need]:
 
 
 def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
-    """Of a reward that is a model of critiques: verdicts to learn from, and positions for its prompts."""
+    """Of a reward that is a model of critiques: verdicts to learn from, and positions for its
+    prompts."""
     if not names_cell(cell.reward) or not isinstance(judge := study[cell.reward], SFT):
         return
     where, records = f"{cell.name}.reward = {judge.name!r}", judge.records
@@ -152,16 +154,16 @@ def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
         size = longest + verdict_tokens(ctx.corpus.tokenizer, judge.task.template)
         if size > most:
             raise ConfigError(
-                f"{where}: with the verdict, prompt and response take {size} tokens, but its model has "
-                f"max_positions = {most}; shorten {cell.name}.task or raise it"
+                f"{where}: with the verdict, prompt and response take {size} tokens, but its model "
+                f"has max_positions = {most}; shorten {cell.name}.task or raise it"
             )
         if records is None or names_cell(records):
             return
         given = source(ctx, judge)
         if not any(isinstance(r, Critique) and r.verdict for r in given.records):
             raise ConfigError(
-                f"{where}, whose records ({records}) hold no critiques with verdicts; let it learn from some, "
-                "or name a reward cell"
+                f"{where}, whose records ({records}) hold no critiques with verdicts; let it learn "
+                f"from some, or name a reward cell"
             )
 
     key = [records and study.outside.get(records), judge.examples, judge.seed, judge.task.template]
@@ -211,12 +213,13 @@ def check_data(
     runs: Path,
     failing: dict[str, str] | None = None,
 ) -> list[str]:
-    """Refuses cells (of `names`) that want more of the data than it holds. Returns what will be left out, in
-    words.
+    """Refuses cells (of `names`) that want more of the data than it holds. Returns what will be
+    left out, in words.
 
     Args:
         runs: the root of run folders, where what was found is kept.
-        failing: takes the reasons of cells whose callables fail, by cell; without it they are refused too.
+        failing: takes the reasons of cells whose callables fail, by cell; without it they are
+            refused too.
 
     Raises:
         ConfigError: names the cell, what it needs, and what there is.
@@ -260,8 +263,8 @@ def _about_heldout(corpus: Corpus) -> list[str]:
         )
     if size < 2 * corpus.cfg.seq_len:
         said.append(
-            f"held-out losses are of {size:,} targets, less than two rows, whose standard error says nothing; "
-            "raise corpus.heldout_tokens or corpus.validation"
+            f"held-out losses are of {size:,} targets, less than two rows, whose standard error "
+            f"says nothing; raise corpus.heldout_tokens or corpus.validation"
         )
     return said
 

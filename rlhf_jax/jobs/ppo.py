@@ -26,8 +26,8 @@ TEXTS = ("prompts", "responses", "mask")  # arrays among an iteration's metrics
 
 
 def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
-    """Improve a policy against a reward. The result is the last iteration's metrics and what the logged
-    iterations show to have gone wrong (`rlhf_jax.rl.diagnosis`), by name."""
+    """Improve a policy against a reward. The result is the last iteration's metrics and what the
+    logged iterations show to have gone wrong (`rlhf_jax.rl.diagnosis`), by name."""
     run, cfg, task = ctx.runtime, ctx.model, cell.task
     policy = ctx.language_model(cell.policy)
     reward = ctx.reward(cell.reward)
@@ -83,8 +83,9 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
 
 
 def prompt_rows(cell: PPO, t: int) -> np.ndarray:
-    """Rows (B,) of the prompts of iteration t: one batch after the other, and when all have been used, all of
-    them again in another order. A cell of fewer iterations begins with the same ones."""
+    """Rows (B,) of the prompts of iteration t: one batch after the other, and when all have been
+    used, all of them again in another order. A cell of fewer iterations begins with the same
+    ones."""
     n = cell.batch * min(cell.iterations, cell.prompt_batches)
     if (t + 1) * cell.batch <= n:
         return np.arange(t * cell.batch, (t + 1) * cell.batch)
@@ -92,8 +93,8 @@ def prompt_rows(cell: PPO, t: int) -> np.ndarray:
 
 
 def diagnoses(cell: PPO, cfg: ModelConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What went wrong, from the rows of metrics.jsonl, and when it was first seen. They are the same however
-    often the cell was interrupted."""
+    """What went wrong, from the rows of metrics.jsonl, and when it was first seen. They are the
+    same however often the cell was interrupted."""
     found: dict[str, str] = {}
     for row in rows:
         for name, said in diagnose(cell, cfg, row).items():
@@ -104,9 +105,9 @@ def diagnoses(cell: PPO, cfg: ModelConfig, rows: Sequence[Mapping[str, Any]]) ->
 def _trained(
     ctx: Context, cell: PPO, policy: Any, reward_arrays: Any
 ) -> tuple[dict[str, Any], ModelConfig | None]:
-    """The trained models, `policy` and `critic`, and the critic's shape. The value head starts at 0; where
-    the reward is a callable there is no reward model to start a critic from, and the policy's trunk is
-    taken."""
+    """The trained models, `policy` and `critic`, and the critic's shape. The value head starts at
+    0; where the reward is a callable there is no reward model to start a critic from, and the
+    policy's trunk is taken."""
     run, cfg = ctx.runtime, ctx.model
     if cell.algorithm != "ppo":
         return {"policy": policy}, None
@@ -133,6 +134,6 @@ def print_memory_plan(ctx: Context, cell: PPO, networks: Networks) -> None:
     ctx.runtime.log(f"{cell.name}: memory plan: {listed}; in all {written(total)} a process")
     if free is not None and total > free:
         ctx.runtime.log(
-            f"{cell.name}: that is more than the {written(free)} that are free: lower batch or samples, "
-            "raise minibatches or --accumulate, or shard the models (--mesh fsdp=N)"
+            f"{cell.name}: that is more than the {written(free)} that are free: lower batch or "
+            f"samples, raise minibatches or --accumulate, or shard the models (--mesh fsdp=N)"
         )

@@ -1,4 +1,5 @@
-"""Prompting cells: what a model makes of tasks put to it in words, with and without worked examples."""
+"""Prompting cells: what a model makes of tasks put to it in words, with and without worked
+examples."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ Program = Callable[[Any, "jax.Array", "jax.Array", "jax.Array"], tuple["jax.Arra
 
 
 class Asked(NamedTuple):
-    """Items with so many worked examples: their prompts, and token ids of those and of every choice."""
+    """Items with so many worked examples: their prompts, and token ids of those and of every
+    choice."""
 
     shots: int
     items: list[Item]
@@ -44,10 +46,10 @@ class Asked(NamedTuple):
 
 
 def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
-    """Exact match and multiple choice of every type, group and number of shots, on items of the test split;
-    worked examples are of the training split. Also the first items of each type with what was completed, and
-    how many tokens prompts take, answer included: one of more than `seen`, a row of training, asks for
-    positions that no training row had."""
+    """Exact match and multiple choice of every type, group and number of shots, on items of the
+    test split; worked examples are of the training split. Also the first items of each type with
+    what was completed, and how many tokens prompts take, answer included: one of more than `seen`,
+    a row of training, asks for positions that no training row had."""
     params, program = ctx.language_model(cell.policy), _program(ctx, cell)
     types: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
@@ -116,16 +118,16 @@ def _check_lengths(
     answer = max((len(c) for of_item in choices for c in of_item), default=0)
     if answer > cell.answer_len:
         raise ConfigError(
-            f"{cell.name}: a choice takes {answer} tokens with its end, answer_len is {cell.answer_len}; "
-            "raise it"
+            f"{cell.name}: a choice takes {answer} tokens with its end, answer_len is "
+            f"{cell.answer_len}; raise it"
         )
     at = max(range(len(ids)), key=lambda i: len(ids[i]))
     needed = len(ids[at]) + cell.answer_len
     if needed > ctx.model.max_positions:
         raise ConfigError(
-            f"{cell.name}: a prompt with {shots} shots takes {len(ids[at])} tokens and its answer up to "
-            f"{cell.answer_len}, but model.max_positions = {ctx.model.max_positions}; use fewer shots or "
-            f"shorter tasks. It begins {prompts[at][:60]!r}"
+            f"{cell.name}: a prompt with {shots} shots takes {len(ids[at])} tokens and its answer "
+            f"up to {cell.answer_len}, but model.max_positions = {ctx.model.max_positions}; use "
+            f"fewer shots or shorter tasks. It begins {prompts[at][:60]!r}"
         )
 
 
@@ -139,7 +141,8 @@ def _answers(
     choices: Sequence[Sequence[Sequence[int]]],
     shots: int,
 ) -> Answers:
-    """Greedy completions, and log-probabilities a token of all choices; one compiled shape for all items."""
+    """Greedy completions, and log-probabilities a token of all choices; one compiled shape for all
+    items."""
     import jax
 
     from rlhf_jax.parallel import joined, map_rows

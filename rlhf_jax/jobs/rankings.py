@@ -1,5 +1,5 @@
-"""Comparisons as arrays, for everything that learns from rankings: of compare or feedback cells, or of a
-file of records."""
+"""Comparisons as arrays, for everything that learns from rankings: of compare or feedback cells, or
+of a file of records."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ INPUTS = ("tokens", "segments", "positions", "last", "mask", "ranks")
 
 
 def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
-    """The training and validation rows of a cell's comparisons, those of `comparisons` before those of
-    `earlier`; of the training rows the first `prompts`.
+    """The training and validation rows of a cell's comparisons, those of `comparisons` before those
+    of `earlier`; of the training rows the first `prompts`.
 
-    Arrays, of N prompts with up to K completions of up to R tokens after prompts of up to P: NKT inputs
-    tokens, segments and positions, T = P + R, prompts padded on the left and completions on the right;
-    mask NKR; and NK last (the last real token), length (of the completion), ranks (negative where there
-    are fewer than K completions), and gold where every source has it.
+    Arrays, of N prompts with up to K completions of up to R tokens after prompts of up to P: NKT
+    inputs tokens, segments and positions, T = P + R, prompts padded on the left and completions on
+    the right; mask NKR; and NK last (the last real token), length (of the completion), ranks
+    (negative where there are fewer than K completions), and gold where every source has it.
 
     Raises:
-        ConfigError: sequences longer than model.max_positions, a file that cannot be read or split, or
-            a split without an untied pair.
+        ConfigError: sequences longer than model.max_positions, a file that cannot be read or split,
+            or a split without an untied pair.
     """
     sources = [_source(ctx, cell, name) for name in cell.compared]
     data = {s: _joined([source[s] for source in sources]) for s in SPLITS}
@@ -56,15 +56,16 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
     for split, arrays in data.items():
         if not len(untied_pairs(arrays["ranks"])[0]):
             raise ConfigError(
-                f"{cell.name}: the {len(arrays['ranks'])} {split} comparisons have no two completions of "
-                "different rank; nothing can be learned or measured. Compare more prompts"
+                f"{cell.name}: the {len(arrays['ranks'])} {split} comparisons have no two "
+                f"completions of different rank; nothing can be learned or measured. Compare more "
+                "prompts"
             )
     return {split: rows_of(arrays) for split, arrays in data.items()}
 
 
 def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
-    """Refuses files of comparisons that cannot be read, split or fill a batch; of a cell's own comparisons
-    nothing is known before it has run."""
+    """Refuses files of comparisons that cannot be read, split or fill a batch; of a cell's own
+    comparisons nothing is known before it has run."""
     files = [name for name in cell.compared if not names_cell(name)]
     if len(files) == len(cell.compared):
         training_steps(cell, len(rankings(ctx, cell)["train"]["ranks"]))
@@ -74,8 +75,8 @@ def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
 
 
 def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]:
-    """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its report;
-    nothing where annotators are not simulated, or not all alike."""
+    """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its
+    report; nothing where annotators are not simulated, or not all alike."""
     names = cell.compared
     sources = [c for n in names if names_cell(n) and isinstance(c := ctx.study[n], Compare)]
     habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
@@ -113,8 +114,9 @@ def _source(ctx: Context, cell: Reward | DPO, name: str) -> dict[str, Arrays]:
         longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
         if longest > most:
             raise ConfigError(
-                f"{name} has sequences of {longest} tokens, but the model of {cell.parents()[0]!r} has max_positions = "
-                f"{most}; compare shorter responses or take a base with more positions"
+                f"{name} has sequences of {longest} tokens, but the model of {cell.parents()[0]!r} "
+                f"has max_positions = {most}; compare shorter responses or take a base with more "
+                "positions"
             )
         return data
     template = template_of(ctx.study, cell)
@@ -146,7 +148,8 @@ def _saved(path: Path, name: str) -> Arrays:
 
 
 def template_of(study: Study, cell: Cell) -> Template:
-    """How prompts are written for a model: as in the task that it, or what it started from, learned."""
+    """How prompts are written for a model: as in the task that it, or what it started from,
+    learned."""
     task = task_of(study, cell)
     return task.template if task else "plain"
 
@@ -163,8 +166,9 @@ def compared_in(ctx: Context, path: str) -> dict[int, Comparison]:
     ctx.leave_out(path, left, loaded.unread)
     if not found:
         raise ConfigError(
-            f"{path}: {len(loaded.records)} records of layout {loaded.layout!r} that prefer no response to "
-            "another; expected comparisons, or corrections or critiques with a better response"
+            f"{path}: {len(loaded.records)} records of layout {loaded.layout!r} that prefer no "
+            f"response to another; expected comparisons, or corrections or critiques with a better "
+            "response"
         )
     return found
 
@@ -174,8 +178,8 @@ def _only(data: Arrays, chosen: np.ndarray) -> Arrays:
 
 
 def heldout_prompts(prompts: Sequence[str], name: str) -> np.ndarray:
-    """Which records (n,) are for validation: those of the tenth of the prompts that hash lowest, so all
-    records of a prompt are on one side, wherever they stand in the file called `name`."""
+    """Which records (n,) are for validation: those of the tenth of the prompts that hash lowest, so
+    all records of a prompt are on one side, wherever they stand in the file called `name`."""
     different = sorted(set(prompts), key=lambda p: hashlib.sha256(p.encode()).digest())
     if len(different) < 2:
         raise ConfigError(
@@ -195,7 +199,8 @@ class Encoded(NamedTuple):
 
 
 def _fitting(ctx: Context, path: str, template: Template, longest: int) -> list[Encoded]:
-    """The comparisons of a file of records, at most `longest` tokens; the others are left out and counted.
+    """The comparisons of a file of records, at most `longest` tokens; the others are left out and
+    counted.
 
     Raises:
         ConfigError: none is.
@@ -208,7 +213,8 @@ def _fitting(ctx: Context, path: str, template: Template, longest: int) -> list[
         if size > longest:
             left.add(
                 row,
-                f"{size} tokens ({len(prompt)} of prompt), but the model has max_positions = {longest}",
+                f"{size} tokens ({len(prompt)} of prompt), but the model has max_positions = "
+                f"{longest}",
             )
             continue
         found.append(Encoded(record.prompt, prompt, responses, record.ranking))
@@ -257,8 +263,8 @@ def _joined(sources: Sequence[Arrays]) -> Arrays:
 def training_batches(
     ctx: Context, cell: Reward | DPO, rows: Arrays, *more: str
 ) -> tuple[int, Callable[[int], dict[str, jax.Array]]]:
-    """(optimizer steps, batch of step t) of a cell's training rows: the model's inputs, and arrays called
-    `more`."""
+    """(optimizer steps, batch of step t) of a cell's training rows: the model's inputs, and arrays
+    called `more`."""
     from rlhf_jax.parallel import place_batch
 
     run, n = ctx.runtime, len(rows["ranks"])
@@ -275,8 +281,8 @@ def training_steps(cell: Reward | DPO, prompts: int) -> int:
     """Optimizer steps on so many compared prompts."""
     if prompts < cell.batch:
         raise ConfigError(
-            f"{cell.name}: {prompts} prompts are compared, less than one batch of {cell.batch}; compare more "
-            "or lower batch"
+            f"{cell.name}: {prompts} prompts are compared, less than one batch of {cell.batch}; "
+            f"compare more or lower batch"
         )
     return cell.epochs * (prompts // cell.batch)
 

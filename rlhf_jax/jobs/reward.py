@@ -33,8 +33,9 @@ DEMONSTRATIONS = 256  # true continuations that are to score 0, at most
 
 
 def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
-    """Train on the training comparisons, report on the held-out ones. `gain` and `bias` bring the score
-    to a common scale (`normalised`): the KL coefficient then means the same for every reward model."""
+    """Train on the training comparisons, report on the held-out ones. `gain` and `bias` bring the
+    score to a common scale (`normalised`): the KL coefficient then means the same for every reward
+    model."""
     run, cfg = ctx.runtime, ctx.model
     check_ranking_loss(cell.loss, cell.margin)
     shown = demonstrations(ctx, cell) if cell.normalise == "demonstrations" else None
@@ -66,8 +67,8 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
     notes = label_notes(data["train"]["ranks"], heldout["ranks"], limits.get(AGREE))
     if without_spread(found[heldout["ranks"] >= 0]):
         notes.append(
-            "the model gives every held-out completion the same score: it has learned nothing, and as a reward "
-            "it teaches nothing. Train it longer, or look at its comparisons"
+            "the model gives every held-out completion the same score: it has learned nothing, and "
+            "as a reward it teaches nothing. Train it longer, or look at its comparisons"
         )
     return {"report": report | ctx.noted(notes)}
 
@@ -75,9 +76,9 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
 def normalised(
     scores: Callable[[Arrays], np.ndarray], rows: Arrays, shown: Arrays | None
 ) -> tuple[float, float]:
-    """(gain, bias) after training. Without demonstrations the compared completions, samples of the policy
-    to be trained, have mean 0 and variance 1 (Ziegler et al. 2019). With them, they have mean 0, and the
-    gain stays 1 (Stiennon et al. 2020)."""
+    """(gain, bias) after training. Without demonstrations the compared completions, samples of the
+    policy to be trained, have mean 0 and variance 1 (Ziegler et al. 2019). With them, they have
+    mean 0, and the gain stays 1 (Stiennon et al. 2020)."""
     if shown is not None:
         return 1.0, -float(scores(shown).mean())
     return standardising(scores(rows)[rows["ranks"] >= 0])
@@ -87,13 +88,15 @@ def demonstrations(ctx: Context, cell: Reward) -> Arrays:
     """True continuations of prompts like the compared ones, one to a prompt, EOS included.
 
     Raises:
-        ConfigError: the prompts are not openings of the corpus's sentences, or none goes on so shortly.
+        ConfigError: the prompts are not openings of the corpus's sentences, or none goes on so
+            shortly.
     """
     compared = ctx.study[cell.comparisons] if names_cell(cell.comparisons) else None
     if not isinstance(compared, Compare) or compared.task.prompts:
         raise ConfigError(
             f"{cell.name}.normalise = 'demonstrations' needs true continuations of the prompts of "
-            f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use 'samples'"
+            f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use "
+            "'samples'"
         )
     task, n = compared.task, min(DEMONSTRATIONS, compared.prompts)
     longest = task.response_len
@@ -101,8 +104,8 @@ def demonstrations(ctx: Context, cell: Reward) -> Arrays:
     found = [p for p in found if len(p.response_ids) < longest]  # EOS takes a token
     if not found:
         raise ConfigError(
-            f"{cell.name}.normalise = 'demonstrations': none of {n} true continuations takes fewer than "
-            f"{longest} tokens; raise {compared.name}.task.response_len or use 'samples'"
+            f"{cell.name}.normalise = 'demonstrations': none of {n} true continuations takes fewer "
+            f"than {longest} tokens; raise {compared.name}.task.response_len or use 'samples'"
         )
     responses = np.full((len(found), 1, longest), PAD, np.int32)
     for i, prompt in enumerate(found):

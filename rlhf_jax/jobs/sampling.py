@@ -1,5 +1,5 @@
-"""A policy's responses to training and held-out prompts, for people to judge. They are sampled in chunks,
-and a chunk that is on disk is not sampled again."""
+"""A policy's responses to training and held-out prompts, for people to judge. They are sampled in
+chunks, and a chunk that is on disk is not sampled again."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Chunk(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The prompts of a split as texts, and arrays: prompts (n, P), responses and mask (n, K, R), and what was
-    found of them."""
+    """The prompts of a split as texts, and arrays: prompts (n, P), responses and mask (n, K, R),
+    and what was found of them."""
 
     asked: list[str]
     arrays: Arrays
@@ -52,9 +52,9 @@ class Split(NamedTuple):
 def sampled(
     ctx: Context, cell: Compare | Feedback, found: Callable[[Chunk], Arrays]
 ) -> dict[str, Split]:
-    """`k` responses to each prompt of the `train` and the `validation` split, with the arrays that `found`
-    adds to each chunk. Prompts of different splits come from different documents. Cells that agree in
-    policy, task, k, temperature and seed get the same responses.
+    """`k` responses to each prompt of the `train` and the `validation` split, with the arrays that
+    `found` adds to each chunk. Prompts of different splits come from different documents. Cells
+    that agree in policy, task, k, temperature and seed get the same responses.
 
     Raises:
         Stopped: between two chunks.
@@ -76,12 +76,14 @@ def sampled(
 
 
 def split_key(seed: int, split: str) -> jax.Array:
-    """The key of all samples of a split's prompts; `generate.sample_keys` makes one for each of it."""
+    """The key of all samples of a split's prompts; `generate.sample_keys` makes one for each of
+    it."""
     return jax.random.fold_in(jax.random.key(seed), SPLITS.index(split))
 
 
 def _sampler(ctx: Context, cell: Compare | Feedback) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(params, key of the split, batch of prompts and their items) -> responses and mask, (B, K, R)."""
+    """(params, key of the split, batch of prompts and their items) -> responses and mask, (B, K,
+    R)."""
     axes, R, K = ctx.runtime.axes, cell.task.response_len, cell.k
 
     @jax.jit
@@ -92,9 +94,15 @@ def _sampler(ctx: Context, cell: Compare | Feedback) -> Callable[..., tuple[jax.
         B = len(prompts_BP)
         keys = sample_keys(key, batch["items"], jnp.tile(jnp.arange(K), (B, 1)), axes)
         got = generate(
-            params, ctx.model, prompts_BP, keys,
-            length=R, temperature=cell.temperature, axes=axes, samples=K,
-        )  # fmt: skip
+            params,
+            ctx.model,
+            prompts_BP,
+            keys,
+            length=R,
+            temperature=cell.temperature,
+            axes=axes,
+            samples=K,
+        )
         shape, layout = (B, K, R), axes.spec("batch", None, None)
         return (
             got.tokens_BR.reshape(shape, out_sharding=layout),
@@ -126,7 +134,8 @@ def _chunk(
 
 
 def kept_chunk(ctx: Context, name: str, asked: Arrays) -> Arrays | None:
-    """The arrays of a chunk that is on disk, if it is whole and holds `asked`; None: it is to be sampled."""
+    """The arrays of a chunk that is on disk, if it is whole and holds `asked`; None: it is to be
+    sampled."""
     path = ctx.folder.results / f"{name}.npz"
     if not path.exists():
         return None

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning cells: on true continuations that the labeller approves of, or on records."""
+"""Supervised fine-tuning cells: on true continuations that the labeller approves of, or on
+records."""
 
 from __future__ import annotations
 
@@ -39,9 +40,10 @@ class Source(NamedTuple):
 
 
 def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
-    """Fine-tuning, several examples to a row, none of which sees another; the loss is on completions
-    only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has learned to give
-    verdicts, `results/judge.json` says how well (`judge_report`), and the cell can be named as a reward."""
+    """Fine-tuning, several examples to a row, none of which sees another; the loss is on
+    completions only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has
+    learned to give verdicts, `results/judge.json` says how well (`judge_report`), and the cell can
+    be named as a reward."""
     from rlhf_jax.evals.heldout import heldout_loss
     from rlhf_jax.jobs.feedback import judge_report
     from rlhf_jax.jobs.language import metrics_row, objective
@@ -71,7 +73,8 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
         report |= {"examples": len(examples), "cut": cut}
         if cut:
             run.log(
-                f"{cell.name}: {cut} of {len(examples)} answers are cut at the end of a row of {T} tokens"
+                f"{cell.name}: {cut} of {len(examples)} answers are cut at the end of a row of {T} "
+                "tokens"
             )
         if judge := judge_report(ctx, cell, trained, given.records):
             results["judge"] = judge
@@ -79,7 +82,8 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
 
 
 def taught(ctx: Context, cell: SFT) -> tuple[Source | None, list[Demonstration], list[Example]]:
-    """The records that a cell names, if it does; the answers that it is shown, and what it learns."""
+    """The records that a cell names, if it does; the answers that it is shown, and what it
+    learns."""
     if cell.records is None:
         return None, *continuations(ctx, cell)
     given = source(ctx, cell)
@@ -122,9 +126,9 @@ def continuations(ctx: Context, cell: SFT) -> tuple[list[Demonstration], list[Ex
 def from_records(
     ctx: Context, cell: SFT, given: Source
 ) -> tuple[list[Demonstration], list[Example]]:
-    """The first `cell.examples` of what the records teach; the end of an answer that is too long for a row
-    is cut off. Records whose prompt leaves no room for an answer, or whose answer is blank, are left
-    out."""
+    """The first `cell.examples` of what the records teach; the end of an answer that is too long
+    for a row is cut off. Records whose prompt leaves no room for an answer, or whose answer is
+    blank, are left out."""
     length = ctx.study.corpus.seq_len + 1
     shown: list[Demonstration] = []
     examples: list[Example] = []
@@ -165,7 +169,8 @@ def source(ctx: Context, cell: SFT) -> Source:
     if not is_callable(name):
         loaded = load(ctx.study.unchanged(name))
         ctx.runtime.log(
-            f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows left out"
+            f"{name}: layout {loaded.layout}, {len(loaded.records)} records, {loaded.skipped} rows "
+            "left out"
         )
         ctx.leave_out(name, loaded.left_out, loaded.unread)
         return Source(name, loaded.records, loaded.rows)
@@ -177,9 +182,9 @@ def source(ctx: Context, cell: SFT) -> Source:
 
 
 def _of_cell(ctx: Context, name: str) -> Source:
-    """A cell's records: of a feedback cell those of training prompts; of others the best responses, those
-    that it kept as demonstrations, or the best-ranked ones of its training prompts, which come first in the
-    file."""
+    """A cell's records: of a feedback cell those of training prompts; of others the best responses,
+    those that it kept as demonstrations, or the best-ranked ones of its training prompts, which
+    come first in the file."""
     from rlhf_jax.jobs.feedback import FILES
 
     parent, folder = ctx.study[name], ctx.folders[name]

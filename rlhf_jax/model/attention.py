@@ -1,7 +1,7 @@
 """Attention in plain jnp, with one mask rule for packed rows, padding, decoding and encoders.
 
-Which kernel computes it is decided in `rlhf_jax.model.dispatch`; this is the one that the others are
-tested against.
+Which kernel computes it is decided in `rlhf_jax.model.dispatch`; this is the one that the others
+are tested against.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def reference(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array, axes: Axes
 ) -> jax.Array:
     """Softmax attention (Vaswani et al. 2017), H query heads sharing K key-value heads (Ainslie et
-    al. 2023). Scores and softmax in float32. A query that sees nothing gets the mean of all values, and its
-    output is never used. Returns HBCT."""
+    al. 2023). Scores and softmax in float32. A query that sees nothing gets the mean of all values,
+    and its output is never used. Returns HBCT."""
     H, B, C, T = q_HBCT.shape
     K = k_KBCS.shape[0]
     split = axes.spec("heads", None, "batch", None, None)
@@ -51,9 +51,9 @@ def reference(
 def cpu_attention(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """The same as `reference`, in the order that a CPU is fast at (see `rlhf_jax.model.dense`): only
-    the queries and the output's gradient are ever transposed, and the backward pass is written out. Of
-    float32 alone.
+    """The same as `reference`, in the order that a CPU is fast at (see `rlhf_jax.model.dense`):
+    only the queries and the output's gradient are ever transposed, and the backward pass is written
+    out. Of float32 alone.
     The queries that share a head of keys stand behind each other: X of them, heads by T."""
     return _forward(q_HBCT, k_KBCS, v_KBCS, mask_BTS)[0]
 
@@ -109,7 +109,8 @@ def _by_head(x_KBCX: jax.Array, H: int) -> jax.Array:
 
 
 def rotate(x_HBCT: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021), halves convention: channel i turns with channel i + C/2."""
+    """Rotary positions (Su et al. 2021), halves convention: channel i turns with channel i +
+    C/2."""
     C = x_HBCT.shape[2]
     frequencies_C = base ** (-jnp.arange(0, C, 2, dtype=jnp.float32) / C)
     angles_BCT = positions_BT[:, None].astype(jnp.float32) * frequencies_C[:, None]

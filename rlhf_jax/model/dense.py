@@ -1,21 +1,23 @@
 """Every matrix product of the model is made here, so what it is computed in is decided here alone.
 
-Precision. Left to itself XLA multiplies float32 in one pass of bfloat16 on a TPU and in TF32 on a recent
-GPU. Float32 operands ask for `HIGHEST`, so a float32 model is float32 everywhere; bfloat16 operands are
-exact in one pass and ask for nothing. In both the products accumulate in float32, over the devices that
-share a sum too, and are rounded to the dtype of the activations once, afterwards, or not at all (logits,
-attention scores, gradients of parameters). It is an argument of each product, and not
-`jax_default_matmul_precision`: that is read while a function is traced, which for a backward pass is
-after a context has ended, and it would multiply the float32 intermediates of a bfloat16 attention kernel
-in six passes. `in_float32` is for kernels that take no such argument.
+Precision. Left to itself XLA multiplies float32 in one pass of bfloat16 on a TPU and in TF32 on a
+recent GPU. Float32 operands ask for `HIGHEST`, so a float32 model is float32 everywhere; bfloat16
+operands are exact in one pass and ask for nothing. In both the products accumulate in float32, over
+the devices that share a sum too, and are rounded to the dtype of the activations once, afterwards,
+or not at all (logits, attention scores, gradients of parameters). It is an argument of each
+product, and not `jax_default_matmul_precision`: that is read while a function is traced, which for
+a backward pass is after a context has ended, and it would multiply the float32 intermediates of a
+bfloat16 attention kernel in six passes. `in_float32` is for kernels that take no such argument.
 
-Layout. Activations are feature-major: a feature is a row, a token a column. So each of the three products
-of training (forward, to the input, to the weights) reads its operands in the order in which they lie in
-memory, and only the weights, which are small, are ever transposed. Left to automatic differentiation,
-XLA's CPU backend transposes activations and takes a slow path for most of the products.
+Layout. Activations are feature-major: a feature is a row, a token a column. So each of the three
+products of training (forward, to the input, to the weights) reads its operands in the order in
+which they lie in memory, and only the weights, which are small, are ever transposed. Left to
+automatic differentiation, XLA's CPU backend transposes activations and takes a slow path for most
+of the products.
 
-Parameters are float32. `dense` and `lookup` take them as they are stored: what is spread over devices is
-cast before it is gathered, so half as much is sent in bfloat16, and gradients stay float32.
+Parameters are float32. `dense` and `lookup` take them as they are stored: what is spread over
+devices is cast before it is gathered, so half as much is sent in bfloat16, and gradients stay
+float32.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ Saved = tuple[jax.Array, jax.Array]
 def product(
     equation: str, a: jax.Array, b: jax.Array, out: PartitionSpec | None = None
 ) -> jax.Array:
-    """The einsum of two arrays of one dtype, in float32; `out` is its layout over the mesh. XLA's CPU
-    backend has no products of bfloat16 with a float32 result, so they are widened before."""
+    """The einsum of two arrays of one dtype, in float32; `out` is its layout over the mesh. XLA's
+    CPU backend has no products of bfloat16 with a float32 result, so they are widened before."""
     if platform() == "cpu":
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     precision = Precision.HIGHEST if a.dtype == jnp.float32 else Precision.DEFAULT
@@ -52,8 +54,8 @@ def product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`product` with gradients: the result's is rounded to the operands' dtype before it is multiplied.
-    Every letter is in two of the three terms."""
+    """`product` with gradients: the result's is rounded to the operands' dtype before it is
+    multiplied. Every letter is in two of the three terms."""
     return product(equation, a, b)
 
 
@@ -83,10 +85,10 @@ def dense(
     inputs: int = 1,
     dtype: Any = None,
 ) -> jax.Array:
-    """y_ON = transpose(w) x, laid out over the mesh as `out` says, in `dtype` (None: that of x). The
-    first `inputs` dimensions of the parameter are I together, the others O; `names` are their logical
-    axes. Rematerialisation knows the result by its name, `PRODUCT`: it cannot look for products inside
-    of gradients that are written out."""
+    """y_ON = transpose(w) x, laid out over the mesh as `out` says, in `dtype` (None: that of x).
+    The first `inputs` dimensions of the parameter are I together, the others O; `names` are their
+    logical axes. Rematerialisation knows the result by its name, `PRODUCT`: it cannot look for
+    products inside of gradients that are written out."""
     use = _Use(axes, tuple(names), inputs, w.shape, jax.typeof(w).sharding.spec)
     return checkpoint_name(_dense(w, x_IN, out, use, jnp.dtype(dtype or x_IN.dtype)), PRODUCT)
 
@@ -107,7 +109,8 @@ class _Use(NamedTuple):
         return w.reshape(math.prod(self.shape[: self.inputs]), -1, out_sharding=layout)
 
     def gradient(self, x_IN: jax.Array, g_ON: jax.Array) -> jax.Array:
-        """Of the parameter, float32, as it is stored: over the data axes it is summed and scattered."""
+        """Of the parameter, float32, as it is stored: over the data axes it is summed and
+        scattered."""
         layout = PartitionSpec(self.stored[0], self.stored[self.inputs])
         to_w_IO = product("IN,ON->IO", x_IN, g_ON, layout)
         return to_w_IO.reshape(self.shape, out_sharding=self.stored)
@@ -144,8 +147,8 @@ def lookup(
     names: Sequence[str | None],
     dtype: Any,
 ) -> jax.Array:
-    """Rows of a table in `dtype`, laid out as `out` says; `names` are the table's logical axes. Their
-    gradients are added up in float32: those of a frequent token are thousands."""
+    """Rows of a table in `dtype`, laid out as `out` says; `names` are the table's logical axes.
+    Their gradients are added up in float32: those of a frequent token are thousands."""
 
     def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
         return axes.gathered(table, *names).at[ids].get(out_sharding=out)
@@ -188,6 +191,6 @@ def in_float32(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def in_memory(x: Any) -> Any:
-    """On a CPU, makes XLA lay arrays out as they are written, instead of folding a transpose into the
-    product that reads them, which is many times slower there; elsewhere XLA knows better."""
+    """On a CPU, makes XLA lay arrays out as they are written, instead of folding a transpose into
+    the product that reads them, which is many times slower there; elsewhere XLA knows better."""
     return jax.lax.optimization_barrier(x) if platform() == "cpu" else x

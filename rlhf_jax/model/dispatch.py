@@ -8,8 +8,9 @@
 | cudnn     | cuDNN's flash attention                       | GPU, half precision, no cache          |
 | splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
 
-All of them compute scores and softmax in float32, and keep the segments of a packed row apart. What a query of segment 0 (padding) gets differs
-between them; it is finite, forward and backward, and never used.
+All of them compute scores and softmax in float32, and keep the segments of a packed row apart. What
+a query of segment 0 (padding) gets differs between them; it is finite, forward and backward, and
+never used.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Sight(NamedTuple):
 
 
 def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Kernel, str]:
-    """(kernel, why a faster one was passed over, or "") for T queries of head width C. `platform` is
-    cpu, gpu (or its vendor's name) or tpu; `cached`: the keys are a cache of another length."""
+    """(kernel, why a faster one was passed over, or "") for T queries of head width C. `platform`
+    is cpu, gpu (or its vendor's name) or tpu; `cached`: the keys are a cache of another length."""
     if platform == "cpu":
         return "cpu", ""
     if platform == "tpu":
@@ -82,8 +83,9 @@ def look(
     """Chooses the kernel (or takes the one given) and prepares what it needs, once for all layers.
     `queries` and `keys` are (segments, positions), BT and BS; without a cache they are the same.
 
-    Splash takes "not in the future" by index, as does `_cpu` for the half that it leaves out; that is
-    the same as by position as long as positions rise along a segment, as they do in every packed row.
+    Splash takes "not in the future" by index, as does `_cpu` for the half that it leaves out; that
+    is the same as by position as long as positions rise along a segment, as they do in every packed
+    row.
     """
     (q_segments_BT, q_positions_BT), (k_segments_BS, k_positions_BS) = queries, keys
     if kernel is None:
@@ -101,8 +103,8 @@ def look(
 def attend(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, sight: Sight, axes: Axes
 ) -> jax.Array:
-    """Softmax attention by the kernel of `sight`, HBCT. All but the reference see one shard: batch and
-    heads are split over the mesh, and nothing is exchanged."""
+    """Softmax attention by the kernel of `sight`, HBCT. All but the reference see one shard: batch
+    and heads are split over the mesh, and nothing is exchanged."""
     seen = sight.segments_BT if sight.mask_BTS is None else sight.mask_BTS
     if sight.kernel == "reference":
         return reference(q_HBCT, k_KBCS, v_KBCS, seen, axes)
@@ -120,8 +122,8 @@ def attend(
 
 
 def _cpu(q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """`cpu_attention`; without a cache the first half of the queries leaves out the second half of the
-    keys, which it would not see."""
+    """`cpu_attention`; without a cache the first half of the queries leaves out the second half of
+    the keys, which it would not see."""
     T, S, dtype = q_HBCT.shape[3], k_KBCS.shape[3], q_HBCT.dtype
     q_HBCT, k_KBCS, v_KBCS = (x.astype(jnp.float32) for x in (q_HBCT, k_KBCS, v_KBCS))
     if T != S or T % 2:
@@ -157,11 +159,15 @@ def _splash(
     attention = splash.make_splash_mha_single_device(
         mask=splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
         block_sizes=splash.BlockSizes(
-            block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-            block_q_dq=block, block_kv_dq=block,
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
         ),
         interpret=platform() != "tpu",
-    )  # fmt: skip
+    )
     # Scaled before it is rounded: C**-0.5 in bfloat16 would be off by up to 0.2%.
     q_HBCT = (q_HBCT.astype(jnp.float32) * C**-0.5).astype(q_HBCT.dtype)
     q, k, v = (jnp.transpose(x, (1, 0, 3, 2)) for x in (q_HBCT, k_KBCT, v_KBCT))

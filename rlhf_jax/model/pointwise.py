@@ -1,6 +1,6 @@
-"""What is not a matrix product: norms and activations. All compute in float32 and round once, at the end.
-Each keeps nothing for its backward pass but its input, and works the rest out again there; memory traffic
-costs more than arithmetic."""
+"""What is not a matrix product: norms and activations. All compute in float32 and round once, at
+the end. Each keeps nothing for its backward pass but its input, and works the rest out again there;
+memory traffic costs more than arithmetic."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def _norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int) -> j
 
 
 def _normalized(x: jax.Array, centred: bool, axis: int) -> tuple[jax.Array, jax.Array]:
-    """(x with mean 0, if `centred`, and mean square 1 along the axis; what it was multiplied by)."""
+    """(x with mean 0, if `centred`, and mean square 1 along the axis; what it was multiplied
+    by)."""
     y = x.astype(jnp.float32)
     weights = jnp.full(x.shape[axis], 1 / x.shape[axis], jnp.float32)
     if centred:
@@ -60,8 +61,8 @@ def _norm_backward(axis: int, saved: Any, g: jax.Array) -> Any:
 
 
 def _along(weights: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-    """Weighted sum along the axis, which stays with length 1. On a CPU as a product, which is several
-    times faster there."""
+    """Weighted sum along the axis, which stays with length 1. On a CPU as a product, which is
+    several times faster there."""
     if platform() == "cpu":
         letters = "abcd"[: x.ndim]
         k = letters[axis]

@@ -106,7 +106,8 @@ def param_axes(cfg: ModelConfig, scalar_head: bool = False) -> Params:
 def init(cfg: ModelConfig, key: jax.Array, axes: Axes = Axes()) -> Params:  # noqa: B008
     """Parameters. Matrices are N(0, 1/fan_in); those that write to the residual stream are divided
     by sqrt(2 L) (GPT-2); embeddings are N(0, 1/D); gains 1, biases 0. Under `jit` each
-    device draws its own part alone of what the mesh in use splits. The numbers are the same on every mesh."""
+    device draws its own part alone of what the mesh in use splits. The numbers are the same on
+    every mesh."""
     tree, names = (
         jax.tree_util.tree_flatten_with_path(t, is_leaf=lambda x: isinstance(x, tuple))
         for t in shapes(cfg)
@@ -132,7 +133,9 @@ def init(cfg: ModelConfig, key: jax.Array, axes: Axes = Axes()) -> Params:  # no
         if axes.splits(*of):
             layout = axes.param_spec(*of)
             drawn = jax.random.normal(its_key, shape, jnp.float32, out_sharding=layout)
-        else:  # flat: XLA's CPU compiler takes three times as long over the index arithmetic of 3-d draws
+        else:
+            # flat: XLA's CPU compiler takes three times as long over the index arithmetic of 3-d
+            # draws
             drawn = jax.random.normal(its_key, (math.prod(shape),), jnp.float32).reshape(shape)
         leaves.append(std * drawn)
     return jax.tree.unflatten(tree[1], leaves)
@@ -140,7 +143,8 @@ def init(cfg: ModelConfig, key: jax.Array, axes: Axes = Axes()) -> Params:  # no
 
 def with_scalar_head(params: Params, key: jax.Array | None) -> Params:
     """The same model with a head that reads one number off every position. With a key its weights
-    are N(0, 1/(D+1)) (Stiennon et al. 2020, for rewards); without, 0 (Ziegler et al. 2019, for values)."""
+    are N(0, 1/(D+1)) (Stiennon et al. 2020, for rewards); without, 0 (Ziegler et al. 2019, for
+    values)."""
     D = params["embed"].shape[1]
     w = jnp.zeros(D) if key is None else jax.random.normal(key, (D,)) / math.sqrt(D + 1)
     return {**params, "scalar": {"w": w, "b": jnp.zeros(())}}
@@ -175,10 +179,10 @@ def forward(
     cache: Cache | None = None,
     last: int | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Hidden states x_DBT after the final norm, with `last` of so many last positions alone. Tokens see
-    their own segment's past; segment 0 is padding. With a cache the T tokens are written at
-    `cache.length` and see what is in it, and the extended cache is returned: T = prompt length prefills,
-    T = 1 decodes."""
+    """Hidden states x_DBT after the final norm, with `last` of so many last positions alone. Tokens
+    see their own segment's past; segment 0 is padding. With a cache the T tokens are written at
+    `cache.length` and see what is in it, and the extended cache is returned: T = prompt length
+    prefills, T = 1 decodes."""
     (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
     rows = axes.spec("batch", None, None)
     x_BTD = lookup(params["embed"], tokens_BT, rows, axes, ("vocab", "embed"), dtype)
@@ -289,7 +293,8 @@ def _attention(
     kv: Any,
     cache: Cache | None,
 ) -> tuple[jax.Array, Any]:
-    """`asking` and `asked`: (hidden states DN, positions BT) that queries, and keys and values, are of."""
+    """`asking` and `asked`: (hidden states DN, positions BT) that queries, and keys and values, are
+    of."""
     C = cfg.C
 
     def project(name: str, of: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -45,8 +45,8 @@ def target_log_probs(
     params: Any, cfg: ModelConfig, x_DBT: jax.Array, targets_BT: jax.Array, axes: Axes
 ) -> jax.Array:
     """log p(target), BT, of hidden states. Where the logits of all positions would take more than
-    `LOGITS_BYTES` of a device, they are made one block of positions at a time, and made again in the
-    backward pass."""
+    `LOGITS_BYTES` of a device, they are made one block of positions at a time, and made again in
+    the backward pass."""
 
     def block(x_DBT: jax.Array, targets_BT: jax.Array) -> jax.Array:
         return token_log_probs(logits(params, cfg, x_DBT, axes), targets_BT)
@@ -68,8 +68,9 @@ def target_log_probs(
 def language_modelling(
     params: Any, batch: Batch, cfg: ModelConfig, axes: Axes
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Negative log-likelihood in nats, summed over weighted targets. `batch` holds BT arrays tokens,
-    targets, segments, positions, weights and bytes (UTF-8 bytes of each weighted target)."""
+    """Negative log-likelihood in nats, summed over weighted targets. `batch` holds BT arrays
+    tokens, targets, segments, positions, weights and bytes (UTF-8 bytes of each weighted
+    target)."""
     x_DBT, _ = forward(params, cfg, batch["tokens"], batch["segments"], batch["positions"], axes)
     nll_BT = -target_log_probs(params, cfg, x_DBT, batch["targets"], axes)
     total = jnp.sum(nll_BT * batch["weights"])

@@ -23,8 +23,9 @@ from rlhf_jax.objectives.rankings import (
 
 
 def completion_log_probs(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> jax.Array:
-    """log p_NK in nats of the K completions of N prompts, EOS included. `batch` holds NKT arrays tokens,
-    segments, positions, and `mask` NKR, 1 on the real ones of the R tokens at the end of each row."""
+    """log p_NK in nats of the K completions of N prompts, EOS included. `batch` holds NKT arrays
+    tokens, segments, positions, and `mask` NKR, 1 on the real ones of the R tokens at the end of
+    each row."""
     N, K, R = batch["mask"].shape
     tokens_BT, segments_BT, positions_BT = flattened(batch, axes)
     x_DBT, _ = forward(params, cfg, tokens_BT, segments_BT, positions_BT, axes)
@@ -40,14 +41,15 @@ def preference_loss(
     loss: str = "dpo",
     beta: float = 0.1,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """(sum, weight, metrics) over prompts, of log-probs of completions under the policy and the reference.
+    """(sum, weight, metrics) over prompts, of log-probs of completions under the policy and the
+    reference.
 
-    `dpo` is the K-wise loss with the implicit reward beta log(pi / pi_0) for a score (Rafailov et al. 2023,
-    eq. 7). `ipo` is the mean over untied pairs of (h_w - h_l - 1 / (2 beta))^2 with
+    `dpo` is the K-wise loss with the implicit reward beta log(pi / pi_0) for a score (Rafailov et
+    al. 2023, eq. 7). `ipo` is the mean over untied pairs of (h_w - h_l - 1 / (2 beta))^2 with
     h = log(pi / pi_0) (Azar et al. 2023, eq. 17).
 
-    Metrics, summed over prompts: accuracy of the implicit reward; margin, its mean difference over untied
-    pairs; log pi, and log(pi / pi_0), of the best-ranked and the worst-ranked completions.
+    Metrics, summed over prompts: accuracy of the implicit reward; margin, its mean difference over
+    untied pairs; log pi, and log(pi / pi_0), of the best-ranked and the worst-ranked completions.
     """
     ratio_NK = log_probs_NK - reference_NK
     total, weight, metrics = ranking_loss(beta * ratio_NK, ranks_NK)
@@ -77,8 +79,8 @@ def preference_loss(
 def preference_optimisation(
     params: Any, batch: Batch, cfg: ModelConfig, axes: Axes, loss: str = "dpo", beta: float = 0.1
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`preference_loss` of a policy. One prompt is one element, with K forward passes; `batch` is that of
-    `completion_log_probs`, with NK arrays `ranks` and `reference`, the log-probs of the completions under
-    the policy that training started from."""
+    """`preference_loss` of a policy. One prompt is one element, with K forward passes; `batch` is
+    that of `completion_log_probs`, with NK arrays `ranks` and `reference`, the log-probs of the
+    completions under the policy that training started from."""
     log_probs_NK = completion_log_probs(params, batch, cfg, axes)
     return preference_loss(log_probs_NK, batch["reference"], batch["ranks"], loss, beta)

@@ -1,8 +1,9 @@
-"""Losses on rankings of K completions, as functions of their scores, and the reward model's objective.
+"""Losses on rankings of K completions, as functions of their scores, and the reward model's
+objective.
 
-Ranks_NK are lower for better completions, equal for ties, and negative where a prompt has fewer than K
-completions. A tie says nothing: no loss compares tied completions with each other, and a prompt whose
-completions are all tied has no weight.
+Ranks_NK are lower for better completions, equal for ties, and negative where a prompt has fewer
+than K completions. A tie says nothing: no loss compares tied completions with each other, and a
+prompt whose completions are all tied has no weight.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def differences(scores_NK: jax.Array) -> jax.Array:
 
 
 def kwise_loss(scores_NK: jax.Array, ranks_NK: jax.Array, margin: float = 0.0) -> jax.Array:
-    """-log sigmoid(r_w - r_l), the mean over a prompt's untied pairs, N (Ouyang et al. 2022, eq. 1); with
-    K = 2 the likelihood of Bradley & Terry 1952. A `margin` asks for a difference of so much for each
-    rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w)) (Touvron et al. 2023)."""
+    """-log sigmoid(r_w - r_l), the mean over a prompt's untied pairs, N (Ouyang et al. 2022, eq.
+    1); with K = 2 the likelihood of Bradley & Terry 1952. A `margin` asks for a difference of so
+    much for each rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w)) (Touvron
+    et al. 2023)."""
     asked_NKK = differences(scores_NK)
     if margin:
         asked_NKK -= margin * (ranks_NK[:, None, :] - ranks_NK[:, :, None])
@@ -52,12 +54,13 @@ def kwise_loss(scores_NK: jax.Array, ranks_NK: jax.Array, margin: float = 0.0) -
 
 
 def plackett_luce_loss(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:
-    """The negative log-likelihood of a prompt's ranking, N: -sum_k (r_(k) - logsumexp_{j >= k} r_(j))
-    (Plackett 1975; Luce 1959).
+    """The negative log-likelihood of a prompt's ranking, N: -sum_k (r_(k) - logsumexp_{j >= k}
+    r_(j)) (Plackett 1975; Luce 1959).
 
-    Each completion is chosen from itself and those that are strictly worse. Without ties that is the
-    formula; tied completions are exchangeable and never compete with each other (where each is chosen
-    from the others of its tie too, as Breslow 1974 has it, a tie pulls their scores together).
+    Each completion is chosen from itself and those that are strictly worse. Without ties that is
+    the formula; tied completions are exchangeable and never compete with each other (where each is
+    chosen from the others of its tie too, as Breslow 1974 has it, a tie pulls their scores
+    together).
     """
     itself_KK = jnp.eye(ranks_NK.shape[1], dtype=bool)
     among_NKK = (beats(ranks_NK) > 0) | itself_KK
@@ -67,8 +70,8 @@ def plackett_luce_loss(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:
 
 
 def best_of_n_loss(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:
-    """Cross-entropy of the softmax over a prompt's scores with the choice of the best one, N (the loss of
-    best-of-n comparisons in Ziegler et al. 2019); several best ones share the target."""
+    """Cross-entropy of the softmax over a prompt's scores with the choice of the best one, N (the
+    loss of best-of-n comparisons in Ziegler et al. 2019); several best ones share the target."""
     present_NK = ranks_NK >= 0
     best_NK = best(ranks_NK)
     log_p_NK = jax.nn.log_softmax(jnp.where(present_NK, scores_NK, NEVER), axis=-1)
@@ -92,8 +95,9 @@ def _ends(ranks_NK: jax.Array, rank_N: jax.Array) -> jax.Array:
 
 
 def off_centre(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:
-    """(2 x the mean of a prompt's scores)^2, N. With K = 2 that is (r_w + r_l)^2 (Eisenstein et al. 2023);
-    for every K its gradient shifts all scores of a prompt alike and leaves their differences alone."""
+    """(2 x the mean of a prompt's scores)^2, N. With K = 2 that is (r_w + r_l)^2 (Eisenstein et al.
+    2023); for every K its gradient shifts all scores of a prompt alike and leaves their differences
+    alone."""
     present_NK = (ranks_NK >= 0).astype(jnp.float32)
     count_N = jnp.maximum(jnp.sum(present_NK, axis=-1), 1.0)
     return jnp.square(2.0 * jnp.sum(scores_NK * present_NK, axis=-1) / count_N)
@@ -112,8 +116,8 @@ def check_ranking_loss(loss: str, margin: float = 0.0) -> None:
         raise ConfigError(f"loss = {loss!r}.{suggest(loss, list(LOSSES))}")
     if margin and loss != "kwise":
         raise ConfigError(
-            f"margin = {margin} with loss = {loss!r}; a margin is between two completions, so it needs "
-            "loss = 'kwise'"
+            f"margin = {margin} with loss = {loss!r}; a margin is between two completions, so it "
+            f"needs loss = 'kwise'"
         )
 
 
@@ -124,9 +128,9 @@ def ranking_loss(
     margin: float = 0.0,
     centre: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """(sum, weight, metrics) over prompts; each prompt with an untied pair weighs 1. `centre` is the
-    weight of `off_centre` (0.01 in the source). Metric: accuracy, the share of a prompt's untied pairs
-    that the scores rank right, equal scores half, summed over prompts."""
+    """(sum, weight, metrics) over prompts; each prompt with an untied pair weighs 1. `centre` is
+    the weight of `off_centre` (0.01 in the source). Metric: accuracy, the share of a prompt's
+    untied pairs that the scores rank right, equal scores half, summed over prompts."""
     check_ranking_loss(loss, margin)
     options = {"margin": margin} if margin else {}
     loss_N = LOSSES[loss](scores_NK, ranks_NK, **options)
@@ -140,8 +144,8 @@ def ranking_loss(
 
 
 def flattened(batch: Batch, axes: Axes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """tokens, segments and positions (N K, T) of a batch of NKT: K rows of a prompt, whatever the number
-    of its pairs."""
+    """tokens, segments and positions (N K, T) of a batch of NKT: K rows of a prompt, whatever the
+    number of its pairs."""
     N, K, T = batch["tokens"].shape
     rows = [
         batch[k].reshape(N * K, T, out_sharding=axes.spec("batch", None))
@@ -171,7 +175,7 @@ def reward_modelling(
     margin: float = 0.0,
     centre: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`ranking_loss` of a reward model's scores. One prompt is one element: K forward passes serve all
-    its pairs. `batch` is that of `ranked_scores`, with `ranks` NK."""
+    """`ranking_loss` of a reward model's scores. One prompt is one element: K forward passes serve
+    all its pairs. `batch` is that of `ranked_scores`, with `ranks` NK."""
     scores_NK = ranked_scores(params, batch, cfg, axes)
     return ranking_loss(scores_NK, batch["ranks"], loss, margin, centre)

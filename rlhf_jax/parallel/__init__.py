@@ -1,7 +1,7 @@
 """Meshes and the one sharding table.
 
-Replicate until it does not fit (`data`); then spread parameters and optimizer over `fsdp`; then split
-heads, feed-forward and vocabulary over `tensor`.
+Replicate until it does not fit (`data`); then spread parameters and optimizer over `fsdp`; then
+split heads, feed-forward and vocabulary over `tensor`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ __all__ = [
 AXES = Axes(
     params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
     activations={
-        "batch": ("data", "fsdp"), "heads": "tensor", "ff": "tensor", "vocab": "tensor",
+        "batch": ("data", "fsdp"),
+        "heads": "tensor",
+        "ff": "tensor",
+        "vocab": "tensor",
         "residual": "tensor",
     },
-)  # fmt: skip
+)
 
 
 def make_mesh(
@@ -54,8 +57,8 @@ def make_mesh(
     sizes = tuple(shape.get(a, 1) for a in MESH_AXES)
     if math.prod(sizes) != count:
         raise ConfigError(
-            f"a mesh of {dict(zip(MESH_AXES, sizes, strict=True))} needs {math.prod(sizes)} devices; "
-            f"there are {count}"
+            f"a mesh of {dict(zip(MESH_AXES, sizes, strict=True))} needs {math.prod(sizes)} "
+            f"devices; there are {count}"
         )
     return jax.make_mesh(sizes, MESH_AXES, devices=devices)
 
@@ -98,8 +101,9 @@ def map_rows(
 ) -> Iterator[Any]:
     """`of(batch)` of all rows of host arrays, about `rows` at a time, as numpy arrays.
 
-    Every batch has the same number of rows, `whole_rows(rows)`; the last one is filled up with copies of
-    its last row, whose outputs are dropped. The leading dimension of each output of `of` is the batch's.
+    Every batch has the same number of rows, `whole_rows(rows)`; the last one is filled up with
+    copies of its last row, whose outputs are dropped. The leading dimension of each output of `of`
+    is the batch's.
     """
     size = whole_rows(rows, mesh, axes)
     for i in range(0, len(next(iter(arrays.values()))), size):

@@ -28,10 +28,14 @@ Draw = Callable[[Plot | None], str]
 SHOWN = 8  # samples of an evaluation
 IN_FULL = 8  # evaluations that have a headline and samples each; of more, each family's first
 DIVERSITY = (
-    ("entropy", "entropy"), ("distinct_1", "distinct-1"), ("distinct_2", "distinct-2"),
-    ("similarity", "similarity"), ("similarity_same_prompt", "same prompt"),
-    ("length", "length"), ("stop_rate", "stop rate"),
-)  # fmt: skip
+    ("entropy", "entropy"),
+    ("distinct_1", "distinct-1"),
+    ("distinct_2", "distinct-2"),
+    ("similarity", "similarity"),
+    ("similarity_same_prompt", "same prompt"),
+    ("length", "length"),
+    ("stop_rate", "stop rate"),
+)
 
 
 def headlines(study: StudyResults) -> list[str]:
@@ -42,10 +46,11 @@ def headlines(study: StudyResults) -> list[str]:
         for cell in cells:
             e = cell.results["evaluation"]
             lines.append(
-                f"{cell.name}: gold reward {fixed(e.get('gold_before'))} to {fixed(e.get('gold_after'))}, "
-                f"gain {e['gain']:+.3f} {interval(e.get('gain_interval'), 3)}; wins "
-                f"{share(e.get('win_rate'))} {interval(e.get('win_rate_interval'), 3)} of "
-                f"{number(e.get('n_prompts'))} prompts, at {fixed(e.get('kl'), 2)} nats of KL."
+                f"{cell.name}: gold reward {fixed(e.get('gold_before'))} to "
+                f"{fixed(e.get('gold_after'))}, gain {e['gain']:+.3f} "
+                f"{interval(e.get('gain_interval'), 3)}; wins {share(e.get('win_rate'))} "
+                f"{interval(e.get('win_rate_interval'), 3)} of {number(e.get('n_prompts'))} "
+                f"prompts, at {fixed(e.get('kl'), 2)} nats of KL."
             )
     else:
         for family, some in by_family(cells).items():
@@ -54,8 +59,8 @@ def headlines(study: StudyResults) -> list[str]:
     gains = [c.results["evaluation"]["gain"] for c in cells]
     if len(gains) > 1:
         lines.append(
-            f"Over {len(gains)} evaluations the gain is {sum(gains) / len(gains):+.3f} on average, from "
-            f"{min(gains):+.3f} to {max(gains):+.3f}."
+            f"Over {len(gains)} evaluations the gain is {sum(gains) / len(gains):+.3f} on average, "
+            f"from {min(gains):+.3f} to {max(gains):+.3f}."
         )
     return lines
 
@@ -84,8 +89,8 @@ def evaluation(study: StudyResults, draw: Draw) -> str:
     asked = {number(result(c, "evaluation").get("n_prompts")) for c in cells}
     warmth = {number(result(c, "evaluation").get("temperature")) for c in cells}
     body = paragraph(
-        f"{' or '.join(sorted(asked))} held-out prompts at temperature {' or '.join(sorted(warmth))}. "
-        "Intervals are 95%, over prompts, paired."
+        f"{' or '.join(sorted(asked))} held-out prompts at temperature "
+        f"{' or '.join(sorted(warmth))}. Intervals are 95%, over prompts, paired."
     )
     body += _rewards(cells) + draw(plots_policies.gains(cells, "gains")) + _seeds(cells)
     body += draw(plots_policies.before_after(cells, "before-after")) + _at_equal_length(cells)
@@ -100,14 +105,34 @@ def _rewards(cells: list[CellResult]) -> str:
     rows = []
     for cell in cells:
         e = result(cell, "evaluation")
-        rows.append((
-            cell_link(cell), fixed(e.get("gold_before")), fixed(e.get("gold_after")), fixed(e.get("gain")),
-            interval(e.get("gain_interval"), 3), share(e.get("win_rate")), interval(e.get("win_rate_interval"), 3),
-            fixed(e.get("proxy_before")), fixed(e.get("proxy_after")), fixed(e.get("kl"), 2),
-            interval(e.get("kl_interval"), 2),
-        ))  # fmt: skip
-    head = ("evaluation", "gold before", "after", "gain", "95%", "win rate", "95%", "proxy before", "after",
-            "KL (nats)", "95%")  # fmt: skip
+        rows.append(
+            (
+                cell_link(cell),
+                fixed(e.get("gold_before")),
+                fixed(e.get("gold_after")),
+                fixed(e.get("gain")),
+                interval(e.get("gain_interval"), 3),
+                share(e.get("win_rate")),
+                interval(e.get("win_rate_interval"), 3),
+                fixed(e.get("proxy_before")),
+                fixed(e.get("proxy_after")),
+                fixed(e.get("kl"), 2),
+                interval(e.get("kl_interval"), 2),
+            )
+        )
+    head = (
+        "evaluation",
+        "gold before",
+        "after",
+        "gain",
+        "95%",
+        "win rate",
+        "95%",
+        "proxy before",
+        "after",
+        "KL (nats)",
+        "95%",
+    )
     return table(head, rows)
 
 
@@ -116,19 +141,35 @@ def _at_equal_length(cells: list[CellResult]) -> str:
     for cell in cells:
         e = result(cell, "evaluation")
         if is_number(e.get("win_rate_length_controlled")):
-            rows.append((
-                cell_link(cell), fixed(e.get("gain")), fixed(e.get("gain_at_equal_length")),
-                interval(e.get("gain_at_equal_length_interval"), 3), share(e.get("win_rate")),
-                share(e["win_rate_length_controlled"]), interval(e.get("win_rate_length_controlled_interval"), 3),
-                fixed(e.get("length_before"), 1), fixed(e.get("length_after"), 1),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    cell_link(cell),
+                    fixed(e.get("gain")),
+                    fixed(e.get("gain_at_equal_length")),
+                    interval(e.get("gain_at_equal_length_interval"), 3),
+                    share(e.get("win_rate")),
+                    share(e["win_rate_length_controlled"]),
+                    interval(e.get("win_rate_length_controlled_interval"), 3),
+                    fixed(e.get("length_before"), 1),
+                    fixed(e.get("length_after"), 1),
+                )
+            )
     if not rows:
         return ""
-    head = ("evaluation", "gain", "at equal length", "95%", "win rate", "length-controlled", "95%",
-            "length before", "after")  # fmt: skip
+    head = (
+        "evaluation",
+        "gain",
+        "at equal length",
+        "95%",
+        "win rate",
+        "length-controlled",
+        "95%",
+        "length before",
+        "after",
+    )
     said = paragraph(
-        "With the length of responses held equal: the intercept of a linear regression of gains, and of a "
-        "logistic regression of wins (Dubois et al. 2024), on the difference in length."
+        "With the length of responses held equal: the intercept of a linear regression of gains, "
+        "and of a logistic regression of wins (Dubois et al. 2024), on the difference in length."
     )
     return "<h3>At equal length</h3>" + said + table(head, rows)
 
@@ -142,11 +183,25 @@ def _seeds(cells: list[CellResult]) -> str:
             mean, ends = over_seeds(found)
             listed = ", ".join(f"{g:+.3f}" for g in found)
             rows.append(
-                (family, len(found), f"{mean:+.3f}", interval(ends, 3), fixed(statistics.stdev(found)), listed)
-            )  # fmt: skip
+                (
+                    family,
+                    len(found),
+                    f"{mean:+.3f}",
+                    interval(ends, 3),
+                    fixed(statistics.stdev(found)),
+                    listed,
+                )
+            )
     if not rows:
         return ""
-    head = ("family", "seeds", "mean gain", "95% over seeds", "standard deviation", "every seed's gain")  # fmt: skip
+    head = (
+        "family",
+        "seeds",
+        "mean gain",
+        "95% over seeds",
+        "standard deviation",
+        "every seed's gain",
+    )
     return "<h3>Over seeds</h3>" + table(head, rows, (5,))
 
 
@@ -164,8 +219,9 @@ def _diversity(cells: list[CellResult]) -> str:
         changes = [f"{fixed(e.get(f'{k}_before'))} → {fixed(e.get(f'{k}_after'))}" for k, _ in keys]
         rows.append((cell_link(cell), *changes))
     body = "<h3>Diversity</h3>" + paragraph(
-        "Before → after. Entropy: nats a token. Distinct-n: different n-grams over all n-grams. Similarity: "
-        "bigrams that two responses share (Dice), to different prompts and to the same prompt."
+        "Before → after. Entropy: nats a token. Distinct-n: different n-grams over all n-grams. "
+        "Similarity: bigrams that two responses share (Dice), to different prompts and to the same "
+        "prompt."
     )
     return body + table(("evaluation", *(label for _, label in keys)), rows)
 
@@ -176,17 +232,25 @@ def _modes(cells: list[CellResult], draw: Draw) -> str:
         found = result(cell, "evaluation").get("modes")
         if isinstance(found, dict):
             before, after = found["before"], found["after"]
-            rows.append((
-                cell_link(cell), len(found["names"]), f"{before['kept']} → {after['kept']}",
-                f"{fixed(before['entropy'])} → {fixed(after['entropy'])}",
-                f"{share(before['none'])} → {share(after['none'])}", fixed(found["total_variation"]),
-                "; ".join(f"{n}: {share(before['shares'][n])} → {share(after['shares'][n])}" for n in found["names"][:12]),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    cell_link(cell),
+                    len(found["names"]),
+                    f"{before['kept']} → {after['kept']}",
+                    f"{fixed(before['entropy'])} → {fixed(after['entropy'])}",
+                    f"{share(before['none'])} → {share(after['none'])}",
+                    fixed(found["total_variation"]),
+                    "; ".join(
+                        f"{n}: {share(before['shares'][n])} → {share(after['shares'][n])}"
+                        for n in found["names"][:12]
+                    ),
+                )
+            )
     if not rows:
         return ""
     body = "<h3>Modes</h3>" + paragraph(
-        "Modes of a known distribution, before → after. A mode is kept where at least 1% of all responses "
-        "are in it; the entropy is over the responses that are in a mode."
+        "Modes of a known distribution, before → after. A mode is kept where at least 1% of all "
+        "responses are in it; the entropy is over the responses that are in a mode."
     )
     head = (
         "evaluation",
@@ -208,20 +272,39 @@ def _text(cells: list[CellResult], draw: Draw) -> str:
         if not is_number(e.get("perplexity_after")):
             continue
         tax = e.get("tax") or {}
-        errors = [(e.get(f"calibration_{s}") or {}).get("expected_calibration_error") for s in ("before", "after")]  # fmt: skip
-        rows.append((
-            cell_link(cell), fixed(e.get("perplexity_before"), 2), fixed(e["perplexity_after"], 2),
-            fixed(tax.get("nats_per_token"), 4), interval(tax.get("nats_per_token_interval"), 4),
-            fixed(tax.get("bits_per_byte"), 4), interval(tax.get("bits_per_byte_interval"), 4),
-            *(fixed(error) for error in errors),
-        ))  # fmt: skip
+        errors = [
+            (e.get(f"calibration_{s}") or {}).get("expected_calibration_error")
+            for s in ("before", "after")
+        ]
+        rows.append(
+            (
+                cell_link(cell),
+                fixed(e.get("perplexity_before"), 2),
+                fixed(e["perplexity_after"], 2),
+                fixed(tax.get("nats_per_token"), 4),
+                interval(tax.get("nats_per_token_interval"), 4),
+                fixed(tax.get("bits_per_byte"), 4),
+                interval(tax.get("bits_per_byte_interval"), 4),
+                *(fixed(error) for error in errors),
+            )
+        )
     if not rows:
         return ""
-    head = ("evaluation", "perplexity before", "after", "tax (nats/token)", "95%", "tax (bits/byte)", "95%",
-            "calibration error before", "after")  # fmt: skip
+    head = (
+        "evaluation",
+        "perplexity before",
+        "after",
+        "tax (nats/token)",
+        "95%",
+        "tax (bits/byte)",
+        "95%",
+        "calibration error before",
+        "after",
+    )
     body = "<h3>Held-out text</h3>" + paragraph(
-        "The alignment tax is what the policy lost on the corpus's held-out text; its intervals are over "
-        "rows of it. Calibration error: of the probability of the likeliest next token (Guo et al. 2017)."
+        "The alignment tax is what the policy lost on the corpus's held-out text; its intervals "
+        "are over rows of it. Calibration error: of the probability of the likeliest next token "
+        "(Guo et al. 2017)."
     )
     plot = plots_policies.next_word_calibration(cells, "next-word-calibration")
     return body + table(head, rows) + draw(plot)

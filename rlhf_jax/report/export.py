@@ -15,17 +15,25 @@ LARGE = 256 * 1024  # bytes of a figure's table that stays in the run folder
 LONG = 64  # lists longer than this stay in the run folder
 # Of a PPO cell's metrics, those that figures and fits of over-optimization are made from.
 KEPT_METRICS = (
-    "step", "kl", "reward_gold", "reward_proxy", "entropy", "distinct_2", "response_length",
-    "stop_rate", "max_ratio_error", "max_logprob_gap",
-)  # fmt: skip
+    "step",
+    "kl",
+    "reward_gold",
+    "reward_proxy",
+    "entropy",
+    "distinct_2",
+    "response_length",
+    "stop_rate",
+    "max_ratio_error",
+    "max_logprob_gap",
+)
 TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is not ours to publish
 
 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
-    """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of every
-    finished cell its configuration, results, time and provenance, and PPO's curves; and `runs.csv`, the pretraining runs as
-    a table that `rlhf-jax fit` reads. Replaces what an earlier export left there, which stays if this one
-    cannot be written."""
+    """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of
+    every finished cell its configuration, results, time and provenance, and PPO's curves; and
+    `runs.csv`, the pretraining runs as a table that `rlhf-jax fit` reads. Replaces what an earlier
+    export left there, which stays if this one cannot be written."""
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as tmp:
         _write(study_folder, runs_root, Path(tmp))

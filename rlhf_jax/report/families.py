@@ -1,4 +1,5 @@
-"""How a study's cells belong together: seeds of one thing, proxies and what they learned from, rounds."""
+"""How a study's cells belong together: seeds of one thing, proxies and what they learned from,
+rounds."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ STROKES = ("-", "--", ":", "-.")
 
 
 def family(name: str) -> str:
-    """A cell's name without its seed, a part `s3` or `seed3`, or else one digit at the end: `ppo-s3-r2` and
-    `ppo-s0-r2` are `ppo-r2`, `reward-256-3` is `reward-256`."""
+    """A cell's name without its seed, a part `s3` or `seed3`, or else one digit at the end:
+    `ppo-s3-r2` and `ppo-s0-r2` are `ppo-r2`, `reward-256-3` is `reward-256`."""
     shorter = _SEED.sub("", name) if _SEED.search(name) else _LAST_DIGIT.sub("", name)
     return shorter.strip("-_") or name
 
@@ -62,8 +63,9 @@ def strokes(cells: Sequence[CellResult], most: int = 6) -> list[Stroke]:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A reward that policies were optimised against. params, labels (training prompts with a ranking),
-    accuracy: None where it is a callable or not known; an ensemble's parameters are all its members'."""
+    """A reward that policies were optimised against. params, labels (training prompts with a
+    ranking), accuracy: None where it is a callable or not known; an ensemble's parameters are all
+    its members'."""
 
     name: str
     params: int | None = None
@@ -104,8 +106,9 @@ def size(cell: CellResult) -> int | None:
 
 
 def rounds(study: StudyResults) -> dict[str, int]:
-    """Of every policy that was optimised against feedback, how many such policies it comes from, itself
-    included: its round. PPO and DPO cells count, and SFT cells that learned from a best-of-n cell."""
+    """Of every policy that was optimised against feedback, how many such policies it comes from,
+    itself included: its round. PPO and DPO cells count, and SFT cells that learned from a best-of-n
+    cell."""
     found: dict[str, int] = {}
     below: dict[str, int] = {}  # the highest round among a cell and its ancestors
     by_name = {c.name: c for c in study.cells}

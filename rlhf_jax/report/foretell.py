@@ -22,8 +22,8 @@ def foretell(study: Study, results: StudyResults, flops: float, resamples: int =
     """Writes `prediction.json` into the study folder, from the runs of less compute than `flops`.
 
     Raises:
-      ConfigError: a run of that compute has begun, a prediction is there already, or the finished runs
-        do not support one.
+      ConfigError: a run of that compute has begun, a prediction is there already, or the finished
+        runs do not support one.
     """
     try:
         check_flops(flops)
@@ -42,7 +42,8 @@ def foretell(study: Study, results: StudyResults, flops: float, resamples: int =
             continue
         if (cells[cell.name].folder.path / "metrics.jsonl").exists():
             raise ConfigError(
-                f"{cell.name} has begun: what it gives can no longer be predicted; predict another budget"
+                f"{cell.name} has begun: what it gives can no longer be predicted; predict another "
+                "budget"
             )
         params = param_counts(cell.model)["total"]
         planned.append({"label": cell.name, "params": params, "tokens": cell.tokens})

@@ -14,7 +14,8 @@ class Headline(NamedTuple):
     """What was measured.
 
     Attributes:
-        name: what it is. value, error, low, high: the result, and its standard error or 95% interval.
+        name: what it is. value, error, low, high: the result, and its standard error or 95%
+            interval.
         form: how its numbers are written. unit: of them, empty where there is none.
         note: which rows of its records were left out, if any.
     """

@@ -26,7 +26,7 @@ from rlhf_jax.report.markup import (
     paragraph,
     plus_minus,
     table,
-)  # fmt: skip
+)
 from rlhf_jax.report.study_fits import Fits, run_fits
 from rlhf_jax.report.study_results import StudyResults, is_number, read_study
 from rlhf_jax.report.style import Plot, count, power
@@ -189,10 +189,15 @@ def _base(study: StudyResults, draw) -> str:
         flops = held.get("flops")
         exact = flops.get("exact") if isinstance(flops, dict) else flops
         rows.append(
-            (cell_link(cell), count(held.get("params")), count(held.get("train_tokens")), power(exact or 0),
-             plus_minus(held.get("loss"), held.get("stderr")),
-             plus_minus(held.get("bits_per_byte"), held.get("bits_per_byte_stderr")))
-        )  # fmt: skip
+            (
+                cell_link(cell),
+                count(held.get("params")),
+                count(held.get("train_tokens")),
+                power(exact or 0),
+                plus_minus(held.get("loss"), held.get("stderr")),
+                plus_minus(held.get("bits_per_byte"), held.get("bits_per_byte_stderr")),
+            )
+        )
     body = table(
         ("cell", "params", "training tokens", "FLOPs (exact)", "held-out loss", "bits/byte"), rows
     )
@@ -211,20 +216,21 @@ def _sft(study: StudyResults, draw) -> str:
 
 def _limits(study: StudyResults, fits: Fits) -> str:
     lines = [
-        "Losses are of one held-out set that all cells share: their standard errors are over its rows of tokens, "
-        "and say nothing about other seeds or other text.",
-        "FLOPs are the exact count of matmuls unless another convention is named; the parametric law's "
-        "optimum takes C = 6 N D.",
+        "Losses are of one held-out set that all cells share: their standard errors are over its "
+        "rows of tokens, and say nothing about other seeds or other text.",
+        "FLOPs are the exact count of matmuls unless another convention is named; the parametric "
+        "law's optimum takes C = 6 N D.",
     ]
     if fits.approaches:
         lines.append(
-            "IsoFLOP parabolas are approximations; intervals come from the scatter of the runs, so they hold what "
-            "differs between runs and not what all runs share (data, schedule, learning-rate law)."
+            "IsoFLOP parabolas are approximations; intervals come from the scatter of the runs, so "
+            "they hold what differs between runs and not what all runs share (data, schedule, "
+            "learning-rate law)."
         )
     if study.of("evaluate"):
         lines.append(
-            "The gold reward is a rule that stands in for people. Samples shown are the first of those that "
-            "the evaluation's seed chose, not a selection."
+            "The gold reward is a rule that stands in for people. Samples shown are the first of "
+            "those that the evaluation's seed chose, not a selection."
         )
     for cell in study.cells:
         for where, said in (cell.results.get("left_out") or {}).items():
@@ -245,10 +251,17 @@ def _provenance(study: StudyResults) -> str:
             environments.append(made_on)
         anchor = Html(f'<span id="cell-{_escape(cell.run_id)}">{_escape(cell.name)}</span>')
         rows.append(
-            (anchor, cell.kind, Html(f"<code>{_escape(cell.run_id)}</code>"), cell.state, commit,
-             number(cell.seconds, 4), environments.index(made_on) + 1,
-             ", ".join(cell.parents) or "-")
-        )  # fmt: skip
+            (
+                anchor,
+                cell.kind,
+                Html(f"<code>{_escape(cell.run_id)}</code>"),
+                cell.state,
+                commit,
+                number(cell.seconds, 4),
+                environments.index(made_on) + 1,
+                ", ".join(cell.parents) or "-",
+            )
+        )
     head = ("cell", "kind", "run id", "state", "commit", "seconds", "made on", "starts from")
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     intro = "Every number above is of a cell below; its folder holds the configuration, metrics and results."

@@ -1,4 +1,5 @@
-"""Over-optimization of a study's proxies: curves by proxy, the fits to them, and the report's section."""
+"""Over-optimization of a study's proxies: curves by proxy, the fits to them, and the report's
+section."""
 
 from __future__ import annotations
 
@@ -95,8 +96,9 @@ def sentence(proxy: str, form: str, fit: dict[str, Any]) -> str:
         return f"{head}: {fit['refused']}."
     peak, ends = fit["peak"], fit["intervals"]
     said = (
-        f"{head}: the gold score peaks at sqrt(KL) = {peak['d']:.2f} {interval(ends['peak_d'], 2)}, "
-        f"{peak['gain']:+.3f} above the start {interval(ends['peak_gain'], 3)}"
+        f"{head}: the gold score peaks at sqrt(KL) = {peak['d']:.2f} "
+        f"{interval(ends['peak_d'], 2)}, {peak['gain']:+.3f} above the start "
+        f"{interval(ends['peak_gain'], 3)}"
     )
     return said + (f", beyond the data (to {fit['d_max']:.2f})." if peak["beyond"] else ".")
 
@@ -114,10 +116,11 @@ def section(
     if not found:
         return body + paragraph("No best-of-n or PPO cell of this analysis is done yet.", "muted")
     body += paragraph(
-        "With d the square root of the KL from the initial policy in nats, the gold score less its value at "
-        f"d = 0 is {FORMULAS['best_of_n']} for best-of-n and {FORMULAS['rl']} for RL (Gao et al. 2022). "
-        "Extrapolation: fitted to the first 75% of the range of d, the root mean square error on the rest, "
-        "and that of the guess that the score stays where it was last."
+        "With d the square root of the KL from the initial policy in nats, the gold score less its "
+        "value at "
+        f"d = 0 is {FORMULAS['best_of_n']} for best-of-n and {FORMULAS['rl']} for RL (Gao et al. "
+        f"2022). Extrapolation: fitted to the first 75% of the range of d, the root mean square "
+        f"error on the rest, and that of the guess that the score stays where it was last."
     )
     rows = []
     for group in found:
@@ -125,22 +128,51 @@ def section(
         ends, ahead = fit.get("intervals") or {}, fit.get("extrapolation") or {}
         peak = fit.get("peak") or {}
         scored = is_number(ahead.get("rms_error"))
-        rows.append((
-            group.proxy, TITLES[group.form], len(group.cells), count(known.params), number(known.labels),
-            f"{known.accuracy:.1%}" if known.accuracy is not None else "-",
-            fixed(fit.get("alpha")), interval(ends.get("alpha"), 3), fixed(fit.get("beta")), interval(ends.get("beta"), 3),
-            fixed(peak.get("d"), 2), fixed(peak.get("gain")),
-            f"{fixed(ahead['rms_error'])} ({fixed(ahead['last_rms_error'])})" if scored else ahead.get("refused", "-"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                group.proxy,
+                TITLES[group.form],
+                len(group.cells),
+                count(known.params),
+                number(known.labels),
+                f"{known.accuracy:.1%}" if known.accuracy is not None else "-",
+                fixed(fit.get("alpha")),
+                interval(ends.get("alpha"), 3),
+                fixed(fit.get("beta")),
+                interval(ends.get("beta"), 3),
+                fixed(peak.get("d"), 2),
+                fixed(peak.get("gain")),
+                f"{fixed(ahead['rms_error'])} ({fixed(ahead['last_rms_error'])})"
+                if scored
+                else ahead.get("refused", "-"),
+            )
+        )
     body += table(
-        ("proxy", "optimised by", "cells", "params", "labels", "accuracy", "alpha", "95%", "beta", "95%",
-         "peak d", "peak gain", "extrapolation (last)"), rows, (0,),
-    )  # fmt: skip
+        (
+            "proxy",
+            "optimised by",
+            "cells",
+            "params",
+            "labels",
+            "accuracy",
+            "alpha",
+            "95%",
+            "beta",
+            "95%",
+            "peak d",
+            "peak gain",
+            "extrapolation (last)",
+        ),
+        rows,
+        (0,),
+    )
     for group in found:
         fit = fits.get(group.name, {})
         if fit.get("refused"):
             body += paragraph(sentence(group.proxy, group.form, fit), "refused")
-    notes = dict.fromkeys(f"{TITLES[g.form]}: {n}." for g in found for n in fits[g.name].get("notes", []))  # fmt: skip
+    notes = dict.fromkeys(
+        f"{TITLES[g.form]}: {n}." for g in found for n in fits[g.name].get("notes", [])
+    )
     body += "".join(paragraph(n, "muted") for n in notes)
     for form, title in TITLES.items():
         some = [g for g in found if g.form == form]
@@ -179,7 +211,10 @@ def headlines(study: StudyResults, fits: dict[str, dict[str, dict[str, Any]]]) -
     if len(found) <= IN_WORDS:
         return [sentence(*one) for one in found]
     shown = [one for one in found if one[2].get("peak")]
-    return [f"{len(shown)} of {len(found)} fits show over-optimization.", *(sentence(*one) for one in shown[:IN_WORDS])]  # fmt: skip
+    return [
+        f"{len(shown)} of {len(found)} fits show over-optimization.",
+        *(sentence(*one) for one in shown[:IN_WORDS]),
+    ]
 
 
 def best_of_n(study: StudyResults) -> str:
@@ -189,17 +224,37 @@ def best_of_n(study: StudyResults) -> str:
         found = result(cell, "best_of_n")
         curve = found.get("curve") or [{}]
         best = max(curve, key=lambda r: r.get("gold_gain", float("-inf")))
-        rows.append((
-            cell_link(cell), proxy_of(study, cell).name, number(found.get("prompts")), number(found.get("n")),
-            fixed(curve[0].get("gold")), fixed(curve[-1].get("gold_gain")),
-            interval(curve[-1].get("gold_gain_interval"), 3), number(best.get("n")),
-            fixed(curve[-1].get("kl"), 2), fixed(found.get("distinct"), 2), number(found.get("demonstrations")),
-        ))  # fmt: skip
-    head = ("cell", "reward", "prompts", "n", "gold of one", "gain at n", "95%", "best n", "KL at most",
-            "distinct", "demonstrations")  # fmt: skip
+        rows.append(
+            (
+                cell_link(cell),
+                proxy_of(study, cell).name,
+                number(found.get("prompts")),
+                number(found.get("n")),
+                fixed(curve[0].get("gold")),
+                fixed(curve[-1].get("gold_gain")),
+                interval(curve[-1].get("gold_gain_interval"), 3),
+                number(best.get("n")),
+                fixed(curve[-1].get("kl"), 2),
+                fixed(found.get("distinct"), 2),
+                number(found.get("demonstrations")),
+            )
+        )
+    head = (
+        "cell",
+        "reward",
+        "prompts",
+        "n",
+        "gold of one",
+        "gain at n",
+        "95%",
+        "best n",
+        "KL at most",
+        "distinct",
+        "demonstrations",
+    )
     body = paragraph(
-        "Gains are of the best of n samples by the reward over one sample, from all subsets of the samples "
-        "(unbiased); intervals are over prompts. The KL bound is loose where samples repeat: `distinct` is "
-        "the share of different samples of a prompt."
+        "Gains are of the best of n samples by the reward over one sample, from all subsets of the "
+        "samples (unbiased); intervals are over prompts. The KL bound is loose where samples "
+        "repeat: `distinct` is the share of different samples of a prompt."
     )
     return body + table(head, rows, (1,))

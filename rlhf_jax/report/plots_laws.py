@@ -48,16 +48,22 @@ def exponents(fits: Sequence[tuple[str, dict[str, Any]]], name: str) -> Plot | N
             f"{a:.2f}", (a, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5
         )
         rows.append((label, a, low, high, ""))
-    for (key, label), dash in zip({"hoffmann-2": "Hoffmann 2022", "kaplan": "Kaplan 2020"}.items(),
-                                  ("--", ":"), strict=True):  # fmt: skip
+    for (key, label), dash in zip(
+        {"hoffmann-2": "Hoffmann 2022", "kaplan": "Kaplan 2020"}.items(), ("--", ":"), strict=True
+    ):
         a = FRONTIERS[key].a
         ax.axvline(a, color=MUTED, linestyle=dash, linewidth=1.3, label=f"{label}: {a:.2f}")
     ax.set_yticks(range(len(fits)), [label for label, _ in reversed(fits)])
     ax.set_ylim(-0.6, len(fits) - 0.3)
     ax.set_xlabel("exponent a of N* ∝ Cᵃ, 95% interval")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return Plot(name, render(figure, name), ("fit", "a", "low", "high", "refused"), rows[::-1],
-                "Exponents of compute-optimal size side by side. Bars are 95% bootstrap intervals.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("fit", "a", "low", "high", "refused"),
+        rows[::-1],
+        "Exponents of compute-optimal size side by side. Bars are 95% bootstrap intervals.",
+    )
 
 
 @styled
@@ -75,21 +81,35 @@ def lr_law(fit: dict[str, Any], name: str) -> Plot | None:
         colour = SERIES[sizes.index(g["params"]) % len(SERIES)]
         marker = markers[batches.index(g["batch_tokens"]) % len(markers)]
         tried = [p for p in g["points"] if p["loss"] is not None]
-        axes[0].plot([p["lr"] for p in tried], [p["loss"] for p in tried], "-" + marker, color=colour,
-                     markersize=4, linewidth=1, alpha=0.8)  # fmt: skip
+        axes[0].plot(
+            [p["lr"] for p in tried],
+            [p["loss"] for p in tried],
+            "-" + marker,
+            color=colour,
+            markersize=4,
+            linewidth=1,
+            alpha=0.8,
+        )
         if g["best_lr"]:
             axes[0].plot(g["best_lr"], g["loss"], "*", color=FG, markersize=8, zorder=5)
             axes[1].plot(g["params"], g["best_lr"], marker, color=colour, markersize=6)
-        rows += [(g["params"], g["batch_tokens"], p["lr"], p["loss"], g["best_lr"], g.get("predicted"))
-                 for p in g["points"]]  # fmt: skip
+        rows += [
+            (g["params"], g["batch_tokens"], p["lr"], p["loss"], g["best_lr"], g.get("predicted"))
+            for p in g["points"]
+        ]
     if fit.get("lr0"):
         grid = np.geomspace(sizes[0] / 1.5, sizes[-1] * 1.5, 50)
         for i, b in enumerate(batches):
             line = np.exp(np.interp(np.log(grid), *_law_line(fit, groups, b, sizes)))
             axes[1].plot(grid, line, ("-", "--", ":", "-.")[i % 4], color=MUTED, linewidth=1.3)
     for i, b in enumerate(batches):
-        axes[1].plot([], [], markers[i % 5] + ("-", "--", ":", "-.")[i % 4], color=MUTED,
-                     label=f"{count(b)} tokens a batch")  # fmt: skip
+        axes[1].plot(
+            [],
+            [],
+            markers[i % 5] + ("-", "--", ":", "-.")[i % 4],
+            color=MUTED,
+            label=f"{count(b)} tokens a batch",
+        )
     for i, n in enumerate(sizes):
         axes[0].plot([], [], color=SERIES[i % len(SERIES)], label=f"{count(n)} parameters")
     axes[0].plot([], [], "*", color=FG, linestyle="", label="minimum of the parabola")
@@ -100,11 +120,13 @@ def lr_law(fit: dict[str, Any], name: str) -> Plot | None:
     for ax in axes:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
     return Plot(
-        name, render(figure, name),
-        ("params", "batch_tokens", "lr", "loss", "best_lr", "predicted_lr"), rows,
-        "Left: loss against peak learning rate at every size and batch. Right: the best rates and the "
-        "law through them.",
-    )  # fmt: skip
+        name,
+        render(figure, name),
+        ("params", "batch_tokens", "lr", "loss", "best_lr", "predicted_lr"),
+        rows,
+        "Left: loss against peak learning rate at every size and batch. Right: the best rates and "
+        "the law through them.",
+    )
 
 
 def _law_line(fit: dict, groups: list, batch: float, sizes: list) -> tuple[np.ndarray, np.ndarray]:
@@ -132,10 +154,18 @@ def repetition(predict, rows: Sequence[Mapping[str, Any]], name: str) -> Plot | 
     for ax, n in zip(axes, sizes, strict=True):
         for i, unique in enumerate([*subsets, None]):
             mine = sorted(
-                (r for r in rows if r["params"] == n
-                 and (r["unique_tokens"] == unique if unique else r["unique_tokens"] >= r["tokens"])),
+                (
+                    r
+                    for r in rows
+                    if r["params"] == n
+                    and (
+                        r["unique_tokens"] == unique
+                        if unique
+                        else r["unique_tokens"] >= r["tokens"]
+                    )
+                ),
                 key=lambda r: r["tokens"],
-            )  # fmt: skip
+            )
             if not mine:
                 continue
             colour = SERIES[i % len(SERIES)] if unique else FG
@@ -156,9 +186,12 @@ def repetition(predict, rows: Sequence[Mapping[str, Any]], name: str) -> Plot | 
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
     axes[0].set_ylabel("held-out loss (nats/token)")
     return Plot(
-        name, render(figure, name), ("cell", "params", "tokens", "unique_tokens", "loss", "stderr"), table,
+        name,
+        render(figure, name),
+        ("cell", "params", "tokens", "unique_tokens", "loss", "stderr"),
+        table,
         "Held-out loss when unique subsets of the corpus are repeated; lines are the fitted law.",
-    )  # fmt: skip
+    )
 
 
 @styled
@@ -193,8 +226,14 @@ def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
     for ax in axes:
         log_axis(ax, "x", "training compute C (FLOPs)", power, most=4)
     rows = [(r["label"], r["flops"], r["observed"], r["predicted"]) for r in runs]
-    return Plot(name, render(figure, name), ("run", "flops", "observed", "predicted"), rows,
-                "Held-out extrapolation: the law of the runs left of the dashed line, and the runs right of it.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("run", "flops", "observed", "predicted"),
+        rows,
+        "Held-out extrapolation: the law of the runs left of the dashed line, and the runs right "
+        "of it.",
+    )
 
 
 @styled
@@ -230,8 +269,13 @@ def law(fit: Mapping[str, Any], name: str) -> Plot | None:
         (row["label"], *(row[k] for k in inputs), o, p)
         for row, o, p in zip(rows, observed, said, strict=True)
     ]
-    return Plot(name, render(figure, name), ("run", *inputs, "observed", "predicted"), table,
-                f"{fit['source']}: the law against the runs it was fitted to.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("run", *inputs, "observed", "predicted"),
+        table,
+        f"{fit['source']}: the law against the runs it was fitted to.",
+    )
 
 
 @styled
@@ -280,13 +324,19 @@ def predicted(rows: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
         "measured_low",
         "measured_high",
     )
-    return Plot(name, render(figure, name), keys, [tuple(row.get(k) for k in keys) for row in rows],
-                "What the smaller budgets predicted of the largest, and what it gave.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        keys,
+        [tuple(row.get(k) for k in keys) for row in rows],
+        "What the smaller budgets predicted of the largest, and what it gave.",
+    )
 
 
 @styled
 def envelope(fit: dict[str, Any], name: str) -> Plot | None:
-    """Approach 1: final losses of each size between its horizons, and which size holds the least."""
+    """Approach 1: final losses of each size between its horizons, and which size holds the
+    least."""
     points = fit.get("envelope") or []
     if not points:
         return None
@@ -299,8 +349,15 @@ def envelope(fit: dict[str, Any], name: str) -> Plot | None:
         for kept, alpha in ((True, 1.0), (False, 0.3)):
             part = [p for p in mine if p["kept"] == kept]
             for ax, key in ((axes[0], "loss"), (axes[1], "params")):
-                ax.plot([p["flops"] for p in part], [p[key] for p in part], ".", color=colour, alpha=alpha,
-                        markersize=4, label=f"{count(size[label])} parameters" if ax is axes[0] and kept else None)  # fmt: skip
+                ax.plot(
+                    [p["flops"] for p in part],
+                    [p[key] for p in part],
+                    ".",
+                    color=colour,
+                    alpha=alpha,
+                    markersize=4,
+                    label=f"{count(size[label])} parameters" if ax is axes[0] and kept else None,
+                )
     if fit.get("a") is not None:
         c = np.array([p["flops"] for p in points if p["kept"]])
         axes[1].plot(
@@ -317,7 +374,10 @@ def envelope(fit: dict[str, Any], name: str) -> Plot | None:
         (p["flops"], p["params"], p["tokens"], p["loss"], p["label"], p["kept"]) for p in points
     ]
     return Plot(
-        name, render(figure, name), ("flops", "params", "tokens", "loss", "holder", "kept"), rows,
-        "Approach 1: the lower envelope of final losses over compute, coloured by the size that holds it. "
-        "Faint: held by the smallest or largest size that reaches it, and not fitted.",
-    )  # fmt: skip
+        name,
+        render(figure, name),
+        ("flops", "params", "tokens", "loss", "holder", "kept"),
+        rows,
+        "Approach 1: the lower envelope of final losses over compute, coloured by the size that "
+        "holds it. Faint: held by the smallest or largest size that reaches it, and not fitted.",
+    )

@@ -1,4 +1,5 @@
-"""Figures of proxies: gold and proxy scores as policies move away, and accuracy by size and labels."""
+"""Figures of proxies: gold and proxy scores as policies move away, and accuracy by size and
+labels."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def _gains(facet: Facet, run: Seen) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
-    """Gold and proxy gain against sqrt(KL), a panel a proxy, every run, with the fits and their bands."""
+    """Gold and proxy gain against sqrt(KL), a panel a proxy, every run, with the fits and their
+    bands."""
     facets = [
         Facet(f.title, kept, f.fit) for f in facets if (kept := [r for r in f.runs if len(r.d)])
     ]
@@ -65,7 +67,9 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
         return None
     columns = min(COLUMNS, len(facets))
     lines = math.ceil(len(facets) / columns)
-    figure, axes = panels(lines, columns, width=max(4.6, 2.3 * columns + 0.8), height=2.5 * lines + 0.7)  # fmt: skip
+    figure, axes = panels(
+        lines, columns, width=max(4.6, 2.3 * columns + 0.8), height=2.5 * lines + 0.7
+    )
     gains = [[_gains(f, r) for r in f.runs] for f in facets]
     seen = [np.concatenate([g[k] for of in gains for g in of]) for k in (0, 1)]
     fitted = [np.array((f.fit.get("band") or {}).get("gain") or [0.0], float) for f in facets]
@@ -79,8 +83,10 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
         for run, (gold, proxy) in zip(facet.runs, gains[i], strict=True):
             ax.plot(run.d, gold, color=GOLD, **style, **mark)
             other.plot(run.d, proxy, color=PROXY, linestyle="--", **style, **mark)
-            rows += [(facet.title.split("\n")[0], run.name, *p)
-                     for p in zip(run.d.tolist(), gold.tolist(), proxy.tolist(), strict=True)]  # fmt: skip
+            rows += [
+                (facet.title.split("\n")[0], run.name, *p)
+                for p in zip(run.d.tolist(), gold.tolist(), proxy.tolist(), strict=True)
+            ]
         _draw_fit(ax, facet.fit)
         ax.set_title(facet.title, fontsize=8.5)
         ax.axhline(0, color=MUTED, linewidth=0.7)
@@ -102,9 +108,14 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
         ax.set_visible(False)
     _name_lines(axes[0])
     legend_above(figure, axes[0])
-    return Plot(name, render(figure, name), ("proxy", "cell", "d", "gold_gain", "proxy_gain"), rows,
-                f"Gold score (left axis) and proxy score (right axis) above their start, against the square "
-                f"root of the KL, as {how} goes on; every run, one panel a proxy. Bands: 95%.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("proxy", "cell", "d", "gold_gain", "proxy_gain"),
+        rows,
+        f"Gold score (left axis) and proxy score (right axis) above their start, against the "
+        f"square root of the KL, as {how} goes on; every run, one panel a proxy. Bands: 95%.",
+    )
 
 
 def _limits(*values: np.ndarray) -> list[tuple[float, float]]:
@@ -163,6 +174,11 @@ def reward_scaling(proxies: Sequence[Proxy], ceiling: float | None, name: str) -
         ax.xaxis.set_major_locator(FixedLocator(places))
     ax.set_ylabel("pairwise accuracy (held out)")
     legend_above(figure, ax)
-    return Plot(name, render(figure, name), ("family", "cell", "params", "labels", "accuracy"), rows,
-                "Held-out accuracy of reward models by labels and size; a point a model, lines through "
-                "means over seeds.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("family", "cell", "params", "labels", "accuracy"),
+        rows,
+        "Held-out accuracy of reward models by labels and size; a point a model, lines through "
+        "means over seeds.",
+    )

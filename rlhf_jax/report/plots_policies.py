@@ -41,13 +41,19 @@ def ppo_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     if not rows:
         return None
     legend_above(figure, axes[0])
-    return Plot(name, render(figure, name), ("cell", "metric", "iteration", "value"), rows,
-                "PPO, every seed: the score it climbs, the gold reward it never sees, how far it has "
-                "moved, and what it costs in diversity.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "metric", "iteration", "value"),
+        rows,
+        "PPO, every seed: the score it climbs, the gold reward it never sees, how far it has "
+        "moved, and what it costs in diversity.",
+    )
 
 
 def _paired(found: dict[str, Any]) -> list[tuple[float, float]]:
-    """(before, after) gold rewards of all prompts, or of the shown samples where only those are kept."""
+    """(before, after) gold rewards of all prompts, or of the shown samples where only those are
+    kept."""
     gold = found.get("gold")
     if isinstance(gold, dict):
         pairs = list(zip(gold.get("before") or [], gold.get("after") or [], strict=False))
@@ -59,8 +65,8 @@ def _paired(found: dict[str, Any]) -> list[tuple[float, float]]:
 
 @styled
 def before_after(cells: Sequence[CellResult], name: str) -> Plot | None:
-    """Distribution of gold rewards of the prompts before and after: a panel a family of evaluations, its
-    seeds together."""
+    """Distribution of gold rewards of the prompts before and after: a panel a family of
+    evaluations, its seeds together."""
     pairs = {
         family: [(c.name, "prompt", *p) for c in some for p in _paired(result(c, "evaluation"))]
         for family, some in by_family(cells).items()
@@ -90,18 +96,27 @@ def before_after(cells: Sequence[CellResult], name: str) -> Plot | None:
     figure.supylabel("share of prompts", fontsize=9.5)
     legend_above(figure, axes[0])
     rows = [row for found in pairs.values() for row in found]
-    return Plot(name, render(figure, name), ("cell", "what", "gold_before", "gold_after"), rows,
-                "Gold reward of held-out prompts before and after.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "what", "gold_before", "gold_after"),
+        rows,
+        "Gold reward of held-out prompts before and after.",
+    )
 
 
 @styled
 def gains(cells: Sequence[CellResult], name: str) -> Plot | None:
-    """Every evaluation's gold gain with its paired interval, a row a family, and the mean over seeds."""
+    """Every evaluation's gold gain with its paired interval, a row a family, and the mean over
+    seeds."""
     found = {
-        family: [(c.name, e["gain"], e.get("gain_interval"))
-                 for c in some if is_number((e := result(c, "evaluation")).get("gain"))]
+        family: [
+            (c.name, e["gain"], e.get("gain_interval"))
+            for c in some
+            if is_number((e := result(c, "evaluation")).get("gain"))
+        ]
         for family, some in by_family(cells).items()
-    }  # fmt: skip
+    }
     found = {family: some for family, some in found.items() if some}
     if not found:
         return None
@@ -122,14 +137,20 @@ def gains(cells: Sequence[CellResult], name: str) -> Plot | None:
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xlabel("gain in gold reward")
     legend_above(figure, ax)
-    return Plot(name, render(figure, name), ("family", "cell", "gain", "low", "high"), rows,
-                "Gain in gold reward of every evaluation, with paired intervals over prompts; diamonds are "
-                "means over seeds.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("family", "cell", "gain", "low", "high"),
+        rows,
+        "Gain in gold reward of every evaluation, with paired intervals over prompts; diamonds are "
+        "means over seeds.",
+    )
 
 
 @styled
 def modes(cells: Sequence[CellResult], name: str) -> Plot | None:
-    """Share of responses in each mode before (outlined) and after, a panel a family, every seed a bar."""
+    """Share of responses in each mode before (outlined) and after, a panel a family, every seed a
+    bar."""
     reports = {c.name: result(c, "evaluation").get("modes") or {} for c in cells}
     families = {f: [c for c in some if reports[c.name]] for f, some in by_family(cells).items()}
     families = {f: some for f, some in families.items() if some}
@@ -147,8 +168,24 @@ def modes(cells: Sequence[CellResult], name: str) -> Plot | None:
             found = reports[cell.name]
             before, after = (_shares(found[side], names) for side in ("before", "after"))
             bar = {"width": width, "align": "edge"}
-            ax.bar(left, after, color=SERIES[0], edgecolor="none", linewidth=0, label="after" if not i else None, **bar)  # fmt: skip
-            ax.bar(left, before, facecolor="none", edgecolor=FG, linewidth=0.9, label="before" if not i else None, **bar)  # fmt: skip
+            ax.bar(
+                left,
+                after,
+                color=SERIES[0],
+                edgecolor="none",
+                linewidth=0,
+                label="after" if not i else None,
+                **bar,
+            )
+            ax.bar(
+                left,
+                before,
+                facecolor="none",
+                edgecolor=FG,
+                linewidth=0.9,
+                label="before" if not i else None,
+                **bar,
+            )
             rows += [(cell.name, *r) for r in zip(names, before, after, strict=True)]
         ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.tick_params(axis="x", rotation=90 if len(names) > 8 else 0)
@@ -160,8 +197,14 @@ def modes(cells: Sequence[CellResult], name: str) -> Plot | None:
     figure.supxlabel("mode", fontsize=9.5)
     figure.supylabel("share of responses", fontsize=9.5)
     legend_above(figure, axes[0])
-    return Plot(name, render(figure, name), ("cell", "mode", "before", "after"), rows,
-                "Share of responses in each mode of the known distribution, before and after; a bar a seed.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "mode", "before", "after"),
+        rows,
+        "Share of responses in each mode of the known distribution, before and after; a bar a "
+        "seed.",
+    )
 
 
 def _shares(side: dict[str, Any], names: Sequence[str]) -> list[float]:
@@ -182,8 +225,8 @@ class Step:
 
 @styled
 def rounds(steps: Sequence[Step], name: str) -> Plot | None:
-    """Gold, proxy and KL by round, every seed; lines follow who descends from whom. Policies of one round
-    that no other descends from stand beside the rounds, hollow and out of the mean."""
+    """Gold, proxy and KL by round, every seed; lines follow who descends from whom. Policies of one
+    round that no other descends from stand beside the rounds, hollow and out of the mean."""
     keys = [("gold", "gold reward"), ("proxy", "proxy score"), ("kl", "KL from `before` (nats)")]
     keys = [(k, label) for k, label in keys if any(k in s.values for s in steps)]
     if not keys:
@@ -201,7 +244,12 @@ def rounds(steps: Sequence[Step], name: str) -> Plot | None:
             colour = SERIES[seeds.index(step.seed) % len(SERIES)]
             last = by_cell.get(step.before or "")
             if last and key in last.values:
-                ax.plot([last.round, step.round], [last.values[key], step.values[key]], color=colour, linewidth=1)  # fmt: skip
+                ax.plot(
+                    [last.round, step.round],
+                    [last.values[key], step.values[key]],
+                    color=colour,
+                    linewidth=1,
+                )
             alone = step.before is None and step.cell not in followed
             x = step.round - 0.15 if alone else step.round
             inside = "none" if alone else colour
@@ -210,19 +258,32 @@ def rounds(steps: Sequence[Step], name: str) -> Plot | None:
                 at.setdefault(step.round, []).append(step.values[key])
             rows.append((step.cell, step.round, key, step.values[key]))
         order = sorted(at)
-        ax.plot(order, [np.mean(at[r]) for r in order], color=FG, linewidth=2, linestyle="--", label="mean")  # fmt: skip
+        ax.plot(
+            order,
+            [np.mean(at[r]) for r in order],
+            color=FG,
+            linewidth=2,
+            linestyle="--",
+            label="mean",
+        )
         ax.set_title(label)
         ax.set_xlabel("round")
         ax.set_xticks(sorted({s.round for s in steps}))
     legend_above(figure, axes[0])
-    return Plot(name, render(figure, name), ("cell", "round", "metric", "value"), rows,
-                "Rounds of feedback: every seed a colour, dashed the mean over seeds; hollow, policies of one "
-                "round alone. Each round's proxy has its own scale.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "round", "metric", "value"),
+        rows,
+        "Rounds of feedback: every seed a colour, dashed the mean over seeds; hollow, policies of "
+        "one round alone. Each round's proxy has its own scale.",
+    )
 
 
 @styled
 def next_word_calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
-    """Accuracy against confidence of the likeliest next token of held-out text, before and after."""
+    """Accuracy against confidence of the likeliest next token of held-out text, before and
+    after."""
     figure, axes = panels(1, 2, width=7.0, height=3.5)
     rows = []
     lines = strokes(cells)
@@ -241,6 +302,11 @@ def next_word_calibration(cells: Sequence[CellResult], name: str) -> Plot | None
         return None
     axes[0].set_ylabel("how often it comes")
     legend_above(figure, axes[1])
-    return Plot(name, render(figure, name), ("cell", "side", "confidence", "accuracy", "tokens"), rows,
-                "Next-token probabilities on held-out text: how often the likeliest token comes, by the "
-                "probability it was given. Bins of fewer than 20 tokens are left out.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "side", "confidence", "accuracy", "tokens"),
+        rows,
+        "Next-token probabilities on held-out text: how often the likeliest token comes, by the "
+        "probability it was given. Bins of fewer than 20 tokens are left out.",
+    )

@@ -17,8 +17,10 @@ def reward_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Ranking loss and pairwise accuracy over the steps of each reward model."""
     figure, axes = panels(1, 2, width=7.6, height=3.1)
     rows = []
-    for ax, key, label in ((axes[0], "loss", "ranking loss (nats/comparison)"),
-                           (axes[1], "accuracy", "pairwise accuracy")):  # fmt: skip
+    for ax, key, label in (
+        (axes[0], "loss", "ranking loss (nats/comparison)"),
+        (axes[1], "accuracy", "pairwise accuracy"),
+    ):
         for cell, stroke in zip(cells, strokes(cells), strict=True):
             curve = np.array(cell.column("step", key), float)
             if len(curve):
@@ -30,8 +32,13 @@ def reward_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
         return None
     axes[1].axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
     legend_above(figure, axes[1])
-    return Plot(name, render(figure, name), ("cell", "metric", "step", "value"), rows,
-                "Reward models in training.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "metric", "step", "value"),
+        rows,
+        "Reward models in training.",
+    )
 
 
 def margins(report: dict[str, Any]) -> list[tuple[float, float, float | None, float | None]]:
@@ -72,19 +79,25 @@ def calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
             x, y = np.array([p[:2] for p in found], float).T
             n = np.array([p[2] if is_number(p[2]) and p[2] > 0 else np.inf for p in found])
             error = np.sqrt(y * (1 - y) / n) if len(cells) <= 6 else None
-            ax.errorbar(x, y, yerr=error, marker="o", markersize=4, elinewidth=0.8,
-                        **vars(stroke))  # fmt: skip
+            ax.errorbar(x, y, yerr=error, marker="o", markersize=4, elinewidth=0.8, **vars(stroke))
             rows += [(cell.name, what, *p) for p in found]
     if not rows:
         return None
     axes[0].axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
     axes[1].plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1.2, label="calibrated")
-    for ax, what, label in ((axes[0], "margin", "gold margin of the pair"),
-                            (axes[1], "confidence", "sigmoid(score margin)")):  # fmt: skip
+    for ax, what, label in (
+        (axes[0], "margin", "gold margin of the pair"),
+        (axes[1], "confidence", "sigmoid(score margin)"),
+    ):
         ax.set_xlabel(label)
         ax.set_visible(any(row[1] == what for row in rows))
     axes[0].set_ylabel("pairwise accuracy (held out)")
     legend_above(figure, *axes)
-    return Plot(name, render(figure, name), ("cell", "against", "x", "accuracy", "pairs"), rows,
-                "Reward-model accuracy by gold margin, and its calibration; bars, of up to six models, are "
-                "binomial standard errors.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "against", "x", "accuracy", "pairs"),
+        rows,
+        "Reward-model accuracy by gold margin, and its calibration; bars, of up to six models, are "
+        "binomial standard errors.",
+    )

@@ -1,4 +1,5 @@
-"""Figures of a scaling sweep. Each takes tables and returns a `Plot`, or None with nothing to draw."""
+"""Figures of a scaling sweep. Each takes tables and returns a `Plot`, or None with nothing to
+draw."""
 
 from __future__ import annotations
 
@@ -59,10 +60,14 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     rows = [(n, float(f), float(v)) for n, fs, vs in drawn for f, v in zip(fs, vs, strict=True)]
     runs = "every run" if len(drawn) == len(curves) else f"{len(drawn)} of the {len(curves):,} runs"
     return Plot(
-        name, render(figure, name), ("cell", "flops", "loss_smoothed"), rows,
+        name,
+        render(figure, name),
+        ("cell", "flops", "loss_smoothed"),
+        rows,
         f"Smoothed training loss of {runs} of the sweep against its compute. Points before a run's "
-        "end are inside its learning-rate schedule and not comparable: the fits use the ends alone.",
-    )  # fmt: skip
+        "end are inside its learning-rate schedule and not comparable: the fits use the ends "
+        "alone.",
+    )
 
 
 @styled
@@ -80,8 +85,16 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         stderr = np.array([p["stderr"] or 0.0 for p in points])
         refused = budget["refused"]
         colour = MUTED if refused else SERIES[i % len(SERIES)]
-        ax.errorbar(n, loss, yerr=stderr, fmt="o", color=colour, markersize=4.5, elinewidth=1,
-                    markerfacecolor="none" if refused else colour)  # fmt: skip
+        ax.errorbar(
+            n,
+            loss,
+            yerr=stderr,
+            fmt="o",
+            color=colour,
+            markersize=4.5,
+            elinewidth=1,
+            markerfacecolor="none" if refused else colour,
+        )
         if budget["parabola"]:
             grid = np.geomspace(n.min(), n.max(), 100)
             curve = np.polyval(budget["parabola"][::-1], np.log(grid) - budget["center"])
@@ -93,12 +106,28 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         text = power(budget["flops"]) + (" " + _short(refused) if refused else "")
         if len(budgets) <= FEW or not refused:  # a table of irregular compute has dozens
             ends.append((float(n.max()), float(loss[-1]), text, colour))
-        rows += [(budget["flops"], p["label"], p["params"], p["tokens"], p["loss"], p["stderr"], refused or "")
-                 for p in points]  # fmt: skip
+        rows += [
+            (
+                budget["flops"],
+                p["label"],
+                p["params"],
+                p["tokens"],
+                p["loss"],
+                p["stderr"],
+                refused or "",
+            )
+            for p in points
+        ]
     ax.plot([], [], "D", color=FG, markersize=6, label="minimum, 95% interval")
     if lost := sum(bool(budget["refused"]) for budget in budgets):
-        ax.plot([], [], "--o", color=MUTED, markerfacecolor="none",
-                label=f"{lost} of {len(budgets)} budgets refused: no minimum shown")  # fmt: skip
+        ax.plot(
+            [],
+            [],
+            "--o",
+            color=MUTED,
+            markerfacecolor="none",
+            label=f"{lost} of {len(budgets)} budgets refused: no minimum shown",
+        )
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     low, high = ax.get_xlim()
     ax.set_xscale("log")
@@ -108,11 +137,13 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
     ax.set_ylabel("held-out loss (nats/token)")
     _label_ends(ax, ends)
     return Plot(
-        name, render(figure, name),
-        ("budget_flops", "cell", "params", "tokens", "loss", "stderr", "refused"), rows,
-        "IsoFLOP curves (approach 2): held-out loss against size at equal compute, with the parabola "
-        "in ln N of each budget. Bars are standard errors over held-out rows.",
-    )  # fmt: skip
+        name,
+        render(figure, name),
+        ("budget_flops", "cell", "params", "tokens", "loss", "stderr", "refused"),
+        rows,
+        "IsoFLOP curves (approach 2): held-out loss against size at equal compute, with the "
+        "parabola in ln N of each budget. Bars are standard errors over held-out rows.",
+    )
 
 
 @styled
@@ -131,8 +162,12 @@ def frontier(fits: Mapping[int, dict[str, Any]], name: str) -> Plot | None:
         for approach, fit in lines.items():
             line, label, colour = fit["frontier"], f"approach {approach}", SERIES[_COLOUR[approach]]
             c = [p["flops"] for p in line]
-            ax.plot(c, [p[key] for p in line], color=colour,
-                    label=f"{label}: {exponent} = {fit[exponent]:.3f}")  # fmt: skip
+            ax.plot(
+                c,
+                [p[key] for p in line],
+                color=colour,
+                label=f"{label}: {exponent} = {fit[exponent]:.3f}",
+            )
             bands = [(p.get("intervals") or {}).get(key) or [None, None] for p in line]
             if all(is_number(low) and is_number(high) for low, high in bands):
                 ax.fill_between(c, *np.array(bands).T, color=colour, alpha=0.16, linewidth=0)
@@ -149,10 +184,14 @@ def frontier(fits: Mapping[int, dict[str, Any]], name: str) -> Plot | None:
         ax.set_title(f"{name_of} ∝ C{'ᵃ' if exponent == 'a' else 'ᵇ'}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
     return Plot(
-        name, render(figure, name), ("source", "quantity", "flops", "value", "low", "high"), rows,
-        "Compute-optimal size and tokens. Bands are 95% bootstrap intervals; the right end is ten times "
-        "the largest budget. Published slopes are drawn through the middle of our line. Approach 3 takes C = 6 N D.",
-    )  # fmt: skip
+        name,
+        render(figure, name),
+        ("source", "quantity", "flops", "value", "low", "high"),
+        rows,
+        "Compute-optimal size and tokens. Bands are 95% bootstrap intervals; the right end is ten "
+        "times the largest budget. Published slopes are drawn through the middle of our line. "
+        "Approach 3 takes C = 6 N D.",
+    )
 
 
 _COLOUR = {2: 0, 3: 1, 1: 2}  # of the approaches, in SERIES
@@ -170,8 +209,14 @@ def _published(ax, fit: dict[str, Any], good: list, key: str, exponent: str) -> 
     anchor = float(np.exp(np.interp(np.log(middle), np.log(c), np.log([p[key] for p in line]))))
     for law, dash in _DASHES.items():
         slope = FRONTIERS[law].a if exponent == "a" else 1 - FRONTIERS[law].a
-        ax.plot(c, anchor * (c / middle) ** slope, dash, color=MUTED, linewidth=1.3,
-                label=f"{law}: {slope:.2f}")  # fmt: skip
+        ax.plot(
+            c,
+            anchor * (c / middle) ** slope,
+            dash,
+            color=MUTED,
+            linewidth=1.3,
+            label=f"{law}: {slope:.2f}",
+        )
 
 
 @styled
@@ -185,8 +230,10 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
     limit = max(np.abs(error).max() * 1.15, 0.01)
     kept = set((fit.get("outliers") or {}).get("rows", ()))
     far = np.array([p["label"] in kept for p in points])
-    for ax, key, label in ((axes[0], "params", "model size N (parameters)"),
-                           (axes[1], "tokens", "training tokens D")):  # fmt: skip
+    for ax, key, label in (
+        (axes[0], "params", "model size N (parameters)"),
+        (axes[1], "tokens", "training tokens D"),
+    ):
         x = np.array([p[key] for p in points])
         ax.axhline(0, color=MUTED, linewidth=1)
         ax.plot(x[~far], error[~far], "o", color=SERIES[0], markersize=4.5, alpha=0.8)
@@ -200,9 +247,12 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
     axes[0].set_ylabel("ln predicted - ln observed (%)")
     rows = [(p["label"], p["params"], p["tokens"], p["residual"]) for p in points]
     return Plot(
-        name, render(figure, name), ("cell", "params", "tokens", "residual_ln"), rows,
+        name,
+        render(figure, name),
+        ("cell", "params", "tokens", "residual_ln"),
+        rows,
         "Residuals of the parametric law (approach 3). A trend here means that the form is wrong.",
-    )  # fmt: skip
+    )
 
 
 @styled
@@ -213,20 +263,38 @@ def lr_check(check: dict[str, Any], name: str) -> Plot | None:
         return None
     figure, (ax,) = panels(width=5.2, height=3.4)
     lr = [p["lr"] for p in points]
-    ax.errorbar(lr, [p["loss"] for p in points], yerr=[p["stderr"] or 0 for p in points],
-                fmt="o-", color=SERIES[0], markersize=5, elinewidth=1)  # fmt: skip
+    ax.errorbar(
+        lr,
+        [p["loss"] for p in points],
+        yerr=[p["stderr"] or 0 for p in points],
+        fmt="o-",
+        color=SERIES[0],
+        markersize=5,
+        elinewidth=1,
+    )
     best = next((p for p in points if p["lr"] == check.get("best_lr")), None)
     if best:
         ax.plot(best["lr"], best["loss"], "D", color=SERIES[1], markersize=8)
         word = "lowest" if check["interior"] else "lowest, at the edge"
-        ax.annotate(f"{word}: {best['lr']:.3g}", (best["lr"], best["loss"]), (0, -18),
-                    textcoords="offset points", ha="center", color=FG)  # fmt: skip
+        ax.annotate(
+            f"{word}: {best['lr']:.3g}",
+            (best["lr"], best["loss"]),
+            (0, -18),
+            textcoords="offset points",
+            ha="center",
+            color=FG,
+        )
     ax.margins(x=0.18, y=0.2)
     log_axis(ax, "x", "peak learning rate", lambda v: f"{v:g}")
     ax.set_ylabel("held-out loss (nats/token)")
     rows = [(p["label"], p["lr"], p["loss"], p["stderr"]) for p in points]
-    return Plot(name, render(figure, name), ("cell", "lr", "loss", "stderr"), rows,
-                f"Learning-rate check: {check['reason']}.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "lr", "loss", "stderr"),
+        rows,
+        f"Learning-rate check: {check['reason']}.",
+    )
 
 
 @styled
@@ -246,8 +314,13 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
         ax.plot(curve[:, 0], curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
         ax.plot(curve[:, 0], smoothed[shown], color=colour, label=cell.name)
         if is_number(cell.heldout.get("loss")) and cell.kind == "pretrain":
-            ax.axhline(cell.heldout["loss"], color=colour, linestyle="--", linewidth=1.1,
-                       label=f"{cell.name}: held out {cell.heldout['loss']:.3f}")  # fmt: skip
+            ax.axhline(
+                cell.heldout["loss"],
+                color=colour,
+                linestyle="--",
+                linewidth=1.1,
+                label=f"{cell.name}: held out {cell.heldout['loss']:.3f}",
+            )
         rows += [(cell.name, *point) for point in curve.tolist()]
         ax.set_xlabel("training tokens" if key == "tokens" else "step")
     if not rows:
@@ -257,8 +330,13 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
     ax.set_xlim(left=0)
     ax.legend(loc="upper right")
     few = f" {len(drawn)} of the {len(cells):,} cells are drawn." if len(drawn) < len(cells) else ""
-    return Plot(name, render(figure, name), ("cell", "x", "loss"), rows,
-                f"{what.capitalize()} loss, raw (faint) and smoothed.{few}")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        ("cell", "x", "loss"),
+        rows,
+        f"{what.capitalize()} loss, raw (faint) and smoothed.{few}",
+    )
 
 
 FEW = 10  # budgets whose refusals are written beside their curves
@@ -272,7 +350,8 @@ def _spread(n: int, most: int = RUNS) -> list[int]:
 
 
 def _some(n: int) -> np.ndarray:
-    """At most `MOST` of n indices, denser at the start, where curves bend; the last one included."""
+    """At most `MOST` of n indices, denser at the start, where curves bend; the last one
+    included."""
     return np.unique(np.geomspace(1, n, min(n, MOST)).round().astype(int)) - 1
 
 
@@ -298,6 +377,13 @@ def _label_ends(ax, ends: list[tuple[float, float, str, str]]) -> None:
     for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
         half = gap * (text.count("\n") + 1) / 2
         placed = max(y, placed + half)
-        ax.annotate(text, (x, y), (x * 1.12, placed), color=FG if colour == MUTED else colour, va="center",
-                    fontsize=9, arrowprops={"arrowstyle": "-", "color": GRID} if placed > y else None)  # fmt: skip
+        ax.annotate(
+            text,
+            (x, y),
+            (x * 1.12, placed),
+            color=FG if colour == MUTED else colour,
+            va="center",
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": GRID} if placed > y else None,
+        )
         placed += half

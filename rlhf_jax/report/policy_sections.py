@@ -14,9 +14,15 @@ from rlhf_jax.report.style import Plot
 Draw = Callable[[Plot | None], str]
 # Metric and what is shown of it: the largest, or the last.
 HEALTH = (
-    ("max_ratio_error", max), ("max_logprob_gap", max), ("approx_kl", max), ("clip_frac", max),
-    ("explained_variance", None), ("value_loss", None), ("stop_rate", None), ("kl_coef", None),
-)  # fmt: skip
+    ("max_ratio_error", max),
+    ("max_logprob_gap", max),
+    ("approx_kl", max),
+    ("clip_frac", max),
+    ("explained_variance", None),
+    ("value_loss", None),
+    ("stop_rate", None),
+    ("kl_coef", None),
+)
 
 
 def ppo(study: StudyResults, draw: Draw) -> str:
@@ -45,10 +51,15 @@ def _health(cells: list[CellResult]) -> str:
     rows: list[tuple[Any, ...]] = []
     for cell in cells:
         values = [[v for (v,) in cell.column(key)] for key, _ in shown]
-        rows.append((
-            cell_link(cell),
-            *(number((of or _last)(v), 3) if v else "-" for v, (_, of) in zip(values, shown, strict=True)),
-        ))  # fmt: skip
+        rows.append(
+            (
+                cell_link(cell),
+                *(
+                    number((of or _last)(v), 3) if v else "-"
+                    for v, (_, of) in zip(values, shown, strict=True)
+                ),
+            )
+        )
     body = "<h3>Health</h3>" + paragraph(
         "Before the first optimizer step of an iteration the ratio of new to old policy must be 1: "
         "max_ratio_error is its largest departure."
@@ -71,15 +82,34 @@ def dpo(study: StudyResults) -> str:
     rows = []
     for cell in study.of("dpo"):
         found = result(cell, "dpo")
-        rows.append((
-            cell_link(cell), str(cell.config.get("loss", "dpo")), number(cell.config.get("beta")),
-            number(cell.config.get("seed")), number(found.get("prompts")), fixed(found.get("loss")),
-            share(found.get("accuracy")), fixed(found.get("margin")),
-            fixed(found.get("chosen_log_ratio"), 2), fixed(found.get("rejected_log_ratio"), 2),
-            fixed(cell.heldout.get("loss")),
-        ))  # fmt: skip
-    head = ("cell", "loss", "beta", "seed", "prompts", "held-out loss", "accuracy", "margin",
-            "ln ratio, chosen", "ln ratio, rejected", "language loss")  # fmt: skip
+        rows.append(
+            (
+                cell_link(cell),
+                str(cell.config.get("loss", "dpo")),
+                number(cell.config.get("beta")),
+                number(cell.config.get("seed")),
+                number(found.get("prompts")),
+                fixed(found.get("loss")),
+                share(found.get("accuracy")),
+                fixed(found.get("margin")),
+                fixed(found.get("chosen_log_ratio"), 2),
+                fixed(found.get("rejected_log_ratio"), 2),
+                fixed(cell.heldout.get("loss")),
+            )
+        )
+    head = (
+        "cell",
+        "loss",
+        "beta",
+        "seed",
+        "prompts",
+        "held-out loss",
+        "accuracy",
+        "margin",
+        "ln ratio, chosen",
+        "ln ratio, rejected",
+        "language loss",
+    )
     body = paragraph(
         "Accuracy and margin are of the implicit reward, beta ln(policy / reference), on held-out "
         "comparisons."
@@ -93,25 +123,35 @@ def by_round(study: StudyResults, draw: Draw) -> str:
     if max((s.round for s in steps), default=0) < 2:
         return ""
     rows = [
-        (s.round, s.cell, fixed(s.values.get("gold")), fixed(s.values.get("proxy")), fixed(s.values.get("kl"), 2))
+        (
+            s.round,
+            s.cell,
+            fixed(s.values.get("gold")),
+            fixed(s.values.get("proxy")),
+            fixed(s.values.get("kl"), 2),
+        )
         for s in sorted(steps, key=lambda s: s.round)
-    ]  # fmt: skip
+    ]
     body = paragraph(
-        "A policy's round is how many policies optimised against feedback it comes from, itself included."
+        "A policy's round is how many policies optimised against feedback it comes from, itself "
+        "included."
     )
     body += draw(plots_policies.rounds(steps, "rounds"))
     return body + table(("round", "policy", "gold", "proxy", "KL"), rows, (1,))
 
 
 def round_steps(study: StudyResults) -> list[plots_policies.Step]:
-    """The policies of every round as their evaluations saw them; as PPO's last iteration did where no
-    policy is evaluated."""
+    """The policies of every round as their evaluations saw them; as PPO's last iteration did where
+    no policy is evaluated."""
     of = rounds(study)
     seen: dict[str, dict[str, Any]] = {}
     for cell in study.of("evaluate"):
         after, e = evaluated(cell), result(cell, "evaluation")
         if after in of and after is not None:
-            seen.setdefault(after, {"gold": e.get("gold_after"), "proxy": e.get("proxy_after"), "kl": e.get("kl")})  # fmt: skip
+            seen.setdefault(
+                after,
+                {"gold": e.get("gold_after"), "proxy": e.get("proxy_after"), "kl": e.get("kl")},
+            )
     if not seen:
         for cell in study.of("ppo"):
             logged = cell.column("reward_gold", "reward_proxy", "kl")

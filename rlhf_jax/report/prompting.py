@@ -32,7 +32,8 @@ class Asked:
     cells: Sequence[CellResult]
 
     def rows(self, part: str, **where: Any) -> list[dict[str, Any]]:
-        """The rows of `part` (types or groups) of every seed in which the fields of `where` are so."""
+        """The rows of `part` (types or groups) of every seed in which the fields of `where` are
+        so."""
         return [
             row
             for cell in self.cells
@@ -57,7 +58,8 @@ def asked(study: StudyResults) -> list[Asked]:
 
 
 def headlines(study: StudyResults) -> list[str]:
-    """A sentence a group of types: every model and template, with as few worked examples as were asked."""
+    """A sentence a group of types: every model and template, with as few worked examples as were
+    asked."""
     series = asked(study)
     if not series:
         return []
@@ -79,9 +81,9 @@ def prompting(study: StudyResults, draw: Draw) -> str:
     if not series:
         return absent(study, "prompting", "prompting cell")
     body = paragraph(
-        "Right choice: the answer has a higher log-probability a token than every distractor. Exact match: "
-        "the greedy completion, up to a newline or EOS, is the answer. Items are of the test split, worked "
-        "examples of the training split and of the item's own type."
+        "Right choice: the answer has a higher log-probability a token than every distractor. "
+        "Exact match: the greedy completion, up to a newline or EOS, is the answer. Items are of "
+        "the test split, worked examples of the training split and of the item's own type."
     )
     body += _by_group(series) + draw(by_shots(series, "prompting")) + _by_type(series)
     return body + _lengths(series) + _samples(series)
@@ -93,17 +95,40 @@ def _by_group(series: Sequence[Asked]) -> str:
         for shots in _shots(series):
             for s in series:
                 if found := s.rows("groups", group=group, shots=shots):
-                    rows.append((
-                        group, shots, _when(s, series), s.label, len(found), _rate(found, "choice"),
-                        _spread(found, "choice"), _rate(found, "chance"), _rate(found, "exact"),
-                        _spread(found, "exact"), _rate(found, "majority"),
-                        f"{statistics.fmean(r['margin'] for r in found):+.2f}",
-                    ))  # fmt: skip
-    head = ("items", "shots", "when", "model, template", "seeds", "right choice", "from, to", "chance", "exact match",
-            "from, to", "majority", "margin (nats/token)")  # fmt: skip
+                    rows.append(
+                        (
+                            group,
+                            shots,
+                            _when(s, series),
+                            s.label,
+                            len(found),
+                            _rate(found, "choice"),
+                            _spread(found, "choice"),
+                            _rate(found, "chance"),
+                            _rate(found, "exact"),
+                            _spread(found, "exact"),
+                            _rate(found, "majority"),
+                            f"{statistics.fmean(r['margin'] for r in found):+.2f}",
+                        )
+                    )
+    head = (
+        "items",
+        "shots",
+        "when",
+        "model, template",
+        "seeds",
+        "right choice",
+        "from, to",
+        "chance",
+        "exact match",
+        "from, to",
+        "majority",
+        "margin (nats/token)",
+    )
     said = paragraph(
-        "From, to: over seeds; of one seed, the 95% interval over items. Majority: exact match of a model that "
-        "always gives a type's most frequent answer. Margin: of the answer over the likeliest distractor."
+        "From, to: over seeds; of one seed, the 95% interval over items. Majority: exact match of "
+        "a model that always gives a type's most frequent answer. Margin: of the answer over the "
+        "likeliest distractor."
     )
     return said + table(head, rows)
 
@@ -139,14 +164,15 @@ def _lengths(series: Sequence[Asked]) -> str:
     if not rows:
         return ""
     said = paragraph(
-        f"Rows of training have {seen} tokens, so the end of a longer prompt stands at positions that the "
-        "model has not been trained at:"
+        f"Rows of training have {seen} tokens, so the end of a longer prompt stands at positions "
+        f"that the model has not been trained at:"
     )
     return said + table(("model, template", "shots", "tokens on average", "longest"), rows)
 
 
 def _samples(series: Sequence[Asked]) -> str:
-    """The first items of each type with what each model says, without worked examples if that was asked."""
+    """The first items of each type with what each model says, without worked examples if that was
+    asked."""
     shots = min(_shots(series))
     said: dict[tuple[str, str, str, str], dict[str, str]] = {}
     counts: dict[tuple[str, str], int] = {}
@@ -198,8 +224,8 @@ def _spread(rows: Sequence[dict[str, Any]], key: str) -> str:
 
 @styled
 def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
-    """Accuracy by worked examples, a panel a measure and group: every seed thin, means over seeds thick,
-    models before tuning dashed, blind guesses dotted."""
+    """Accuracy by worked examples, a panel a measure and group: every seed thin, means over seeds
+    thick, models before tuning dashed, blind guesses dotted."""
     shots, groups = _shots(series), _groups(series)
     if not groups:
         return None
@@ -225,10 +251,15 @@ def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
     figure.supxlabel("worked examples in the prompt", fontsize=9.5)
     legend_above(figure, axes[0], axes[-1])
     head = ("model_and_template", "when", "cell", "items", "measure", "shots", "rate")
-    return Plot(name, render(figure, name), head, rows,
-                "Answers by the number of worked examples in front; every seed thin, means over seeds thick, "
-                "models before tuning dashed. A blind guess picks a choice at random, or always says a type's most "
-                "frequent answer.")  # fmt: skip
+    return Plot(
+        name,
+        render(figure, name),
+        head,
+        rows,
+        "Answers by the number of worked examples in front; every seed thin, means over seeds "
+        "thick, models before tuning dashed. A blind guess picks a choice at random, or always "
+        "says a type's most frequent answer.",
+    )
 
 
 def _lines(

@@ -30,11 +30,15 @@ def headlines(study: StudyResults) -> list[str]:
     cells = [c for c in study.of("reward") if is_number(result(c, "report").get("accuracy"))]
     if len(cells) > IN_WORDS:
         ordered = sorted(cells, key=lambda c: c.results["report"]["accuracy"])
-        ends = [f"{c.results['report']['accuracy']:.1%} ({c.name})" for c in (ordered[0], ordered[-1])]  # fmt: skip
-        return [f"{len(cells)} reward models rank held-out pairs right, from {ends[0]} to {ends[1]}."]  # fmt: skip
+        ends = [
+            f"{c.results['report']['accuracy']:.1%} ({c.name})" for c in (ordered[0], ordered[-1])
+        ]
+        return [
+            f"{len(cells)} reward models rank held-out pairs right, from {ends[0]} to {ends[1]}."
+        ]
     return [
-        f"{c.name}: {c.results['report']['accuracy']:.1%} of {number(c.results['report'].get('n_pairs'))} "
-        "held-out pairs ranked right."
+        f"{c.name}: {c.results['report']['accuracy']:.1%} of "
+        f"{number(c.results['report'].get('n_pairs'))} held-out pairs ranked right."
         for c in cells
     ]
 
@@ -52,30 +56,49 @@ def reward(study: StudyResults, draw: Draw) -> str:
     body += draw(plots_rewards.reward_curves(cells, "reward-curves"))
     for key, title, first, column in (
         ("accuracy_by_margin", "Accuracy by margin", "gold margin (middle)", None),
-        ("accuracy_by_length", "Accuracy by which completion is longer", "the better one is", "winner"),
+        (
+            "accuracy_by_length",
+            "Accuracy by which completion is longer",
+            "the better one is",
+            "winner",
+        ),
         ("accuracy_by_rank_difference", "Accuracy by difference in rank", "ranks apart", "ranks"),
-    ):  # fmt: skip
+    ):
         body += _broken_down(cells, key, title, first, column)
     return body + draw(plots_rewards.calibration(cells, "reward-calibration"))
 
 
 def _accuracies(study: StudyResults, cells: list[CellResult]) -> str:
-    baselines = list(dict.fromkeys(
-        name for c in cells for name in _baselines(c)
-    ))  # fmt: skip
+    baselines = list(dict.fromkeys(name for c in cells for name in _baselines(c)))
     rows = []
     for cell in cells:
         report, known = result(cell, "report"), proxy(study, cell)
         members = report.get("members")
         error = (report.get("calibration") or {}).get("expected_calibration_error")
-        rows.append((
-            cell_link(cell), count(known.params), number(known.labels), share(report.get("accuracy")),
-            interval(report.get("accuracy_interval"), 3), number(report.get("n_pairs")), fixed(error),
-            *(share(_baselines(cell).get(name)) for name in baselines),
-            ", ".join(map(share, members.values())) if isinstance(members, dict) else "",
-        ))  # fmt: skip
-    head = ("cell", "params", "labelled prompts", "accuracy", "95%", "held-out pairs", "calibration error",
-            *baselines, "members")  # fmt: skip
+        rows.append(
+            (
+                cell_link(cell),
+                count(known.params),
+                number(known.labels),
+                share(report.get("accuracy")),
+                interval(report.get("accuracy_interval"), 3),
+                number(report.get("n_pairs")),
+                fixed(error),
+                *(share(_baselines(cell).get(name)) for name in baselines),
+                ", ".join(map(share, members.values())) if isinstance(members, dict) else "",
+            )
+        )
+    head = (
+        "cell",
+        "params",
+        "labelled prompts",
+        "accuracy",
+        "95%",
+        "held-out pairs",
+        "calibration error",
+        *baselines,
+        "members",
+    )
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     return table(head, rows)
@@ -120,9 +143,15 @@ def _scaling(study: StudyResults, cells: list[CellResult], draw: Draw) -> str:
     rows = []
     for name, some in by_family.items():
         accuracies = [p.accuracy for p in some]
-        rows.append((
-            name, count(some[0].params), number(some[0].labels), len(some),
-            share(sum(accuracies) / len(some)), f"{share(min(accuracies))} to {share(max(accuracies))}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                count(some[0].params),
+                number(some[0].labels),
+                len(some),
+                share(sum(accuracies) / len(some)),
+                f"{share(min(accuracies))} to {share(max(accuracies))}",
+            )
+        )
     head = ("reward model", "params", "labelled prompts", "seeds", "mean accuracy", "range")
     return "<h3>Size and labels</h3>" + draw(plot) + table(head, rows)

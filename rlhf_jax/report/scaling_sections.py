@@ -58,9 +58,10 @@ def _rate_law(fit: dict[str, Any]) -> str:
         return "none. " + _sentence(fit["refused"])
     ends = fit["intervals"]
     return (
-        f"lr = {fit['lr0']:.3g} (N / {N0:,.0f})^-{fit['n_power']:.2f} (B / {B0:,})^{fit['b_power']:.2f}; "
-        f"95% intervals {interval(ends['lr0'], 4)}, {interval(ends['n_power'], 2)}, "
-        f"{interval(ends['b_power'], 2)}; residual of ln lr {fit['residual_sd']:.2f}."
+        f"lr = {fit['lr0']:.3g} (N / {N0:,.0f})^-{fit['n_power']:.2f} (B / "
+        f"{B0:,})^{fit['b_power']:.2f}; 95% intervals {interval(ends['lr0'], 4)}, "
+        f"{interval(ends['n_power'], 2)}, {interval(ends['b_power'], 2)}; residual of ln lr "
+        f"{fit['residual_sd']:.2f}."
     )
 
 
@@ -151,10 +152,17 @@ def _side(label: str, approach: int, fits: Fits) -> str:
 
 def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -> str:
     rows = [
-        (label, fit.get("n", "-"), fixed(fit.get("a")), interval((fit.get("intervals") or {}).get("a"), 3),
-         fixed(fit.get("b")), _ahead(fit), fit.get("refused") or "-")
+        (
+            label,
+            fit.get("n", "-"),
+            fixed(fit.get("a")),
+            interval((fit.get("intervals") or {}).get("a"), 3),
+            fixed(fit.get("b")),
+            _ahead(fit),
+            fit.get("refused") or "-",
+        )
         for label, fit in side
-    ]  # fmt: skip
+    ]
     body = table(
         ("fit", "runs", "a (N*)", "95%", "b (D*)", "held-out extrapolation", "refused"),
         rows,
@@ -166,8 +174,8 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
         first = first or spent
         share = f"; {spent / first:.2f} of the first" if first != spent else ""
         body += paragraph(
-            f"{analysis.label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it starts from "
-            f"included{share}."
+            f"{analysis.label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it "
+            f"starts from included{share}."
         )
     return body
 
@@ -201,8 +209,8 @@ def _ahead(fit: dict[str, Any]) -> str:
         return f"loss above {power(ahead['below'])} FLOPs missed by {100 * ahead['rms_log_error']:.2f}% rms"
     if is_number(ahead.get("n_log_error")):
         return (
-            f"N* at {power(ahead['flops'])} FLOPs, from the runs up to {power(ahead['below'])}, missed by "
-            f"{100 * ahead['n_log_error']:+.0f}% (ln)"
+            f"N* at {power(ahead['flops'])} FLOPs, from the runs up to {power(ahead['below'])}, "
+            f"missed by {100 * ahead['n_log_error']:+.0f}% (ln)"
         )
     return str(ahead.get("refused") or "-")
 
@@ -227,17 +235,24 @@ def _exponents(fit: dict[str, Any]) -> str:
         return paragraph("No exponent: " + _sentence(fit["refused"]), "refused") + _notes(fit)
     ends = fit["intervals"]
     return paragraph(
-        f"a = {fit['a']:.4f} {interval(ends.get('a'), 3)}, b = {fit['b']:.4f} {interval(ends.get('b'), 3)} "
-        f"(95%, {fit['resamples']} bootstrap resamples). Held-out extrapolation: {_ahead(fit)}."
+        f"a = {fit['a']:.4f} {interval(ends.get('a'), 3)}, b = {fit['b']:.4f} "
+        f"{interval(ends.get('b'), 3)} (95%, {fit['resamples']} bootstrap resamples). Held-out "
+        f"extrapolation: {_ahead(fit)}."
     ) + _notes(fit)
 
 
 def _rates(fit: dict[str, Any]) -> str:
     rows = [
-        (count(g["params"]), count(g["batch_tokens"]), number(g["best_lr"], 3), number(g.get("predicted"), 3),
-         fixed(g["loss"], 4), g["refused"] or "-")
+        (
+            count(g["params"]),
+            count(g["batch_tokens"]),
+            number(g["best_lr"], 3),
+            number(g.get("predicted"), 3),
+            fixed(g["loss"], 4),
+            g["refused"] or "-",
+        )
         for g in fit.get("groups") or []
-    ]  # fmt: skip
+    ]
     head = ("params N", "tokens a batch", "best lr", "the law's", "loss", "refused")
     return table(head, rows, (5,)) if rows else ""
 
@@ -263,8 +278,8 @@ def _repeated(fit: dict[str, Any], analysis: Analysed, draw: Draw) -> str:
 def _prediction(said: dict[str, Any], draw: Draw) -> str:
     seen = said.get("score", {}).get("measured", {})
     body = paragraph(
-        f"Made at {said.get('made', '?')} from {said['fitted']} runs of up to {power(said['below'])} FLOPs, "
-        f"for {power(said['flops'])} FLOPs."
+        f"Made at {said.get('made', '?')} from {said['fitted']} runs of up to "
+        f"{power(said['below'])} FLOPs, for {power(said['flops'])} FLOPs."
     )
     named = {"n_star": "N*", "d_star": "D*", "loss_star": "loss"}
     rows, drawn = [], []
@@ -275,11 +290,30 @@ def _prediction(said: dict[str, Any], draw: Draw) -> str:
             low, high = of["intervals"].get(key, (None, None))
             wanted, ends = seen.get(key), (seen.get("intervals") or {}).get(key, (None, None))
             error = said.get("score", {}).get("approaches", {}).get(approach, {}).get(key)
-            rows.append((f"approach {approach}", label, number(of[key], 4), interval((low, high)),
-                         number(wanted, 4), interval(ends), f"{100 * error:+.1f}%" if error is not None else "-"))  # fmt: skip
+            rows.append(
+                (
+                    f"approach {approach}",
+                    label,
+                    number(of[key], 4),
+                    interval((low, high)),
+                    number(wanted, 4),
+                    interval(ends),
+                    f"{100 * error:+.1f}%" if error is not None else "-",
+                )
+            )
             if wanted:
-                drawn.append({"quantity": label, "law": f"A{approach}", "predicted": of[key], "low": low, "high": high,
-                              "measured": wanted, "measured_low": ends[0], "measured_high": ends[1]})  # fmt: skip
+                drawn.append(
+                    {
+                        "quantity": label,
+                        "law": f"A{approach}",
+                        "predicted": of[key],
+                        "low": low,
+                        "high": high,
+                        "measured": wanted,
+                        "measured_low": ends[0],
+                        "measured_high": ends[1],
+                    }
+                )
         if of.get("refused"):
             body += paragraph(f"Approach {approach}: {_sentence(of['refused'])}", "refused")
     body += table(
@@ -299,17 +333,34 @@ def _prediction(said: dict[str, Any], draw: Draw) -> str:
 def _sweep_rows(rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: (float(f"{row['flops'] or 0:.1e}"), row["params"] or 0))
     return table(
-        ("cell", "run id", "params N", "tokens D", "D/N", "FLOPs (exact)", "loss (nats/token)", "bits/byte", "peak lr"),
+        (
+            "cell",
+            "run id",
+            "params N",
+            "tokens D",
+            "D/N",
+            "FLOPs (exact)",
+            "loss (nats/token)",
+            "bits/byte",
+            "peak lr",
+        ),
         [
             (
-                row["label"], run_link(row["run_id"]), count(row["params"]), count(row["tokens"]),
-                number(row["tokens"] / row["params"], 3) if row["params"] and row["tokens"] else "-",
-                power(row["flops"]) if row["flops"] else "-", plus_minus(row["loss"], row["stderr"]),
-                fixed(row["bits_per_byte"], 4), number(row["lr"], 3),
+                row["label"],
+                run_link(row["run_id"]),
+                count(row["params"]),
+                count(row["tokens"]),
+                number(row["tokens"] / row["params"], 3)
+                if row["params"] and row["tokens"]
+                else "-",
+                power(row["flops"]) if row["flops"] else "-",
+                plus_minus(row["loss"], row["stderr"]),
+                fixed(row["bits_per_byte"], 4),
+                number(row["lr"], 3),
             )
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _budgets(fit: dict[str, Any]) -> str:
@@ -319,10 +370,18 @@ def _budgets(fit: dict[str, Any]) -> str:
         ends, said = b["intervals"], b["refused"] or "; ".join(b["warnings"]) or "resolved"
         verdict = f"refused: {said}" if b["refused"] else said
         rows.append(
-            (power(b["flops"]), len(b["points"]), count(b["n_star"]), interval(ends.get("n_star"), form=count),
-             count(b["d_star"]), interval(ends.get("d_star"), form=count), fixed(b["loss_star"], 4),
-             interval(ends.get("loss_star"), 4), verdict)
-        )  # fmt: skip
+            (
+                power(b["flops"]),
+                len(b["points"]),
+                count(b["n_star"]),
+                interval(ends.get("n_star"), form=count),
+                count(b["d_star"]),
+                interval(ends.get("d_star"), form=count),
+                fixed(b["loss_star"], 4),
+                interval(ends.get("loss_star"), 4),
+                verdict,
+            )
+        )
     if rows:
         body += table(
             ("budget", "runs", "N*", "95%", "D*", "95%", "L*", "95%", "verdict"), rows, (8,)
@@ -344,15 +403,15 @@ def _law(fit: dict[str, Any]) -> str:
     )
     ahead = fit["extrapolation"]
     lines = [
-        f"{fit['n']} runs; objective {number(fit['objective'], 6)}; {fit['hit_rate']:.0%} of 243 starts reach "
-        f"this optimum; condition number {number(fit['condition'], 3)}.",
+        f"{fit['n']} runs; objective {number(fit['objective'], 6)}; {fit['hit_rate']:.0%} of 243 "
+        f"starts reach this optimum; condition number {number(fit['condition'], 3)}.",
         f"Outliers: {fit['outliers']['policy']}.",
     ]
     if "rms_log_error" in ahead and is_number(ahead["rms_log_error"]):
         lines.append(
-            f"Extrapolation: fitted to the {ahead['fitted']} runs up to {power(ahead['below'])} FLOPs, the law "
-            f"misses the other {ahead['scored']} by {100 * ahead['rms_log_error']:.2f}% rms "
-            f"(mean {100 * ahead['mean_log_error']:+.2f}%)."
+            f"Extrapolation: fitted to the {ahead['fitted']} runs up to {power(ahead['below'])} "
+            f"FLOPs, the law misses the other {ahead['scored']} by "
+            f"{100 * ahead['rms_log_error']:.2f}% rms (mean {100 * ahead['mean_log_error']:+.2f}%)."
         )
     else:
         lines.append(f"Extrapolation not scored: {ahead.get('refused', 'no finite error')}.")

@@ -102,10 +102,13 @@ def _approach(
 def _repetition(rows: list[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
     """The data-constrained law never rises: runs that more repetition made worse are outside it."""
     worse = {
-        row["label"] for row in rows for other in rows
+        row["label"]
+        for row in rows
+        for other in rows
         if (row["params"], row["unique_tokens"]) == (other["params"], other["unique_tokens"])
-        and row["tokens"] > other["tokens"] and row["loss"] > other["loss"]
-    }  # fmt: skip
+        and row["tokens"] > other["tokens"]
+        and row["loss"] > other["loss"]
+    }
     kept = [row for row in rows if row["label"] not in worse]
     fit = fit_named("data_constrained", sweep_points(kept), resamples, seed)
     said = [
@@ -121,7 +124,8 @@ def _overoptimization(group: overoptimization.Group, resamples: int, seed: int) 
 
 
 def _points(analysis: Analysed, rows: list[dict[str, Any]]) -> Points:
-    """The table that an isoflop analysis fits: final losses, or losses at equal compute on the way."""
+    """The table that an isoflop analysis fits: final losses, or losses at equal compute on the
+    way."""
     if len(rows) < 3:
         raise FitError(f"{len(rows)} of the sweep's cells have a held-out loss")
     if analysis.loss == "heldout":

@@ -23,8 +23,8 @@ from rlhf_jax.scaling.points import Points, from_rows
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell of a study and whatever its folder holds so far. What a finished cell wrote is checked when
-    it is read; it raises Damaged, which names the file."""
+    """One cell of a study and whatever its folder holds so far. What a finished cell wrote is
+    checked when it is read; it raises Damaged, which names the file."""
 
     name: str
     run_id: str
@@ -104,7 +104,8 @@ class CellResult:
         return [row for row in rows if all(is_number(v) for v in row)]
 
     def _json(self, name: str) -> Any:
-        """A file of the folder. An unfinished cell's may be unreadable: its next run writes it anew."""
+        """A file of the folder. An unfinished cell's may be unreadable: its next run writes it
+        anew."""
         try:
             return self.snapshot.json(name) or {}
         except Damaged:
@@ -118,8 +119,8 @@ ACCOUNTS = ("params", "flops", "loss", "window")  # of `rlhf_jax.study.Analysis`
 
 @dataclass(frozen=True)
 class Analysed:
-    """An analysis (`rlhf_jax.study.Analysis`) of cells that have run. name: a file stem, unique in the
-    study."""
+    """An analysis (`rlhf_jax.study.Analysis`) of cells that have run. name: a file stem, unique in
+    the study."""
 
     name: str
     label: str
@@ -210,11 +211,14 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
         default = f"cells/{cell['name']}-{cell['run_id']}"
         cells.append(
             CellResult(
-                name=cell["name"], run_id=cell["run_id"], kind=cell["kind"],
-                parents=tuple(cell.get("parents", ())), tags=cell.get("tags") or {},
+                name=cell["name"],
+                run_id=cell["run_id"],
+                kind=cell["kind"],
+                parents=tuple(cell.get("parents", ())),
+                tags=cell.get("tags") or {},
                 folder=CellFolder(root / (cell.get("folder") or default), cell["name"]),
             )
-        )  # fmt: skip
+        )
     return StudyResults(folder, spec, tuple(cells))
 
 
@@ -224,8 +228,8 @@ def sweep_table(
     """One row a finished pretraining cell that has a held-out loss: label, run_id, params, tokens,
     flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
 
-    params: which count of the cell's parameters is N (`total`, `non_embedding`). flops: which convention
-    is C.
+    params: which count of the cell's parameters is N (`total`, `non_embedding`). flops: which
+    convention is C.
     """
     rows = []
     for cell in cells:
@@ -264,7 +268,8 @@ def unique_rows(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
 def training_curves(
     cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
 ) -> list[Curve]:
-    """The smoothed training loss of each finished run; cells that continue each other are one run."""
+    """The smoothed training loss of each finished run; cells that continue each other are one
+    run."""
     by_name = {cell.name: cell for cell in cells}
     continued = {name for cell in cells for name in cell.parents}
     curves = []
@@ -291,7 +296,8 @@ def training_curves(
 
 
 def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
-    """The rows as a table to fit. Standard errors are of the held-out sample, which all runs share."""
+    """The rows as a table to fit. Standard errors are of the held-out sample, which all runs
+    share."""
     return from_rows([{k: v for k, v in row.items() if v is not None} for row in rows])
 
 

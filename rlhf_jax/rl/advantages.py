@@ -13,15 +13,16 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def kl_estimates(log_probs: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
-    """Per-token estimators of KL(pi || reference) from samples of pi (Schulman 2020): k1 is unbiased,
-    k2 and k3 have less variance and are never negative."""
+    """Per-token estimators of KL(pi || reference) from samples of pi (Schulman 2020): k1 is
+    unbiased, k2 and k3 have less variance and are never negative."""
     delta = log_probs - reference
     return {"k1": delta, "k2": jnp.square(delta) / 2, "k3": jnp.exp(-delta) - 1 + delta}
 
 
 def kl_loss(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
-    """KL(pi || reference) a token as a loss: k3's value with k2's gradient, delta times that of log pi. k1's
-    would be zero in expectation, and k3's own is biased. The log-ratio is kept within 20, k3 below 10."""
+    """KL(pi || reference) a token as a loss: k3's value with k2's gradient, delta times that of log
+    pi. k1's would be zero in expectation, and k3's own is biased. The log-ratio is kept within 20,
+    k3 below 10."""
     delta = jnp.clip(log_probs - reference, -20, 20)
     estimates = kl_estimates(delta, jnp.zeros_like(delta))
     k2, k3 = estimates["k2"], jnp.clip(estimates["k3"], -10, 10)
@@ -58,9 +59,9 @@ def gae(
 
 
 def grouped(score_B: jax.Array, group: int, standardise: bool = False) -> jax.Array:
-    """Advantages B of whole responses against the others of their group of consecutive rows: the score less
-    the mean of the others (RLOO, Ahmadian et al. 2024), or less the group's mean, in units of its standard
-    deviation (GRPO, Shao et al. 2024)."""
+    """Advantages B of whole responses against the others of their group of consecutive rows: the
+    score less the mean of the others (RLOO, Ahmadian et al. 2024), or less the group's mean, in
+    units of its standard deviation (GRPO, Shao et al. 2024)."""
     score_Ng = score_B.reshape(-1, group)
     centred_Ng = score_Ng - jnp.mean(score_Ng, axis=1, keepdims=True)
     if standardise:
@@ -73,8 +74,8 @@ def grouped(score_B: jax.Array, group: int, standardise: bool = False) -> jax.Ar
 def whiten(
     x: jax.Array, mask: jax.Array, shift_mean: bool = True, bessel: bool = False
 ) -> jax.Array:
-    """Unit variance over the valid entries (biased, as OpenAI 2019 and N+ do; `bessel` as TRL does),
-    mean 0 unless `shift_mean` is off; 0 where masked."""
+    """Unit variance over the valid entries (biased, as OpenAI 2019 and N+ do; `bessel` as TRL
+    does), mean 0 unless `shift_mean` is off; 0 where masked."""
     mean = masked_mean(x, mask)
     n = jnp.sum(mask)
     variance = jnp.sum(jnp.square(x - mean) * mask) / jnp.maximum(n - (1 if bessel else 0), 1.0)

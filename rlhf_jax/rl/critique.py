@@ -31,8 +31,8 @@ def verdict_scores(
     template: Template = "plain",
     batch: int = 32,
 ) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
-    """A reward (prompts, responses) -> scores (n,) float64: log p(good) - log p(bad) in nats, of the
-    whole verdicts, EOS included, after `signals.verdict_prompt`.
+    """A reward (prompts, responses) -> scores (n,) float64: log p(good) - log p(bad) in nats, of
+    the whole verdicts, EOS included, after `signals.verdict_prompt`.
 
     Args:
         params: of a language model that has learned from critiques with verdicts.
@@ -77,18 +77,19 @@ def verdict_reward(
     axes: Axes,
     template: Template = "plain",
 ) -> Reward:
-    """The same score as a reward inside compiled programs: gain x log-odds + bias, with the log-odds in
-    nats. The verdict prompt is put together from the token ids of prompt and response, without their
-    control tokens, and scored once with each verdict.
+    """The same score as a reward inside compiled programs: gain x log-odds + bias, with the
+    log-odds in nats. The verdict prompt is put together from the token ids of prompt and response,
+    without their control tokens, and scored once with each verdict.
 
-    It is the prompt that `verdict_scores` makes of the texts if prompt and response have the ids that
-    their texts encode to: no piece holds a line break, and line breaks part the prompt, the response and
-    what stands between them, so the parts are encoded together as they are apart. Other ids for a text,
-    which a policy can sample, are scored as they are. Turns of a conversation keep their markers with
-    the plain template only; in a chat they are control tokens.
+    It is the prompt that `verdict_scores` makes of the texts if prompt and response have the ids
+    that their texts encode to: no piece holds a line break, and line breaks part the prompt, the
+    response and what stands between them, so the parts are encoded together as they are apart.
+    Other ids for a text, which a policy can sample, are scored as they are. Turns of a conversation
+    keep their markers with the plain template only; in a chat they are control tokens.
 
     Raises:
-        ConfigError: from the score, where the longest prompt would take more than cfg.max_positions.
+        ConfigError: from the score, where the longest prompt would take more than
+            cfg.max_positions.
     """
     _, between, after = re.split("[\0\1]", verdict_prompt("\0", "\1"))
     opening, closing = ([BOS], []) if template == "plain" else ([BOS, USER], [END, ASSISTANT])
@@ -102,8 +103,8 @@ def verdict_reward(
         (B, T), P = rows.tokens_BT.shape, rows.tokens_BT.shape[1] - mask_BR.shape[1]
         if T + fixed > cfg.max_positions:
             raise ConfigError(
-                f"prompt and response of {T} tokens make a verdict prompt of {T + fixed}, but the critique "
-                f"model has max_positions = {cfg.max_positions}; shorten them or raise it"
+                f"prompt and response of {T} tokens make a verdict prompt of {T + fixed}, but the "
+                f"critique model has max_positions = {cfg.max_positions}; shorten them or raise it"
             )
         kept_BT = (rows.segments_BT > 0) & (rows.tokens_BT >= FIRST_BYTE)
 

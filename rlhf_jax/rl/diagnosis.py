@@ -1,4 +1,5 @@
-"""What goes wrong in PPO runs, by name: each has a sign in an iteration's metrics and something to do."""
+"""What goes wrong in PPO runs, by name: each has a sign in an iteration's metrics and something to
+do."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Any
 from rlhf_jax.cells import PPO
 from rlhf_jax.config import ModelConfig
 
-FAR = 0.5  # of the entropy of a uniform policy over whole responses: the KL of a policy that forgot all
+# of the entropy of a uniform policy over whole responses: the KL of a policy that forgot all
+FAR = 0.5
 
 
 def diagnose(cell: PPO, cfg: ModelConfig, metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -20,19 +22,19 @@ def diagnose(cell: PPO, cfg: ModelConfig, metrics: Mapping[str, Any]) -> dict[st
     # The mean of k1 over responses is never much below 0: its spread is at most about its own size.
     if m["kl"] < -3 / math.sqrt(responses):
         found["negative KL"] = (
-            f"{m['kl']:.2f} nats a response. The policy is not what was sampled from: top-k or top-p, "
-            "another temperature, or log-probs of padding"
+            f"{m['kl']:.2f} nats a response. The policy is not what was sampled from: top-k or "
+            f"top-p, another temperature, or log-probs of padding"
         )
     limit = FAR * math.log(cfg.vocab) * m["response_length"]
     if m["kl"] > limit:
         found["exploding KL"] = (
-            f"{m['kl']:.1f} nats a response, more than {limit:.1f}. Raise kl_coef, set kl_target, or "
-            "lower the learning rate"
+            f"{m['kl']:.1f} nats a response, more than {limit:.1f}. Raise kl_coef, set kl_target, "
+            f"or lower the learning rate"
         )
     if m["stop_rate"] == 0:
         found["never stops"] = (
-            "no response ended in EOS. Teach the start policy to stop (demonstrations end in EOS), or "
-            "raise response_len; no_eos says how such responses are scored"
+            "no response ended in EOS. Teach the start policy to stop (demonstrations end in EOS), "
+            "or raise response_len; no_eos says how such responses are scored"
         )
     if m["reward_spread"] < 1e-6:
         found["constant reward"] = (
@@ -41,7 +43,8 @@ def diagnose(cell: PPO, cfg: ModelConfig, metrics: Mapping[str, Any]) -> dict[st
         )
     if m["entropy"] < 0.05:
         found["collapsed policy"] = (
-            f"entropy {m['entropy']:.3f} nats a token. Raise kl_coef or lower the learning rate or epochs"
+            f"entropy {m['entropy']:.3f} nats a token. Raise kl_coef or lower the learning rate or "
+            "epochs"
         )
     if m["clip_frac"] > 0.5:
         found["updates too large"] = (
@@ -49,7 +52,7 @@ def diagnose(cell: PPO, cfg: ModelConfig, metrics: Mapping[str, Any]) -> dict[st
         )
     if m["approx_kl"] > 1:
         found["off policy"] = (
-            f"the policy moved {m['approx_kl']:.2f} nats a token within an iteration. Lower the learning "
-            "rate or epochs"
+            f"the policy moved {m['approx_kl']:.2f} nats a token within an iteration. Lower the "
+            f"learning rate or epochs"
         )
     return found

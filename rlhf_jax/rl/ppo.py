@@ -26,9 +26,9 @@ Iteration = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def ppo_objective(
     cell: PPO, networks: Networks, axes: Axes
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
-    """Clipped policy and value losses, summed over valid tokens; the batch holds an `Experience`, and a copy
-    a row of `kl_coef` and of `value_scale` (see `value_scale`), which in a micro-batch is that of the
-    whole minibatch; without one it is the batch's own."""
+    """Clipped policy and value losses, summed over valid tokens; the batch holds an `Experience`,
+    and a copy a row of `kl_coef` and of `value_scale` (see `value_scale`), which in a micro-batch
+    is that of the whole minibatch; without one it is the batch's own."""
     R = cell.task.response_len
 
     def objective(params: Any, batch: Batch) -> tuple:
@@ -63,14 +63,14 @@ def ppo_objective(
 
 
 def value_scale(value_mask_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
-    """The weight of the policy's tokens over that of the values: a sum over values, times this, over the
-    policy's weight, is their mean."""
+    """The weight of the policy's tokens over that of the values: a sum over values, times this,
+    over the policy's weight, is their mean."""
     return jnp.sum(mask_BR) / jnp.maximum(jnp.sum(value_mask_BR), 1.0)
 
 
 def value_loss(values_BR: jax.Array, e: Experience, clip: float | None) -> jax.Array:
-    """Half the squared error of the returns; with `clip`, the larger of it and that of a value that has
-    moved by no more than that."""
+    """Half the squared error of the returns; with `clip`, the larger of it and that of a value that
+    has moved by no more than that."""
     error_BR = jnp.square(values_BR - e.returns_BR)
     if clip is not None:
         near_BR = jnp.clip(values_BR, e.values_BR - clip, e.values_BR + clip)
@@ -83,11 +83,11 @@ def make_ppo_step(
 ) -> Iteration:
     """The compiled iteration `(state, frozen, prompts_BP, text=None) -> (state, metrics)`.
 
-    `state.params` holds `policy`, `critic` unless it shares the policy's trunk or there is none, and
-    `ema` if the cell averages weights. `frozen` holds the `reference` parameters, the `reward`'s arrays and
-    the `seed`, so that cells that differ in it share a compiled program.
-    `text` is for PPO-ptx: a batch of the corpus of epochs x minibatches x ptx_batch rows. Metrics before
-    the first update compare trainer and sampler (`max_ratio_error`, `approx_kl_before`,
+    `state.params` holds `policy`, `critic` unless it shares the policy's trunk or there is none,
+    and `ema` if the cell averages weights. `frozen` holds the `reference` parameters, the
+    `reward`'s arrays and the `seed`, so that cells that differ in it share a compiled program.
+    `text` is for PPO-ptx: a batch of the corpus of epochs x minibatches x ptx_batch rows. Metrics
+    before the first update compare trainer and sampler (`max_ratio_error`, `approx_kl_before`,
     `clip_frac_before`); see `check_sampler`.
     """
     objective = ppo_objective(cell, networks, axes)
@@ -97,7 +97,8 @@ def make_ppo_step(
         return language_modelling(params["policy"], batch, networks.policy, axes)
 
     def update(state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array) -> Any:
-        """One minibatch. The gradients of PPO-ptx's two objectives are added before the one update."""
+        """One minibatch. The gradients of PPO-ptx's two objectives are added before the one
+        update."""
         grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
         weight = jnp.maximum(metrics.pop("weight"), 1.0)
         loss = metrics.pop("loss")

@@ -2,8 +2,8 @@
 
     PPO("ppo", policy="sft", reward="reward", **ppo_preset("nplus2024", iterations=200))
 
-What a publication does not say keeps the cell's default. The numbers are for models of 0.1 to 6 billion
-parameters: batches and learning rates scale, the rest is a choice.
+What a publication does not say keeps the cell's default. The numbers are for models of 0.1 to 6
+billion parameters: batches and learning rates scale, the rest is a choice.
 
 | preset         | of                                                                                         |
 |----------------|--------------------------------------------------------------------------------------------|
@@ -28,52 +28,102 @@ def _adam(lr: float, schedule: str, **more: Any) -> OptimConfig:
 
 _PPO: dict[str, dict[str, Any]] = {
     "openai2019": {
-        "batch": 512, "minibatches": 1, "epochs": 4, "temperature": 0.7,
-        "kl_coef": 0.15, "kl_target": 6.0, "kl_horizon": 10_000.0,
-        "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1,
-        "whiten_rewards": True, "critic": "shared", "no_eos": "replace", "score_at": "last",
+        "batch": 512,
+        "minibatches": 1,
+        "epochs": 4,
+        "temperature": 0.7,
+        "kl_coef": 0.15,
+        "kl_target": 6.0,
+        "kl_horizon": 10_000.0,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "value_coef": 0.1,
+        "whiten_rewards": True,
+        "critic": "shared",
+        "no_eos": "replace",
+        "score_at": "last",
         "optim": _adam(1e-5, "linear", adam="tensorflow"),
         "task": TaskConfig(prompt_len=64, response_len=24),
     },
     "stiennon2020": {
-        "batch": 512, "minibatches": 1, "epochs": 4, "temperature": 0.7,
-        "kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "critic": "reward",
+        "batch": 512,
+        "minibatches": 1,
+        "epochs": 4,
+        "temperature": 0.7,
+        "kl_coef": 0.05,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "clip": 0.2,
+        "critic": "reward",
         "optim": _adam(1.5e-5, "linear"),
     },
     "instructgpt2022": {
-        "batch": 512, "minibatches": 8, "epochs": 1, "temperature": 1.0,
-        "kl_coef": 0.02, "gamma": 1.0, "clip": 0.2, "critic": "reward", "critic_lr": 9e-6,
-        "ptx_coef": 27.8, "ema": 0.992,
+        "batch": 512,
+        "minibatches": 8,
+        "epochs": 1,
+        "temperature": 1.0,
+        "kl_coef": 0.02,
+        "gamma": 1.0,
+        "clip": 0.2,
+        "critic": "reward",
+        "critic_lr": 9e-6,
+        "ptx_coef": 27.8,
+        "ema": 0.992,
         "optim": _adam(9.65e-6, "constant"),
     },
     "nplus2024": {
-        "batch": 512, "minibatches": 1, "epochs": 4, "temperature": 0.7,
-        "kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2,
-        "value_coef": 0.1, "whiten_rewards": False, "critic": "reward",
-        "no_eos": "replace", "no_eos_score": -1.0, "score_at": "after",
+        "batch": 512,
+        "minibatches": 1,
+        "epochs": 4,
+        "temperature": 0.7,
+        "kl_coef": 0.05,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "value_coef": 0.1,
+        "whiten_rewards": False,
+        "critic": "reward",
+        "no_eos": "replace",
+        "no_eos_score": -1.0,
+        "score_at": "after",
         "optim": _adam(3e-6, "linear"),
         "task": TaskConfig(prompt_len=512, response_len=53),
     },
-}  # fmt: skip
+}
 
 _REWARD: dict[str, dict[str, Any]] = {
     "openai2019": {
-        "batch": 32, "epochs": 1, "loss": "best_of_n", "normalise": "samples",
+        "batch": 32,
+        "epochs": 1,
+        "loss": "best_of_n",
+        "normalise": "samples",
         "optim": _adam(5e-5, "linear"),
     },
     "stiennon2020": {
-        "batch": 64, "epochs": 1, "loss": "kwise", "normalise": "demonstrations",
+        "batch": 64,
+        "epochs": 1,
+        "loss": "kwise",
+        "normalise": "demonstrations",
         "optim": _adam(1.5e-5, "cosine"),
     },
     "instructgpt2022": {
-        "batch": 64, "epochs": 1, "loss": "kwise", "normalise": "demonstrations",
+        "batch": 64,
+        "epochs": 1,
+        "loss": "kwise",
+        "normalise": "demonstrations",
         "optim": _adam(9e-6, "cosine", final=0.1),
     },
     "nplus2024": {
-        "batch": 64, "epochs": 1, "loss": "kwise", "normalise": "demonstrations",
+        "batch": 64,
+        "epochs": 1,
+        "loss": "kwise",
+        "normalise": "demonstrations",
         "optim": _adam(3e-6, "cosine"),
     },
-}  # fmt: skip
+}
 
 WARMUP_ITERATIONS = {"instructgpt2022": 10}
 NAMES = tuple(_PPO)

@@ -1,5 +1,5 @@
-"""A rollout: sample, score, estimate advantages. PPO and its siblings (GRPO, RLOO, REINFORCE) learn from
-the same one; they differ in where the advantages come from."""
+"""A rollout: sample, score, estimate advantages. PPO and its siblings (GRPO, RLOO, REINFORCE) learn
+from the same one; they differ in where the advantages come from."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SamplerMismatch(Exception):
 
 
 class Networks(NamedTuple):
-    """Shapes of the models that are trained. No critic: None; on the policy's trunk: the same config, and
-    no parameters of its own."""
+    """Shapes of the models that are trained. No critic: None; on the policy's trunk: the same
+    config, and no parameters of its own."""
 
     policy: ModelConfig
     critic: ModelConfig | None
@@ -41,8 +41,8 @@ class Networks(NamedTuple):
     def outputs(
         self, params: Any, rows: Sequences, length: int, temperature: float, axes: Axes
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """(log-probs_BR, entropy_BR, values_BR) of the last `length` tokens. The value is of the state in
-        which each token is chosen."""
+        """(log-probs_BR, entropy_BR, values_BR) of the last `length` tokens. The value is of the
+        state in which each token is chosen."""
         policy = params["policy"]
         x_DBR = response_states(policy, self.policy, rows, length, axes)
         log_probs, entropy = log_probs_of_states(
@@ -87,14 +87,20 @@ def rollout(
     key: jax.Array,
     accumulate: int = 1,
 ) -> tuple[Experience, dict[str, jax.Array]]:
-    """Experience of B = batch x samples rows, prompt by prompt, and what is measured before the first
-    update. `frozen` holds `reference` parameters and the arrays of the `reward`. Policy, critic,
-    reference and reward score the rows in `accumulate` parts, one after the other."""
+    """Experience of B = batch x samples rows, prompt by prompt, and what is measured before the
+    first update. `frozen` holds `reference` parameters and the arrays of the `reward`. Policy,
+    critic, reference and reward score the rows in `accumulate` parts, one after the other."""
     R, params = cell.task.response_len, state.params
     sampled = generate(
-        params["policy"], networks.policy, prompts_BP, key,
-        length=R, temperature=cell.temperature, axes=axes, samples=cell.samples,
-    )  # fmt: skip
+        params["policy"],
+        networks.policy,
+        prompts_BP,
+        key,
+        length=R,
+        temperature=cell.temperature,
+        axes=axes,
+        samples=cell.samples,
+    )
     mask_BR = sampled.mask_BR
     rows_B = jnp.arange(mask_BR.shape[0]) // cell.samples
     prompts_BP = prompts_BP.at[rows_B].get(out_sharding=axes.spec("batch", None))
@@ -142,9 +148,15 @@ def rollout(
         if cell.whiten_advantages == "batch":
             advantages_BR = whiten(advantages_BR, mask_BR, bessel=cell.bessel)
     experience = Experience(
-        *rows, mask_BR, value_mask_BR, sampled.log_probs_BR, reference_BR, values_BR,
-        advantages_BR, returns_BR,
-    )  # fmt: skip
+        *rows,
+        mask_BR,
+        value_mask_BR,
+        sampled.log_probs_BR,
+        reference_BR,
+        values_BR,
+        advantages_BR,
+        returns_BR,
+    )
     gap_BR = (log_probs_BR - sampled.log_probs_BR) * mask_BR
     ratio_error_BR = jnp.abs(jnp.exp(gap_BR) - 1)
     metrics = {
@@ -185,8 +197,8 @@ def score_without_eos(cell: PPO, score_B: jax.Array, stopped_B: jax.Array) -> ja
 
 
 def adapt_kl(cell: PPO, extra: dict[str, Any], kl: jax.Array) -> dict[str, Any]:
-    """The controller of Ziegler et al. 2019: beta *= 1 + clip(KL/target - 1, +-0.2) n / horizon, with n
-    responses an iteration."""
+    """The controller of Ziegler et al. 2019: beta *= 1 + clip(KL/target - 1, +-0.2) n / horizon,
+    with n responses an iteration."""
     if cell.kl_target is None:
         return extra
     error = jnp.clip(kl / cell.kl_target - 1, -0.2, 0.2)
@@ -195,21 +207,22 @@ def adapt_kl(cell: PPO, extra: dict[str, Any], kl: jax.Array) -> dict[str, Any]:
 
 
 def sampler_tolerance(cfg: ModelConfig, logprob_variance: float) -> tuple[float, float]:
-    """(approximate KL, |log ratio| of one token) up to which rounding explains that two programs of one
-    model, decoding with a cache and scoring whole rows, give the same tokens other log-probs.
+    """(approximate KL, |log ratio| of one token) up to which rounding explains that two programs of
+    one model, decoding with a cache and scoring whole rows, give the same tokens other log-probs.
 
-    Activations are rounded to the compute dtype, of unit roundoff u (2^-8 in bfloat16). Where the two
-    programs round independently, that moves the logits by a share of their own spread. So the mean square
-    of the log ratio is c u^2 V, where V = E[Var(log p)] = Var(z / T) is the `logprob_variance` that the
-    rollout measures, and c grows with the layers L, whose roundings add up. Measured with independent
-    roundings (1 to 12 layers, initial and trained, temperatures 0.7 and 1): c = 0.3 to 21 where branches
-    are scaled down as `init` does it, and up to 109 of 9 layers where each branch is as large as the stream
-    that it is added to. Allowed are c = 40 + 12 L, and 20 times the root of the mean square for one token
-    (measured: 10); and 2e-8 and 1e-4 for what is float32 in every model: logits, softmax, norms.
+    Activations are rounded to the compute dtype, of unit roundoff u (2^-8 in bfloat16). Where the
+    two programs round independently, that moves the logits by a share of their own spread. So the
+    mean square of the log ratio is c u^2 V, where V = E[Var(log p)] = Var(z / T) is the
+    `logprob_variance` that the rollout measures, and c grows with the layers L, whose roundings add
+    up. Measured with independent roundings (1 to 12 layers, initial and trained, temperatures 0.7
+    and 1): c = 0.3 to 21 where branches are scaled down as `init` does it, and up to 109 of 9
+    layers where each branch is as large as the stream that it is added to. Allowed are c = 40 + 12
+    L, and 20 times the root of the mean square for one token (measured: 10); and 2e-8 and 1e-4 for
+    what is float32 in every model: logits, softmax, norms.
 
-    A temperature that is off by a share e has the mean square e^2 V, so 10% are found in bfloat16 in
-    models of up to 51 layers. A fault that moves log-probs by less than rounding does is found in
-    float32 alone.
+    A temperature that is off by a share e has the mean square e^2 V, so 10% are found in bfloat16
+    in models of up to 51 layers. A fault that moves log-probs by less than rounding does is found
+    in float32 alone.
     """
     u = float(jnp.finfo(cfg.compute).eps) / 2
     rounding = (40 + 12 * cfg.layers) * u**2 * logprob_variance
@@ -217,8 +230,8 @@ def sampler_tolerance(cfg: ModelConfig, logprob_variance: float) -> tuple[float,
 
 
 def check_sampler(step: int, metrics: dict[str, Any], cfg: ModelConfig | None = None) -> None:
-    """Before the first update of an iteration the ratio of trainer to sampler is 1, up to the rounding
-    of two programs of the model `cfg` (None: of float32); see `sampler_tolerance`. Raises
+    """Before the first update of an iteration the ratio of trainer to sampler is 1, up to the
+    rounding of two programs of the model `cfg` (None: of float32); see `sampler_tolerance`. Raises
     SamplerMismatch with what to look at; NaN is a mismatch."""
     cfg = cfg or ModelConfig()
     gap, kl = float(metrics["max_logprob_gap"]), float(metrics["approx_kl_before"])
@@ -226,9 +239,9 @@ def check_sampler(step: int, metrics: dict[str, Any], cfg: ModelConfig | None = 
     if kl <= most_kl and gap <= most_gap:
         return
     raise SamplerMismatch(
-        f"iteration {step}: before any update max |log ratio| = {gap:.2e} (expected <= {most_gap:.2g}), "
-        f"approx_kl = {kl:.2e} (<= {most_kl:.2g}; {cfg.layers} layers in {cfg.compute}), "
-        f"clip_frac = {float(metrics['clip_frac_before']):.3f}. "
-        "Sampler and trainer score the same tokens differently: look at the temperature, the position "
-        "ids and the padding mask of both."
+        f"iteration {step}: before any update max |log ratio| = {gap:.2e} (expected <= "
+        f"{most_gap:.2g}), approx_kl = {kl:.2e} (<= {most_kl:.2g}; {cfg.layers} layers in "
+        f"{cfg.compute}), clip_frac = {float(metrics['clip_frac_before']):.3f}. "
+        "Sampler and trainer score the same tokens differently: look at the temperature, the "
+        "position ids and the padding mask of both."
     )

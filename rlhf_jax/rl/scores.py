@@ -20,7 +20,8 @@ Texts = Callable[[Sequence[str], Sequence[str]], Any]  # (prompts, responses) ->
 
 
 class Reward(NamedTuple):
-    """`score(arrays, rows, mask_BR)` is jit-compatible; the arrays are passed in, not compiled in."""
+    """`score(arrays, rows, mask_BR)` is jit-compatible; the arrays are passed in, not compiled
+    in."""
 
     score: Score
     arrays: Any
@@ -35,8 +36,9 @@ class Member(NamedTuple):
 
 
 def standardising(scores: np.ndarray) -> tuple[float, float]:
-    """The gain and bias that bring these scores to mean 0 and variance 1 (Ziegler et al. 2019); of scores
-    without spread, to mean 0 alone: what differs from them by rounding would count for a million."""
+    """The gain and bias that bring these scores to mean 0 and variance 1 (Ziegler et al. 2019); of
+    scores without spread, to mean 0 alone: what differs from them by rounding would count for a
+    million."""
     gain = 1.0 if without_spread(scores) else 1.0 / float(scores.std())
     return gain, -float(scores.mean()) * gain
 
@@ -99,7 +101,8 @@ def cause(error: Exception) -> Exception:
 
 def callable_reward(function: Texts, decode: Callable[[list[int]], str]) -> Reward:
     """A reward that is any `(prompts, responses) -> scores` over texts, called from inside compiled
-    programs; it must give the same scores for the same texts. What it raises there is `cause` of."""
+    programs; it must give the same scores for the same texts. What it raises there is `cause`
+    of."""
 
     def on_host(prompts_BP: np.ndarray, tokens_BR: np.ndarray) -> np.ndarray:
         prompts = [decode(p.tolist()) for p in np.asarray(prompts_BP)]

@@ -22,10 +22,12 @@ def groups(points: Points, tolerance: float = 0.1) -> list[np.ndarray]:
     numbers = [_budget_number(name) for name in points.budget]
     if all(numbers):
         return by_gaps(np.array(numbers), tolerance)
-    names = np.array([
-        f"{number:g}" if number else " ".join(name.split()).casefold()
-        for name, number in zip(points.budget, numbers, strict=True)
-    ])  # fmt: skip
+    names = np.array(
+        [
+            f"{number:g}" if number else " ".join(name.split()).casefold()
+            for name, number in zip(points.budget, numbers, strict=True)
+        ]
+    )
     return [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
 
 

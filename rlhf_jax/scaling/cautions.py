@@ -32,7 +32,8 @@ def cautions(
 def _same_size(
     points: Points, records: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]
 ) -> list[str]:
-    """Rows of equal params and tokens: seeds, or settings and data sets that the law does not see."""
+    """Rows of equal params and tokens: seeds, or settings and data sets that the law does not
+    see."""
     sizes = np.stack([points.params, points.tokens], 1)
     _, of, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     of, several = of.reshape(-1), int((counts > 1).sum())
@@ -47,9 +48,10 @@ def _same_size(
         used |= {name for name in records[0] if "epoch" in name.casefold()}
     names = [name for name in records[0] if name and name not in used and not _is_loss(name)]
     differ = [
-        name for name in names
+        name
+        for name in names
         if any(str(records[i].get(name)) != str(records[k].get(name)) for i, k in enumerate(first))
-    ]  # fmt: skip
+    ]
     why = f"; they differ in {listed(differ, 8)}" if differ else ""
     if any("seed" not in name.casefold() for name in differ):
         why += ", which the law does not see: fit a table for each value"
@@ -79,8 +81,8 @@ def _repeated_data(points: Points, records: Sequence[Mapping[str, Any]]) -> list
     if not more:
         return []
     return [
-        f"{more} of {len(points)} runs saw data more than once (up to {np.nanmax(epochs):.3g} times, by "
-        f"{of}); approaches 1 to 3 take repeats for new tokens{law}"
+        f"{more} of {len(points)} runs saw data more than once (up to {np.nanmax(epochs):.3g} "
+        f"times, by {of}); approaches 1 to 3 take repeats for new tokens{law}"
     ]
 
 

@@ -22,31 +22,54 @@ APPROACHES = ("1", "2", "3", "all")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("source", metavar="TABLE_OR_STUDY",
-                   help="a table of runs (.csv, .tsv, .md, .jsonl, .json, .parquet, also .gz); a study "
-                        "file; or a folder RUNS/studies/NAME")  # fmt: skip
+    p.add_argument(
+        "source",
+        metavar="TABLE_OR_STUDY",
+        help="a table of runs (.csv, .tsv, .md, .jsonl, .json, .parquet, also .gz); a study "
+        "file; or a folder RUNS/studies/NAME",
+    )
     p.add_argument("overrides", metavar="key=value", nargs="*", help="of a study file, as in `run`")
-    p.add_argument("--columns", nargs="+", metavar="ROLE=NAME", default=[],
-                   help="of a table whose names say too little: loss=NAME and two of params=NAME, "
-                        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D. NAME*1e6 is a "
-                        "column in millions")  # fmt: skip
-    p.add_argument("--approach", choices=APPROACHES, default=None,
-                   help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss "
-                        "(default: all)")  # fmt: skip
+    p.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="ROLE=NAME",
+        default=[],
+        help="of a table whose names say too little: loss=NAME and two of params=NAME, "
+        "tokens=NAME, flops=NAME; the third is computed by C = 6 N D. NAME*1e6 is a "
+        "column in millions",
+    )
+    p.add_argument(
+        "--approach",
+        choices=APPROACHES,
+        default=None,
+        help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss (default: all)",
+    )
     p.add_argument("--law", metavar="NAME", help="another law instead; an unknown name lists them")
-    p.add_argument("--analysis", metavar="NAME",
-                   help="of a study: this isoflop analysis (default: the only one)")  # fmt: skip
-    p.add_argument("--window", metavar="FACTOR|none", type=_window,
-                   help="of approach 2: a budget's runs further than this factor from its best size are "
-                        "left out of its parabola (default: 4); none: every run counts, as in the papers")  # fmt: skip
-    p.add_argument("--resamples", type=int, default=1000, metavar="N",
-                   help="of the bootstrap; 0: no intervals")  # fmt: skip
+    p.add_argument(
+        "--analysis",
+        metavar="NAME",
+        help="of a study: this isoflop analysis (default: the only one)",
+    )
+    p.add_argument(
+        "--window",
+        metavar="FACTOR|none",
+        type=_window,
+        help="of approach 2: a budget's runs further than this factor from its best size are "
+        "left out of its parabola (default: 4); none: every run counts, as in the papers",
+    )
+    p.add_argument(
+        "--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; 0: no intervals"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tiny", action="store_true", help="of a study file: its small form")
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
     p.add_argument("--json", action="store_true")
-    p.add_argument("--plot", type=Path, metavar="DIR",
-                   help="also draw the fits there: .svg figures, each with its data as .csv")  # fmt: skip
+    p.add_argument(
+        "--plot",
+        type=Path,
+        metavar="DIR",
+        help="also draw the fits there: .svg figures, each with its data as .csv",
+    )
 
 
 def _window(text: str) -> float:
@@ -177,10 +200,15 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
             fits.append(fitted(approach))
         except FitError as e:
             fits.append(
-                {"approach": approach, "n": len(points), "refused": str(e),
-                 "notes": list(points.notes), "points": points.rows(),
-                 "left_out": [{"label": a, "reason": b} for a, b in points.left_out]}
-            )  # fmt: skip
+                {
+                    "approach": approach,
+                    "n": len(points),
+                    "refused": str(e),
+                    "notes": list(points.notes),
+                    "points": points.rows(),
+                    "left_out": [{"label": a, "reason": b} for a, b in points.left_out],
+                }
+            )
     if all(fit["refused"] for fit in fits):
         refusals = "\n".join(f"  approach {fit['approach']}: {fit['refused']}" for fit in fits)
         runs = f"these {len(points)} runs" if len(points) > 1 else "one run"
@@ -199,8 +227,11 @@ def _read(args: argparse.Namespace) -> Source:
         return _read_study(args)
     if not path.is_file():
         raise ConfigError(f"no file {path}")
-    for given, option in ((args.overrides, "key=value"), (args.tiny, "--tiny"),
-                          (args.analysis, "--analysis")):  # fmt: skip
+    for given, option in (
+        (args.overrides, "key=value"),
+        (args.tiny, "--tiny"),
+        (args.analysis, "--analysis"),
+    ):
         if given or given == "":
             raise ConfigError(f"{option} is for studies; {path.name} is a table")
     columns = dict(text.split("=", 1) for text in args.columns)
@@ -248,7 +279,8 @@ def _read_study(args: argparse.Namespace) -> Source:
     rows = sweep_table(chosen.cells, chosen.params, chosen.flops)
     if not rows:
         raise ConfigError(
-            f"none of the {len(chosen.cells)} cells of {chosen.name} has finished with a held-out loss yet"
+            f"none of the {len(chosen.cells)} cells of {chosen.name} has finished with a held-out "
+            "loss yet"
         )
     points = _with_left_out(sweep_points(rows), chosen)
     if chosen.loss == "heldout":
@@ -273,8 +305,8 @@ def _all_pretrained(study: StudyResults, wanted: str | None) -> Source:
     cells = study.of("pretrain", done=False)
     if not (rows := sweep_table(cells)):
         raise ConfigError(
-            f"{said}. None of its {len(cells)} pretrained cells has finished with a held-out loss, so "
-            "there is nothing to fit"
+            f"{said}. None of its {len(cells)} pretrained cells has finished with a held-out loss, "
+            f"so there is nothing to fit"
         )
     note = f"{said}. Its pretrained cells are fitted instead"
     points = _with_left_out(sweep_points(rows), Analysed("", "", cells), note)

@@ -1,16 +1,16 @@
 """Which column of a table plays which role: by its name alone, or as the caller says.
 
-A name is read as words: a noun of the role (`params`, `tokens`, `flops`, `loss`), words that may stand
-beside it (`num`, `total`, `training`, ...), and a unit (`params_M`, `tokens (billions)`, `flops_1e18`,
-`Compute (PF-days)`, `log10_flops`).
+A name is read as words: a noun of the role (`params`, `tokens`, `flops`, `loss`), words that may
+stand beside it (`num`, `total`, `training`, ...), and a unit (`params_M`, `tokens (billions)`,
+`flops_1e18`, `Compute (PF-days)`, `log10_flops`).
 
 Order of preference, where several columns could be one role:
   params: all parameters, then trainable or active ones, then those without embeddings.
   tokens: tokens, then the size of a data set.
-  flops: compute spent, then planned (`budget`, `target`), then PFLOPs and the like, which may be rates.
-  loss: validation, then plain, then test, then best on the way; then perplexity, then bits.
-Within one kind the order is that of `ALIASES`, then of the table. A column that is empty in most rows
-comes after one that is not. `notes` name those that are passed over.
+  flops: compute spent, then planned (`budget`, `target`), then PFLOPs and the like, which may be
+  rates. loss: validation, then plain, then test, then best on the way; then perplexity, then bits.
+Within one kind the order is that of `ALIASES`, then of the table. A column that is empty in most
+rows comes after one that is not. `notes` name those that are passed over.
 """
 
 from __future__ import annotations
@@ -30,29 +30,63 @@ from rlhf_jax.scaling.numbers import (
     SHORT,
     parse,
     straight,
-)  # fmt: skip
+)
 
 SIZES = ("params", "tokens", "flops")  # any two give the third
 # Names are compared without case, `_`, `-`, spaces and dots. A column of training loss is not
 # among the losses: fits are to held-out loss, and a user who means it can say so.
 ALIASES: dict[str, tuple[str, ...]] = {
     "params": ("params", "N", "n_params", "num_params", "total_params", "parameters", "size"),
-    "tokens": ("tokens", "D", "n_tokens", "num_tokens", "train_tokens", "tokens_seen",
-               "data_size", "dataset_size", "training_data_size"),
+    "tokens": (
+        "tokens",
+        "D",
+        "n_tokens",
+        "num_tokens",
+        "train_tokens",
+        "tokens_seen",
+        "data_size",
+        "dataset_size",
+        "training_data_size",
+    ),
     "flops": ("flops", "flop", "C", "compute", "train_flops", "training_flops", "total_flops"),
-    "loss": ("val_loss", "validation_loss", "valid_loss", "eval_loss", "heldout_loss", "loss", "L",
-             "final_loss", "test_loss"),
+    "loss": (
+        "val_loss",
+        "validation_loss",
+        "valid_loss",
+        "eval_loss",
+        "heldout_loss",
+        "loss",
+        "L",
+        "final_loss",
+        "test_loss",
+    ),
     "stderr": ("stderr", "loss_stderr", "loss_se", "std_err", "standard_error", "sem", "se"),
-    "unique_tokens": ("unique_tokens", "U", "n_unique", "num_unique", "unique", "n_unique_tokens",
-                      "num_unique_tokens", "tokens_unique", "train_unique_tokens"),
-    "error": ("error", "err", "error_rate", "downstream_error", "average_error", "avg_error",
-              "top1_error"),
+    "unique_tokens": (
+        "unique_tokens",
+        "U",
+        "n_unique",
+        "num_unique",
+        "unique",
+        "n_unique_tokens",
+        "num_unique_tokens",
+        "tokens_unique",
+        "train_unique_tokens",
+    ),
+    "error": (
+        "error",
+        "err",
+        "error_rate",
+        "downstream_error",
+        "average_error",
+        "avg_error",
+        "top1_error",
+    ),
     "budget": ("budget", "isoflop", "isoflop_group", "budget_name"),
     "label": ("label", "run_name", "name", "run", "display_name", "model", "model_name"),
     "run_id": ("run_id", "id", "uid", "uuid", "run_uuid"),
     "state": ("state", "status", "run_state", "run_status", "job_state", "job_status"),
     "step": ("step", "_step", "global_step", "steps", "train_step", "iteration", "iter"),
-}  # fmt: skip
+}
 NUMERIC = (*SIZES, "loss", "stderr", "unique_tokens", "error")
 COLUMNS = tuple(ALIASES)
 ASIDE = re.compile(
@@ -60,32 +94,144 @@ ASIDE = re.compile(
 )  # of a loss, but not one to fit
 RATE = 6  # the kind of PFLOPs and the like: of a run, or a second
 
-_COUNT = {"n", "nb", "num", "number", "no", "nr", "of", "the", "total", "all", "count", "counts",
-          "in"}  # fmt: skip
+_COUNT = {
+    "n",
+    "nb",
+    "num",
+    "number",
+    "no",
+    "nr",
+    "of",
+    "the",
+    "total",
+    "all",
+    "count",
+    "counts",
+    "in",
+}
 _NOUNS = {
     "params": {"param", "params", "parameter", "parameters"},
     "tokens": {"token", "tokens", "tok", "toks"},
     "flops": {"flop", "flops", "flos", "compute"},
-    "loss": {"loss", "nll", "xent", "perplexity", "ppl", "bpb", "bpc", "bpt", "bits", "entropy",
-             "crossentropy"},
-}  # fmt: skip
+    "loss": {
+        "loss",
+        "nll",
+        "xent",
+        "perplexity",
+        "ppl",
+        "bpb",
+        "bpc",
+        "bpt",
+        "bits",
+        "entropy",
+        "crossentropy",
+    },
+}
 _SPLIT = {"val", "valid", "validation", "eval", "evaluation", "heldout", "dev", "holdout"}
 _MODIFIERS = {
-    "params": _COUNT | {"model", "trainable", "non", "no", "embedding", "embeddings", "emb",
-                        "embed", "nonembedding", "nonemb", "noembed", "excluding", "excl",
-                        "without", "active", "activated", "size", "net", "network", "reported"},
-    "tokens": _COUNT | {"train", "training", "trained", "pretrain", "pretraining", "seen",
-                        "processed", "consumed", "used", "data", "input", "dataset", "global",
-                        "cumulative", "on", "for", "d", "size"},
-    "flops": _COUNT | {"train", "training", "pretrain", "pretraining", "achieved", "actual",
-                       "model", "measured", "estimated", "est", "approx", "theoretical", "used",
-                       "spent", "budget", "cumulative", "final", "exact", "target", "planned",
-                       "c"},
-    "loss": _COUNT | _SPLIT | {"test", "held", "out", "final", "last", "end", "mean", "avg",
-                               "average", "lm", "language", "modeling", "modelling", "cross",
-                               "ce", "per", "token", "nats", "nat", "best", "min", "minimum",
-                               "lowest", "bits", "bit", "byte", "char", "character", "word", "l"},
-}  # fmt: skip
+    "params": _COUNT
+    | {
+        "model",
+        "trainable",
+        "non",
+        "no",
+        "embedding",
+        "embeddings",
+        "emb",
+        "embed",
+        "nonembedding",
+        "nonemb",
+        "noembed",
+        "excluding",
+        "excl",
+        "without",
+        "active",
+        "activated",
+        "size",
+        "net",
+        "network",
+        "reported",
+    },
+    "tokens": _COUNT
+    | {
+        "train",
+        "training",
+        "trained",
+        "pretrain",
+        "pretraining",
+        "seen",
+        "processed",
+        "consumed",
+        "used",
+        "data",
+        "input",
+        "dataset",
+        "global",
+        "cumulative",
+        "on",
+        "for",
+        "d",
+        "size",
+    },
+    "flops": _COUNT
+    | {
+        "train",
+        "training",
+        "pretrain",
+        "pretraining",
+        "achieved",
+        "actual",
+        "model",
+        "measured",
+        "estimated",
+        "est",
+        "approx",
+        "theoretical",
+        "used",
+        "spent",
+        "budget",
+        "cumulative",
+        "final",
+        "exact",
+        "target",
+        "planned",
+        "c",
+    },
+    "loss": _COUNT
+    | _SPLIT
+    | {
+        "test",
+        "held",
+        "out",
+        "final",
+        "last",
+        "end",
+        "mean",
+        "avg",
+        "average",
+        "lm",
+        "language",
+        "modeling",
+        "modelling",
+        "cross",
+        "ce",
+        "per",
+        "token",
+        "nats",
+        "nat",
+        "best",
+        "min",
+        "minimum",
+        "lowest",
+        "bits",
+        "bit",
+        "byte",
+        "char",
+        "character",
+        "word",
+        "l",
+    },
+}
 _LETTERS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _PLACES = re.compile(
     r"^(config|summary|summary_metrics|metrics?|tags|hparams|data|attributes|params|parameters)[./](?=.)"
@@ -147,9 +293,9 @@ def assign(
 ) -> tuple[dict[str, Column], dict[str, list[Column]], list[str]]:
     """(role -> column, role -> columns passed over, notes on what was recognised).
 
-    What `given` names is taken at its word, `NAME*FACTOR` times a factor. Where it names two of params,
-    tokens and flops, the third is taken only from a column of exactly that name: otherwise C = 6 N D
-    is meant.
+    What `given` names is taken at its word, `NAME*FACTOR` times a factor. Where it names two of
+    params, tokens and flops, the third is taken only from a column of exactly that name: otherwise
+    C = 6 N D is meant.
 
     Raises:
       FitError: a role or column that does not exist, or no loss.
@@ -250,26 +396,26 @@ def _no_loss(header: Sequence[str], records: Sequence[Mapping[str, Any]], where:
     lossy = _lossy(names, records)
     if any(name.endswith(("__MIN", "__MAX")) for name in lossy):
         return (
-            f"{where} is the export of a chart, with a column of losses for each run ({listed(lossy, 4)}); "
-            "export the table of runs, with params and tokens in its columns"
+            f"{where} is the export of a chart, with a column of losses for each run "
+            f"({listed(lossy, 4)}); export the table of runs, with params and tokens in its columns"
         )
     plain = [name for name in lossy if not ASIDE.search(name)]
     train = [name for name in lossy if "train" in name.casefold()]
     if plain:
         return (
-            f"{where} has no column 'loss', but several of losses ({listed(plain)}). Say which one to fit: "
-            f"--columns loss=NAME, such as 'loss={plain[0]}'"
+            f"{where} has no column 'loss', but several of losses ({listed(plain)}). Say which one "
+            f"to fit: --columns loss=NAME, such as 'loss={plain[0]}'"
         )
     if train:
         return (
-            f"{where} has no column 'loss', only the training loss {train[0]!r}; fits are to held-out "
-            f"losses. To take it all the same, --columns loss=NAME: 'loss={train[0]}'"
+            f"{where} has no column 'loss', only the training loss {train[0]!r}; fits are to "
+            f"held-out losses. To take it all the same, --columns loss=NAME: 'loss={train[0]}'"
         )
     if sum(bool(re.fullmatch(r"[\d.eE+\-]+", name)) for name in names) > len(names) / 2:
         return f"{where} has numbers for column names ({listed(names)}): each run must be a row"
     return (
-        f"{where} has no column 'loss', nor another name known for it; it has {listed(names)}. Say which "
-        "one it is: --columns loss=NAME"
+        f"{where} has no column 'loss', nor another name known for it; it has {listed(names)}. Say "
+        f"which one it is: --columns loss=NAME"
     )
 
 
@@ -280,7 +426,8 @@ def listed(names: Sequence[str], most: int = 40) -> str:
 
 
 def read_name(role: str, name: str) -> Column | None:
-    """The column as that role, with the unit that its name has; None where the name says otherwise."""
+    """The column as that role, with the unit that its name has; None where the name says
+    otherwise."""
     text = straight(name)
     while (short := _PLACES.sub("", text)) != text:
         text = short

@@ -52,8 +52,8 @@ def training_cost(
       laws: see `compare_laws`.
 
     Raises:
-      ConfigError: both or neither of name and params, an unknown preset or hardware, tokens unknown,
-        or a number out of its range.
+      ConfigError: both or neither of name and params, an unknown preset or hardware, tokens
+        unknown, or a number out of its range.
     """
     if (name is None) == (params is None):
         given = "both" if name is not None else "neither"
@@ -64,8 +64,8 @@ def training_cost(
     if not TOKENS_PER_PARAM[0] <= d / n <= TOKENS_PER_PARAM[1]:
         low, high = TOKENS_PER_PARAM
         raise ConfigError(
-            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from {low:g} to "
-            f"{high:g}: check the units of both (70B is 70e9)"
+            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from "
+            f"{low:g} to {high:g}: check the units of both (70B is 70e9)"
         )
     trained = known.training if known else None
     used = trained.hardware if trained else None
@@ -151,8 +151,8 @@ def compare_laws(params: float, tokens: float) -> list[dict[str, Any]]:
     """A run against the optimum of every published law, with C = 6 N D and N all parameters.
 
     Returns one dictionary a law: law, source, a (exponent of N* in C);
-      tokens_wanted, flops_wanted: D* and C* at which N is optimal; tokens_ratio: D / D*, below 1 when
-      undertrained; params_best, tokens_best: N* and D* for the C that was spent;
+      tokens_wanted, flops_wanted: D* and C* at which N is optimal; tokens_ratio: D / D*, below 1
+      when undertrained; params_best, tokens_best: N* and D* for the C that was spent;
       loss, loss_best (nats a token) of the run and of that split, loss_gap, and compute_needed, the
       share of C with which the optimum reaches the run's loss: None where the law has no loss.
     """
@@ -212,11 +212,11 @@ def undertrained_table() -> list[dict[str, Any]]:
 
 
 def serving(params: float, tokens: float, inference_tokens: float) -> dict[str, Any]:
-    """The model of the same loss that is cheapest to train and then serve (Sardana 2023), under every
-    published law that has a loss.
+    """The model of the same loss that is cheapest to train and then serve (Sardana 2023), under
+    every published law that has a loss.
 
-    Returns {"tokens": D_inf, "laws": [{law, loss, params, tokens, flops, given_flops, saving}]}, FLOPs as
-    6 N D + 2 N D_inf, `saving` as a share of the given model's.
+    Returns {"tokens": D_inf, "laws": [{law, loss, params, tokens, flops, given_flops, saving}]},
+    FLOPs as 6 N D + 2 N D_inf, `saving` as a share of the given model's.
 
     Raises:
       ConfigError: inference_tokens is negative, not finite or over 1e24.
@@ -233,6 +233,15 @@ def serving(params: float, tokens: float, inference_tokens: float) -> dict[str, 
             best = inference_optimal(frontier.law, inference_tokens, loss=loss)
         except FitError as e:
             raise ConfigError(str(e)) from None
-        rows.append({"law": name, "loss": loss, "params": best.params, "tokens": best.tokens,
-                     "flops": best.flops, "given_flops": given, "saving": 1 - best.flops / given})  # fmt: skip
+        rows.append(
+            {
+                "law": name,
+                "loss": loss,
+                "params": best.params,
+                "tokens": best.tokens,
+                "flops": best.flops,
+                "given_flops": given,
+                "saving": 1 - best.flops / given,
+            }
+        )
     return {"tokens": inference_tokens, "laws": rows}

@@ -31,18 +31,40 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--params", type=quantity, metavar="N", help="or a bare number of parameters: 70e9"
     )
-    p.add_argument("--tokens", type=quantity, metavar="D",
-                   help="trained on (default: the preset's published ones)")  # fmt: skip
-    p.add_argument("--hardware", metavar="NAME",
-                   help=f"one of {', '.join(HARDWARE)} (default: the preset's, else h100)")  # fmt: skip
-    p.add_argument("--mfu", type=quantity, metavar="SHARE",
-                   help="of the peak, 0 to 1 (default: the preset's, else 0.4)")  # fmt: skip
-    p.add_argument("--price", type=quantity, metavar="DOLLARS",
-                   help="a chip-hour (default: list prices, low and high)")  # fmt: skip
-    p.add_argument("--inference-tokens", type=quantity, metavar="D_INF",
-                   help="read or written in the model's life: which model would be cheapest then")  # fmt: skip
-    p.add_argument("--table", action="store_true",
-                   help="known models against the laws (always shown after a preset)")  # fmt: skip
+    p.add_argument(
+        "--tokens",
+        type=quantity,
+        metavar="D",
+        help="trained on (default: the preset's published ones)",
+    )
+    p.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help=f"one of {', '.join(HARDWARE)} (default: the preset's, else h100)",
+    )
+    p.add_argument(
+        "--mfu",
+        type=quantity,
+        metavar="SHARE",
+        help="of the peak, 0 to 1 (default: the preset's, else 0.4)",
+    )
+    p.add_argument(
+        "--price",
+        type=quantity,
+        metavar="DOLLARS",
+        help="a chip-hour (default: list prices, low and high)",
+    )
+    p.add_argument(
+        "--inference-tokens",
+        type=quantity,
+        metavar="D_INF",
+        help="read or written in the model's life: which model would be cheapest then",
+    )
+    p.add_argument(
+        "--table",
+        action="store_true",
+        help="known models against the laws (always shown after a preset)",
+    )
     p.add_argument("--json", action="store_true")
 
 
@@ -111,11 +133,15 @@ def _dollars(value: float) -> str:
 
 
 def print_cost(cost: dict[str, Any]) -> None:
-    """FLOPs under each convention, and chip-hours and dollars of the ideal and the published run."""
+    """FLOPs under each convention, and chip-hours and dollars of the ideal and the published
+    run."""
     name = f"{cost['model']}: " if cost["model"] else ""
     title = f"{name}{_amount(cost['params'])} parameters, {_amount(cost['tokens'])} tokens"
-    _show(f"{title} ({_ratio(cost['tokens_per_param'])} a parameter)", ("convention", "FLOPs"),
-          [(key, f"{value:.4g}") for key, value in cost["flops"].items()])  # fmt: skip
+    _show(
+        f"{title} ({_ratio(cost['tokens_per_param'])} a parameter)",
+        ("convention", "FLOPs"),
+        [(key, f"{value:.4g}") for key, value in cost["flops"].items()],
+    )
     chip = cost["hardware"]
     low, high = cost["prices"]
     rates = [f"at ${p:.4g}" for p in ((low,) if low == high else (low, high))]
@@ -130,8 +156,11 @@ def print_cost(cost: dict[str, Any]) -> None:
             row("campaign as published", cost["campaign"]["effective_mfu"], cost["campaign"])
         )
     print()
-    _show(f"{chip['name']}, {chip['flops'] / 1e12:.4g} TFLOP/s a chip",
-          ("", "MFU", "chip-hours", *rates), rows)  # fmt: skip
+    _show(
+        f"{chip['name']}, {chip['flops'] / 1e12:.4g} TFLOP/s a chip",
+        ("", "MFU", "chip-hours", *rates),
+        rows,
+    )
     print(f"MFU: {cost['mfu_source']}. Price: {cost['price_source']}.")
     if cost["campaign"] and cost["campaign"]["estimate"]:
         said = " to ".join(map(_dollars, cost["campaign"]["estimate"]))
@@ -145,36 +174,78 @@ def print_laws(cost: dict[str, Any]) -> None:
     for r in cost["laws"]:
         gap = "" if r["loss_gap"] is None else f"{r['loss']:.4f} ({r['loss_gap']:+.4f})"
         needed = "" if r["compute_needed"] is None else f"{100 * r['compute_needed']:.1f}%"
-        rows.append((r["law"], _amount(r["tokens_wanted"]), f"{r['flops_wanted']:.3g}",
-                     _ratio(r["tokens_ratio"]), _amount(r["params_best"]),
-                     _amount(r["tokens_best"]), gap, needed))  # fmt: skip
+        rows.append(
+            (
+                r["law"],
+                _amount(r["tokens_wanted"]),
+                f"{r['flops_wanted']:.3g}",
+                _ratio(r["tokens_ratio"]),
+                _amount(r["params_best"]),
+                _amount(r["tokens_best"]),
+                gap,
+                needed,
+            )
+        )
     print()
-    _show("What published laws would have done (C = 6 N D)",
-          ("law", "D* for this N", "C* for this N", "D / D*", "N* for this C", "D* for this C",
-           "loss (above the best)", "C that would do"), rows)  # fmt: skip
+    _show(
+        "What published laws would have done (C = 6 N D)",
+        (
+            "law",
+            "D* for this N",
+            "C* for this N",
+            "D / D*",
+            "N* for this C",
+            "D* for this C",
+            "loss (above the best)",
+            "C that would do",
+        ),
+        rows,
+    )
 
 
 def print_serving(inference: dict[str, Any]) -> None:
     """The cheapest model of the same loss, training and serving together."""
     rows = [
-        (r["law"], f"{r['loss']:.4f}", _amount(r["params"]), _amount(r["tokens"]), f"{r['flops']:.3g}",
-         f"{r['given_flops']:.3g}", f"{100 * r['saving']:.1f}%")
+        (
+            r["law"],
+            f"{r['loss']:.4f}",
+            _amount(r["params"]),
+            _amount(r["tokens"]),
+            f"{r['flops']:.3g}",
+            f"{r['given_flops']:.3g}",
+            f"{100 * r['saving']:.1f}%",
+        )
         for r in inference["laws"]
-    ]  # fmt: skip
+    ]
     print()
-    _show(f"The same loss, cheapest to train and to serve {_amount(inference['tokens'])} tokens with (6 N D + 2 N D_inf)",
-          ("law", "loss", "N", "D", "FLOPs in all", "of the model given", "saved"), rows)  # fmt: skip
+    _show(
+        f"The same loss, cheapest to train and to serve {_amount(inference['tokens'])} tokens with "
+        "(6 N D + 2 N D_inf)",
+        ("law", "loss", "N", "D", "FLOPs in all", "of the model given", "saved"),
+        rows,
+    )
 
 
 def print_known(rows: Sequence[dict[str, Any]], here: str | None = None) -> None:
     """Known models by tokens a parameter, with D / D* under each law; `here` stands out."""
     laws = list(rows[0]["ratios"])
     lines = [
-        [Text(text, style="bold" if r["model"] == here else "")
-         for text in (r["model"], _amount(r["params"]), _amount(r["tokens"]), f"{r['flops']:.3g}",
-                      _ratio(r["tokens_per_param"]), *(_ratio(r["ratios"][k]) for k in laws))]
+        [
+            Text(text, style="bold" if r["model"] == here else "")
+            for text in (
+                r["model"],
+                _amount(r["params"]),
+                _amount(r["tokens"]),
+                f"{r['flops']:.3g}",
+                _ratio(r["tokens_per_param"]),
+                *(_ratio(r["ratios"][k]) for k in laws),
+            )
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     print()
-    _show("Known models: D / D*, below 1 is undertrained",
-          ("model", "parameters", "tokens", "6 N D", "D / N", *laws), lines)  # fmt: skip
+    _show(
+        "Known models: D / D*, below 1 is undertrained",
+        ("model", "parameters", "tokens", "6 N D", "D / N", *laws),
+        lines,
+    )

@@ -1,8 +1,9 @@
-"""How often intervals hold the truth: synthetic IsoFLOP studies of a known law, fitted as real ones are.
+"""How often intervals hold the truth: synthetic IsoFLOP studies of a known law, fitted as real ones
+are.
 
 A study that 90% intervals cover in 70% of cases reports certainty that it does not have. Beside the
-intervals of the fits, those of the plain case bootstrap (runs drawn with replacement) are scored, so
-that the choice between the two stays a measurement.
+intervals of the fits, those of the plain case bootstrap (runs drawn with replacement) are scored,
+so that the choice between the two stays a measurement.
 """
 
 from __future__ import annotations
@@ -62,8 +63,13 @@ def reported(
 
 def _case(points: Points, law: Law, resamples: int, seed: int, level: float):
     rng, n, surface = np.random.default_rng(seed), len(points), Surface(points)
-    start = [np.log(law.A) - law.alpha * surface.mx, np.log(law.B) - law.beta * surface.my,
-             np.log(law.E), law.alpha, law.beta]  # fmt: skip
+    start = [
+        np.log(law.A) - law.alpha * surface.mx,
+        np.log(law.B) - law.beta * surface.my,
+        np.log(law.E),
+        law.alpha,
+        law.beta,
+    ]
     weights = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)
     ends, _ = surface.descend(np.tile(start, (resamples, 1)), weights)
     alpha, beta = ends[:, 3], ends[:, 4]
@@ -78,7 +84,8 @@ def _case(points: Points, law: Law, resamples: int, seed: int, level: float):
 
 
 def _case_isoflop(points: Points, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Exponents of resampled parabolas: runs drawn within each budget, at least 3 of them distinct."""
+    """Exponents of resampled parabolas: runs drawn within each budget, at least 3 of them
+    distinct."""
     budgets = np.unique(points.flops)
     log_n = np.full((resamples, len(budgets)), np.nan)
     for k, budget in enumerate(budgets):
@@ -98,9 +105,7 @@ def _case_isoflop(points: Points, resamples: int, rng: np.random.Generator) -> n
 
 def score(studies: Sequence[Intervals], law: Law = LAW) -> dict[str, dict[str, dict[str, float]]]:
     """kind -> quantity -> {"coverage", "mean_width", "median_width"} over studies."""
-    truth: Mapping[str, float] = {
-        "alpha": law.alpha, "beta": law.beta, "a": law.a, NAMES[3]: law.a
-    }  # fmt: skip
+    truth: Mapping[str, float] = {"alpha": law.alpha, "beta": law.beta, "a": law.a, NAMES[3]: law.a}
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for kind in studies[0]:
         out[kind] = {}

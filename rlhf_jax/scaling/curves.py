@@ -1,7 +1,7 @@
 """Losses along training, and losses at equal compute read off them.
 
-A `Curve` is one size's loss as a function of compute: its training loss (smoothed), where the learning
-rate does not decay, or its held-out losses at several horizons.
+A `Curve` is one size's loss as a function of compute: its training loss (smoothed), where the
+learning rate does not decay, or its held-out losses at several horizons.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def smooth(flops: np.ndarray, loss: np.ndarray, count: int = 200, width: float =
 
 
 def joined(points: Points) -> list[Curve]:
-    """One curve a size through its final losses, in order of compute; seeds at a horizon are averaged."""
+    """One curve a size through its final losses, in order of compute; seeds at a horizon are
+    averaged."""
     curves = []
     for size in np.unique(points.params):
         runs = points.take(points.params == size)
@@ -82,7 +83,11 @@ def at_equal_compute(curves: Sequence[Curve], budgets: int = 6, sizes: int = 5) 
                 rows.append((curve.params, np.exp(tokens), np.exp(x), loss, curve.label))
     params, tokens, flops, loss, labels = zip(*rows, strict=True)
     return Points(
-        np.array(params), np.array(tokens), np.array(flops), np.array(loss),
-        budget=tuple(f"{c:.4g}" for c in flops), labels=labels,
+        np.array(params),
+        np.array(tokens),
+        np.array(flops),
+        np.array(loss),
+        budget=tuple(f"{c:.4g}" for c in flops),
+        labels=labels,
         notes=("losses at equal compute are interpolated along each size's curve",),
-    )  # fmt: skip
+    )

@@ -1,9 +1,9 @@
 """Approach 1 of Hoffmann 2022: the lower envelope of training curves; its holders are N*(C).
 
-Every run's loss is interpolated on a log grid of 1,500 compute values, the run of least loss at each
-value holds it, and ln N* and ln D* of the holders are regressed on ln C. A loss counts only near the
-end of its run's own schedule. A value held by the smallest or the largest size that reaches it is
-dropped: the optimum may lie beyond the sizes that were trained.
+Every run's loss is interpolated on a log grid of 1,500 compute values, the run of least loss at
+each value holds it, and ln N* and ln D* of the holders are regressed on ln C. A loss counts only
+near the end of its run's own schedule. A value held by the smallest or the largest size that
+reaches it is dropped: the optimum may lie beyond the sizes that were trained.
 
 Tables of final losses need no curves: between the horizons of one size the final loss is
 interpolated, so that every value is the end of a schedule.
@@ -83,8 +83,10 @@ def fit_envelope(
       FitError: no curves, or `valid_from` is not a share below 1.
     """
     if not curves or not 0 <= valid_from < 1:
-        raise FitError(f"approach 1 got {len(curves)} curves and valid_from {valid_from}; it needs "
-                       "at least one curve and a share from 0 to below 1")  # fmt: skip
+        raise FitError(
+            f"approach 1 got {len(curves)} curves and valid_from {valid_from}; it needs "
+            "at least one curve and a share from 0 to below 1"
+        )
     for curve in curves:
         _check(curve)
     parts = [curve.flops >= valid_from * curve.flops[-1] for curve in curves]
@@ -126,8 +128,18 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
             f"an envelope of final losses needs at least {MIN_HOLDERS} such sizes"
         )
         nothing = np.full(len(grid), np.nan)
-        return EnvelopeFit(np.exp(grid), np.full(len(grid), -1), nothing, nothing, nothing,
-                           np.zeros(len(grid), bool), (), None, None, reason)  # fmt: skip
+        return EnvelopeFit(
+            np.exp(grid),
+            np.full(len(grid), -1),
+            nothing,
+            nothing,
+            nothing,
+            np.zeros(len(grid), bool),
+            (),
+            None,
+            None,
+            reason,
+        )
     centers = np.array([log_n[group].mean() for group in sizes])
     ends = [(log_c[group].min() - 1e-9, log_c[group].max() + 1e-9) for group in sizes]
     tokens = np.full((len(sizes), len(grid)), np.nan)
@@ -175,7 +187,8 @@ def _fit(
     seed: int,
     warnings: tuple[str, ...],
 ) -> EnvelopeFit:
-    """`draw` maps counts of the runs (runs,) to ln losses of the curves at a part of the grid (S, m)."""
+    """`draw` maps counts of the runs (runs,) to ln losses of the curves at a part of the grid (S,
+    m)."""
     losses = draw(np.ones(runs, np.int64), slice(None))
     holder, kept = (part[0] for part in _holders(losses[None], log_n))
     held = holder >= 0
@@ -210,8 +223,10 @@ def _check(curve: Curve) -> None:
     for name in ("flops", "tokens", "loss"):
         values = np.asarray(getattr(curve, name), np.float64)
         if values.shape != (len(curve.flops),) or not len(values):
-            raise FitError(f"{curve.label}: {name} has shape {values.shape}; flops, tokens and loss "
-                           "must be of one shape (n,), n >= 1")  # fmt: skip
+            raise FitError(
+                f"{curve.label}: {name} has shape {values.shape}; flops, tokens and loss "
+                "must be of one shape (n,), n >= 1"
+            )
         if not (np.isfinite(values) & (values > 0)).all():
             raise FitError(f"{curve.label}: {name} must be positive and finite throughout")
     if not curve.params > 0 or (np.diff(curve.flops) <= 0).any():

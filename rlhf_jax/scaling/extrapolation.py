@@ -23,7 +23,8 @@ def extrapolation(
     Args:
       fit: makes a function that predicts `target`, a column, for a table. It may raise FitError.
 
-    Returns {"below": C0, "fitted", "scored", "rms_log_error", "mean_log_error" (errors are ln predicted
+    Returns {"below": C0, "fitted", "scored", "rms_log_error", "mean_log_error" (errors are ln
+    predicted
     - ln observed above C0), "runs": [{label, flops, observed, predicted}]}, or {"refused": reason}.
     """
     flops = points.flops

@@ -17,7 +17,7 @@ from rlhf_jax.scaling.envelope import (
     fit_end_points,
     fit_envelope,
     short_sizes,
-)  # fmt: skip
+)
 from rlhf_jax.scaling.extrapolation import extrapolation
 from rlhf_jax.scaling.isoflop import WIDE, Budget, PowerLaw, describe, fit_isoflop, power_law
 from rlhf_jax.scaling.parametric import NAMES, fit_law, fit_parametric
@@ -141,7 +141,8 @@ def _ends(points: Points, resamples: int, seed: int, reach: float) -> dict[str, 
 
 
 def _named(left_out: LeftOut, total: int) -> list[str]:
-    """A sentence for each reason, with the names of the runs; of many reasons, one that counts them."""
+    """A sentence for each reason, with the names of the runs; of many reasons, one that counts
+    them."""
     labels: dict[str, list[str]] = {}
     for label, reason in left_out:
         labels.setdefault(reason, []).append(label)
@@ -151,8 +152,8 @@ def _named(left_out: LeftOut, total: int) -> list[str]:
         runs = sum(map(len, refused.values()))
         some = "; ".join(reason.removeprefix(BUDGET) for reason in [*refused][:3])
         notes = [
-            f"{runs} of {total} runs are left out: their {len(refused)} budgets are refused: {some}; and "
-            f"{len(refused) - 3} more (--json names the runs)"
+            f"{runs} of {total} runs are left out: their {len(refused)} budgets are refused: "
+            f"{some}; and {len(refused) - 3} more (--json names the runs)"
         ]
         labels = {reason: names for reason, names in labels.items() if reason not in refused}
     return notes + [
@@ -183,7 +184,8 @@ def _envelope(
 def _envelope_ahead(
     law: Callable[[float, int], EnvelopeFit], fit: EnvelopeFit, flops: np.ndarray
 ) -> dict[str, Any]:
-    """The law of the runs in the lower three quarters (in ln C) of the envelope, against the rest."""
+    """The law of the runs in the lower three quarters (in ln C) of the envelope, against the
+    rest."""
     if fit.refused:
         return {"refused": fit.refused}
     low, high = fit.flops[fit.kept][[0, -1]]
@@ -200,9 +202,13 @@ def _envelope_ahead(
 
 
 def _ahead(
-    n_law: PowerLaw | None, d_law: PowerLaw | None, below: float,
-    flops: float, n_star: float, d_star: float,
-) -> dict[str, Any]:  # fmt: skip
+    n_law: PowerLaw | None,
+    d_law: PowerLaw | None,
+    below: float,
+    flops: float,
+    n_star: float,
+    d_star: float,
+) -> dict[str, Any]:
     """A prediction and its errors, ln predicted - ln found."""
     assert n_law and d_law
     predicted = [law.k * flops**law.exponent for law in (n_law, d_law)]
@@ -317,15 +323,19 @@ def _parametric(points: Points, resamples: int, seed: int, reach: float) -> dict
         "residuals": [
             {"label": label, "params": n, "tokens": d, "flops": c, "residual": r}
             for label, n, d, c, r in zip(
-                points.labels, points.params.tolist(), points.tokens.tolist(),
-                points.flops.tolist(), fit.residuals.tolist(), strict=True,
+                points.labels,
+                points.params.tolist(),
+                points.tokens.tolist(),
+                points.flops.tolist(),
+                fit.residuals.tolist(),
+                strict=True,
             )
         ],
         "extrapolation": extrapolation(points, _surface),
         "frontier": [] if refused else fit.frontier(_range(points.flops, reach)),
         "refused": refused,
         "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
-    }  # fmt: skip
+    }
 
 
 def _surface(points: Points) -> Callable[[Points], np.ndarray]:

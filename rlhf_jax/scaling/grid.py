@@ -1,4 +1,5 @@
-"""The grid of a scaling study, run by run: what `rlhf-jax plan` prints beside the cost of cells here."""
+"""The grid of a scaling study, run by run: what `rlhf-jax plan` prints beside the cost of cells
+here."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from rlhf_jax.study import Study
 def grid(study: Study, hardware: str, mfu: float) -> list[dict[str, Any]]:
     """One row a distinct run of the study's `isoflop` analyses, seeds together.
 
-    Returns [{cell, seeds, params, tokens, tokens_per_param, batch_tokens, steps, lr, schedule, flops:
-    {convention: FLOPs}, chip_hours, dollars}], FLOPs of one seed, hours and dollars of all of them on
-    `hardware` at the model-FLOPs utilisation `mfu` (`exact` convention). A branch counts what it adds to
-    the cell that it continues.
+    Returns [{cell, seeds, params, tokens, tokens_per_param, batch_tokens, steps, lr, schedule,
+    flops: {convention: FLOPs}, chip_hours, dollars}], FLOPs of one seed, hours and dollars of all
+    of them on `hardware` at the model-FLOPs utilisation `mfu` (`exact` convention). A branch counts
+    what it adds to the cell that it continues.
 
     Raises:
       ConfigError: unknown hardware, or an MFU outside (0, 1].

@@ -1,7 +1,7 @@
 """Accelerators that a run can be priced on: peak bfloat16 FLOP/s and dollars a chip-hour.
 
-Peaks of TPUs are those of `aot.chips`; of GPUs, NVIDIA's data sheets for dense arithmetic. Prices are
-lists that anyone could rent at, and they age: `--price` replaces them.
+Peaks of TPUs are those of `aot.chips`; of GPUs, NVIDIA's data sheets for dense arithmetic. Prices
+are lists that anyone could rent at, and they age: `--price` replaces them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ class Hardware:
 
 
 def _tpu(generation: str, low: float, high: float) -> Hardware:
-    return Hardware(f"tpu-{generation}", CHIPS[generation].flops, low, high,
-                    "Google Cloud TPU documentation, system architecture", GOOGLE)  # fmt: skip
+    return Hardware(
+        f"tpu-{generation}",
+        CHIPS[generation].flops,
+        low,
+        high,
+        "Google Cloud TPU documentation, system architecture",
+        GOOGLE,
+    )
 
 
 HARDWARE = {
@@ -70,8 +76,8 @@ def chip_hours(flops: float, hardware: Hardware, mfu: float) -> float:
         raise ConfigError(f"flops is {flops}; it must be a finite number, at least 0")
     if not 0 < mfu <= 1:
         raise ConfigError(
-            f"MFU is {mfu}; it is the share of the peak that model FLOPs reach, above 0 and at most 1 "
-            "(0.4 is usual for a large model)"
+            f"MFU is {mfu}; it is the share of the peak that model FLOPs reach, above 0 and at "
+            f"most 1 (0.4 is usual for a large model)"
         )
     return flops / (hardware.flops * mfu * 3600.0)
 

@@ -1,15 +1,16 @@
 """Approach 2 of Hoffmann 2022: at equal compute, loss is a parabola in ln N; its minimum is N*.
 
 A budget whose minimum the runs do not show is refused in words, and the refusal is part of the
-result: no optimum is copied from a neighbour or read off the end of the grid. The parabola itself is
-an approximation: it is biased when alpha != beta, the more the wider the sizes spread, so runs further
-than 4x from the minimum (`WIDE`) are left out and named, unless the caller takes all of them, and approach 3 is the cross-check.
+result: no optimum is copied from a neighbour or read off the end of the grid. The parabola itself
+is an approximation: it is biased when alpha != beta, the more the wider the sizes spread, so runs
+further than 4x from the minimum (`WIDE`) are left out and named, unless the caller takes all of
+them, and approach 3 is the cross-check.
 
-Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over the
-budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget instead
-often leaves 3 or 4 of them for 3 coefficients: in the studies of `experiments/interval_coverage.py`
-(noise of 0.2, 0.5 and 1%) its 90% intervals of the exponent hold the truth in 97, 97 and 96% of cases;
-these do in 92, 92 and 90%, and are 20 to 34% narrower.
+Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over
+the budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget
+instead often leaves 3 or 4 of them for 3 coefficients: in the studies of
+`experiments/interval_coverage.py` (noise of 0.2, 0.5 and 1%) its 90% intervals of the exponent hold
+the truth in 97, 97 and 96% of cases; these do in 92, 92 and 90%, and are 20 to 34% narrower.
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ class _Parabola:
         self.noise = (self.y - self.fitted) * self.root / np.sqrt(np.maximum(1 - leverage, 1e-3))
 
     def _within(self) -> np.ndarray:
-        """Runs within `window` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are few."""
+        """Runs within `window` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are
+        few."""
         vertex = -self.c[1] / (2 * self.c[2]) if self.c[2] > 0 else np.nan
         if self.u.min() < vertex < self.u.max():
             middle = self.center + vertex
@@ -224,13 +226,19 @@ class _Parabola:
             reason = f"only {resolved:.0%} of bootstrap resamples show an interior minimum"
             return Budget(self.flops, self.runs, refused=reason, draws=draws, **shown)
         return Budget(
-            flops=self.flops, points=self.runs, n_star=float(np.exp(log_n)),
-            d_star=float(np.exp(_log_tokens(self.runs, log_n))), loss_star=float(loss_star),
-            warnings=self._warnings(log_n, resolved), draws=draws, **shown,
-        )  # fmt: skip
+            flops=self.flops,
+            points=self.runs,
+            n_star=float(np.exp(log_n)),
+            d_star=float(np.exp(_log_tokens(self.runs, log_n))),
+            loss_star=float(loss_star),
+            warnings=self._warnings(log_n, resolved),
+            draws=draws,
+            **shown,
+        )
 
     def _minima(self, c: np.ndarray) -> np.ndarray:
-        """(ln N*, ln D*, L*) of parabolas (R, 3); NaN where the minimum is not inside the window."""
+        """(ln N*, ln D*, L*) of parabolas (R, 3); NaN where the minimum is not inside the
+        window."""
         out = np.full((len(c), 3), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             vertex = -c[:, 1] / (2 * c[:, 2])

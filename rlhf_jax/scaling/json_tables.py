@@ -25,7 +25,8 @@ class Table:
     """Records as they are in a file.
 
     Attributes:
-      header: column names in order of appearance. records: (where, {column: cell}), where as `file:line`.
+      header: column names in order of appearance. records: (where, {column: cell}), where as
+          `file:line`.
       separator: between the fields of a CSV, else "".
       left_out: (where, reason) of lines that hold no record. notes: how the file was read.
       twice: column names that the header has more than once; the first column counts.

@@ -1,9 +1,9 @@
 """The peak learning rate as a law of model size and batch, and a check of it at one size.
 
-lr(N, B) = LR0 (N / N0)^-N_POWER (B / B0)^B_POWER, after Porian 2024 and Bi 2024 (DeepSeek LLM), who fit
-power laws of this kind. The constants below are what `learning_rate_fit` gives for
-`experiments/learning_rate.py`; they are the one place to tune, and nobody should trust them far outside
-the sizes of that study. Standard library alone: every study file comes by here.
+lr(N, B) = LR0 (N / N0)^-N_POWER (B / B0)^B_POWER, after Porian 2024 and Bi 2024 (DeepSeek LLM), who
+fit power laws of this kind. The constants below are what `learning_rate_fit` gives for
+`experiments/learning_rate.py`; they are the one place to tune, and nobody should trust them far
+outside the sizes of that study. Standard library alone: every study file comes by here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ B_POWER = 0.52
 
 
 def learning_rate(params: float, batch_tokens: float) -> float:
-    """Peak learning rate (cosine schedule, AdamW) of `params` parameters, all of them, at `batch_tokens`
-    tokens a batch."""
+    """Peak learning rate (cosine schedule, AdamW) of `params` parameters, all of them, at
+    `batch_tokens` tokens a batch."""
     if not (params > 0 and batch_tokens > 0):
         raise ConfigError(f"params is {params}, batch_tokens {batch_tokens}; both must be positive")
     return float(LR0 * (params / N0) ** -N_POWER * (batch_tokens / B0) ** B_POWER)

@@ -20,14 +20,16 @@ def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The law through the best learning rate of each (size, batch).
 
     Args:
-      rows: runs with `params`, `batch_tokens`, `lr`, `loss` (None or not finite: diverged) and `label`.
+      rows: runs with `params`, `batch_tokens`, `lr`, `loss` (None or not finite: diverged) and
+          `label`.
 
-    In each group loss is a parabola in ln lr through the runs within `NEAR` of the lowest and its two
-    neighbours; its minimum is the best rate, and a group whose lowest loss is at an end is refused. The
-    law is least squares in logs, its intervals (95%) are Student's of that regression.
+    In each group loss is a parabola in ln lr through the runs within `NEAR` of the lowest and its
+    two neighbours; its minimum is the best rate, and a group whose lowest loss is at an end is
+    refused. The law is least squares in logs, its intervals (95%) are Student's of that regression.
 
-    Returns {"lr0" (at N0, B0), "n_power", "b_power", "intervals", "residual_sd" (of ln lr), "groups":
-    [{params, batch_tokens, best_lr, loss, refused, predicted, points}], "n", "refused", "notes"}.
+    Returns {"lr0" (at N0, B0), "n_power", "b_power", "intervals", "residual_sd" (of ln lr),
+    "groups": [{params, batch_tokens, best_lr, loss, refused, predicted, points}], "n", "refused",
+    "notes"}.
 
     Raises:
       FitError: fewer than 5 groups show a minimum, or they are of one size or of one batch.
@@ -42,8 +44,8 @@ def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     )
     if len(good) < 5 or len(set(n)) < 2 or len(set(b)) < 2:
         raise FitError(
-            f"{len(good)} of {len(groups)} groups show a best learning rate, at {len(set(n))} sizes "
-            f"and {len(set(b))} batches; the law needs 5 groups, 2 sizes and 2 batches: "
+            f"{len(good)} of {len(groups)} groups show a best learning rate, at {len(set(n))} "
+            f"sizes and {len(set(b))} batches; the law needs 5 groups, 2 sizes and 2 batches: "
             + "; ".join(g["refused"] for g in groups if g["refused"])
         )
     X = np.stack([np.ones_like(n), math.log(N0) - n, b - math.log(B0)], 1)
@@ -69,9 +71,13 @@ def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "groups": groups,
         "n": len(rows),
         "refused": None,
-        "notes": [f"{g['params']:,.0f} parameters, {g['batch_tokens']:,.0f} tokens a batch left out: "
-                  f"{g['refused']}" for g in groups if g["refused"]],
-    }  # fmt: skip
+        "notes": [
+            f"{g['params']:,.0f} parameters, {g['batch_tokens']:,.0f} tokens a batch left out: "
+            f"{g['refused']}"
+            for g in groups
+            if g["refused"]
+        ],
+    }
 
 
 def _best(params: float, batch_tokens: float, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

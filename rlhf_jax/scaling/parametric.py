@@ -4,15 +4,15 @@ The objective is the sum over runs of Huber(delta = 1e-3) of the log residual, a
 minimised from a grid of starts, by Newton and by L-BFGS, and polished until the gradient vanishes.
 
 Intervals are percentiles of a residual bootstrap. Fitted losses are perturbed by deleted residuals
-(each run's, under the law fitted without it) times sqrt(1 - leverage), with random signs, and the law
-is refitted. Deleting matters: a Huber fit at delta = 1e-3 passes almost through several runs, whose
-own residuals then say nothing. For least squares the product is residual / sqrt(1 - leverage), whose
-variance is that of the noise.
+(each run's, under the law fitted without it) times sqrt(1 - leverage), with random signs, and the
+law is refitted. Deleting matters: a Huber fit at delta = 1e-3 passes almost through several runs,
+whose own residuals then say nothing. For least squares the product is residual / sqrt(1 -
+leverage), whose variance is that of the noise.
 
 In 200 synthetic studies each at noise of 0.2, 0.5 and 1% (`experiments/interval_coverage.py`), 90%
-intervals hold alpha in 89, 90 and 88% of them, beta in 90, 91 and 92%, and a in 93, 93 and 92%. Those
-of the case bootstrap (runs drawn with replacement) hold alpha in 92, 96 and 96%, beta in 93, 95 and
-97%, and a in 97, 99 and 99%, and are 11 to 25% wider.
+intervals hold alpha in 89, 90 and 88% of them, beta in 90, 91 and 92%, and a in 93, 93 and 92%.
+Those of the case bootstrap (runs drawn with replacement) hold alpha in 92, 96 and 96%, beta in 93,
+95 and 97%, and a in 97, 99 and 99%, and are 11 to 25% wider.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def fit_parametric(points: Points, resamples: int = 1000, seed: int = 0) -> Para
 
 
 def fit_law(points: Points) -> Law:
-    """The law alone, by Newton from every start, without a bootstrap; raises as `fit_parametric`."""
+    """The law alone, by Newton from every start, without a bootstrap; raises as
+    `fit_parametric`."""
     _check(points)
     sample = _sample(points)
     ends, objectives = sample.descend(sample.starts())
@@ -185,7 +186,8 @@ def _sample(points: Points) -> Surface:
 
 
 def _search(surface: Surface, sample: Surface) -> tuple[np.ndarray, float, float, list[np.ndarray]]:
-    """(theta, objective, share of starts that hit, other optima): starts on the sample, then all runs."""
+    """(theta, objective, share of starts that hit, other optima): starts on the sample, then all
+    runs."""
     starts = sample.starts()
     ends, objectives = sample.descend(starts)
     second = [sample.minimise(start) for start in starts[13::27]]
@@ -228,8 +230,8 @@ def _check(points: Points) -> None:
     )
     if spread[1] < 0.03 * spread[0]:
         raise FitError(
-            "N and D lie on one line in logs (a single budget, or a fixed D/N): approach 3 cannot tell "
-            "their effects apart; add runs off that line"
+            "N and D lie on one line in logs (a single budget, or a fixed D/N): approach 3 cannot "
+            "tell their effects apart; add runs off that line"
         )
 
 
@@ -274,7 +276,8 @@ def _judge(surface: Surface, theta: np.ndarray, condition: float):
 def _other_optima(
     ends: np.ndarray, objectives: np.ndarray, theta: np.ndarray, best: float, count: int = 2
 ) -> list[np.ndarray]:
-    """End points of other starts, distinct from the optimum, best first: seeds for the bootstrap."""
+    """End points of other starts, distinct from the optimum, best first: seeds for the
+    bootstrap."""
     others: list[np.ndarray] = []
     for i in np.argsort(objectives, kind="stable"):
         new = all(np.abs(ends[i] - t).max() > 0.05 for t in [theta, *others])

@@ -1,4 +1,5 @@
-"""The table that every fit starts from: one row a finished run, checked before anything is fitted."""
+"""The table that every fit starts from: one row a finished run, checked before anything is
+fitted."""
 
 from __future__ import annotations
 
@@ -93,15 +94,21 @@ class Points:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The runs as JSON values: label, run_id (None where unknown), params, tokens, flops, loss."""
+        """The runs as JSON values: label, run_id (None where unknown), params, tokens, flops,
+        loss."""
         ids = self.run_ids or (None,) * len(self)
         return [
             {"label": label, "run_id": run_id, "params": n, "tokens": d, "flops": c, "loss": loss}
             for label, run_id, n, d, c, loss in zip(
-                self.labels, ids, self.params.tolist(), self.tokens.tolist(), self.flops.tolist(),
-                self.loss.tolist(), strict=True,
+                self.labels,
+                ids,
+                self.params.tolist(),
+                self.tokens.tolist(),
+                self.flops.tolist(),
+                self.loss.tolist(),
+                strict=True,
             )
-        ]  # fmt: skip
+        ]
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
@@ -161,13 +168,14 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
 def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
     """Points from a table of runs: CSV by any separator, JSON lines, JSON or parquet (`readers`).
 
-    Rows that cannot be used are left out and named in `left_out` and `notes`: runs that say that they
-    did not finish, cells that are no numbers or cannot be, copies, and earlier steps of the same run.
+    Rows that cannot be used are left out and named in `left_out` and `notes`: runs that say that
+    they did not finish, cells that are no numbers or cannot be, copies, and earlier steps of the
+    same run.
 
     Args:
       columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`, or
-        `NAME*FACTOR`. What is left out is recognised by its name (see `columns`), and `notes` says which
-        column was taken for what.
+        `NAME*FACTOR`. What is left out is recognised by its name (see `columns`), and `notes` says
+        which column was taken for what.
 
     Raises:
       FitError: the file is not a table, no row of it can be used, or a column's units cannot be.

@@ -25,14 +25,16 @@ def predict(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The compute-optimal size, tokens and loss at `flops`, by every approach that the table supports.
+    """The compute-optimal size, tokens and loss at `flops`, by every approach that the table
+    supports.
 
     Args:
-      points: runs, all of less compute. planned: the runs to come ({label, params, tokens}); approach 3
-        predicts the loss of each.
+      points: runs, all of less compute. planned: the runs to come ({label, params, tokens});
+        approach 3 predicts the loss of each.
 
-    Returns {"flops", "fitted": n, "below": most compute of a fitted run, "approaches": {"1": {n_star,
-    d_star, [loss_star], intervals, a} or {refused}}, "runs": [{label, params, tokens, loss}]}.
+    Returns {"flops", "fitted": n, "below": most compute of a fitted run, "approaches": {"1":
+    {n_star, d_star, [loss_star], intervals, a} or {refused}}, "runs": [{label, params, tokens,
+    loss}]}.
 
     Raises:
       FitError: `flops` cannot be, a run has as much, or it is over `FARTHEST` times every run.
@@ -44,8 +46,9 @@ def predict(
         )
     if reach > FARTHEST:
         raise FitError(
-            f"{flops:.4g} FLOPs is {reach:.3g} times the largest run ({points.flops.max():.4g}); a fit "
-            f"says nothing beyond {FARTHEST:g} times: ask for {points.flops.max() * FARTHEST:.4g} at most"
+            f"{flops:.4g} FLOPs is {reach:.3g} times the largest run ({points.flops.max():.4g}); a "
+            f"fit says nothing beyond {FARTHEST:g} times: ask for "
+            f"{points.flops.max() * FARTHEST:.4g} at most"
         )
     found: dict[str, Any] = {}
     runs: list[dict[str, Any]] = []
@@ -88,7 +91,8 @@ def check_flops(flops: float) -> float:
         or not 1 <= flops <= MAX["flops"]
     ):
         raise FitError(
-            f"compute to predict at is {flops}; it must be FLOPs from 1 to {MAX['flops']:g}, as 1e20"
+            f"compute to predict at is {flops}; it must be FLOPs from 1 to {MAX['flops']:g}, as "
+            "1e20"
         )
     return float(flops)
 
@@ -104,10 +108,14 @@ def _at(frontier: Sequence[Mapping[str, Any]], flops: float) -> dict[str, Any]:
 
     keys = [key for key in ("n_star", "d_star", "loss_star") if key in frontier[0]]
     ends = {
-        key: [interpolated([(row.get("intervals") or {}).get(key, [None] * 2)[end] for row in frontier])
-              for end in (0, 1)]
+        key: [
+            interpolated(
+                [(row.get("intervals") or {}).get(key, [None] * 2)[end] for row in frontier]
+            )
+            for end in (0, 1)
+        ]
         for key in keys
-    }  # fmt: skip
+    }
     return {key: interpolated([row[key] for row in frontier]) for key in keys} | {
         "intervals": {key: pair for key, pair in ends.items() if None not in pair}
     }
@@ -143,10 +151,13 @@ def score(prediction: Mapping[str, Any], points: Points) -> dict[str, Any]:
                 errors["covered"][key] = low <= seen[key] <= high
         out["approaches"][name] = errors
     losses = dict(zip(here.labels, here.loss.tolist(), strict=True))
-    missed = np.array([
-        math.log(run["loss"] / losses[run["label"]])
-        for run in prediction["runs"] if run["label"] in losses
-    ])  # fmt: skip
+    missed = np.array(
+        [
+            math.log(run["loss"] / losses[run["label"]])
+            for run in prediction["runs"]
+            if run["label"] in losses
+        ]
+    )
     if len(missed):
         out["runs"] = {
             "n": len(missed),

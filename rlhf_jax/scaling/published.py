@@ -14,7 +14,8 @@ from rlhf_jax.scaling.parametric import Law
 
 @dataclass(frozen=True)
 class Frontier:
-    """Compute-optimal tokens D* = k N^g of a model with N parameters; `law` where a loss is known."""
+    """Compute-optimal tokens D* = k N^g of a model with N parameters; `law` where a loss is
+    known."""
 
     k: float
     g: float

@@ -1,4 +1,5 @@
-"""Files to records: CSV by any separator and encoding, JSON lines, JSON, parquet, each also gzipped."""
+"""Files to records: CSV by any separator and encoding, JSON lines, JSON, parquet, each also
+gzipped."""
 
 from __future__ import annotations
 
@@ -31,14 +32,20 @@ def read_file(path: Path) -> Table:
     if kind == ".gz":
         kind = Path(path.stem).suffix.lower()
     readers: dict[str, Callable[[str, str], Table]] = {
-        ".csv": _csv, ".tsv": _csv, ".txt": _csv, ".md": _csv, ".jsonl": json_lines, ".ndjson": json_lines, ".json": json_table
-    }  # fmt: skip
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".txt": _csv,
+        ".md": _csv,
+        ".jsonl": json_lines,
+        ".ndjson": json_lines,
+        ".json": json_table,
+    }
     if not path.is_file():
         raise FitError(f"{path} is not a file")
     if kind not in (*readers, ".parquet"):
         raise FitError(
-            f"{path.name}: expected a .csv, .tsv, .txt, .md, .jsonl, .json or .parquet file, or one of them "
-            "with .gz; save it as CSV"
+            f"{path.name}: expected a .csv, .tsv, .txt, .md, .jsonl, .json or .parquet file, or "
+            f"one of them with .gz; save it as CSV"
         )
     data = _bytes(path)
     if kind == ".parquet":
@@ -69,8 +76,12 @@ def _text(name: str, data: bytes) -> tuple[str, list[str]]:
     """(text, notes) by the byte-order mark, else UTF-8, else Windows-1252."""
     if data[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
         raise FitError(f"{name} is a spreadsheet or zip archive, not text: save it as CSV in UTF-8")
-    marks = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
-             (b"\xfe\xff", "utf-16"))  # fmt: skip
+    marks = (
+        (b"\xff\xfe\x00\x00", "utf-32"),
+        (b"\x00\x00\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    )
     encoding = next((of for mark, of in marks if data.startswith(mark)), "utf-8-sig")
     head = data[:1000]
     if encoding == "utf-8-sig" and len(head) > 3 and b"\0" in head:  # UTF-16 without its mark
@@ -86,8 +97,11 @@ def _text(name: str, data: bytes) -> tuple[str, list[str]]:
         text = data.decode("cp1252", errors="replace")
         notes = [f"{name} is not UTF-8; read as Windows-1252"]
     if found := FOREIGN.match(text):
-        what, do = ("a web page", "download the file itself") if found[1] else (
-            "a Git LFS pointer, not the file", "run `git lfs pull`")  # fmt: skip
+        what, do = (
+            ("a web page", "download the file itself")
+            if found[1]
+            else ("a Git LFS pointer, not the file", "run `git lfs pull`")
+        )
         raise FitError(f"{name} is {what}: {do}")
     control = sum(text.count(chr(i)) for i in (*range(9), 14, 15, 16, 127))
     if "\0" in text or control > 0.01 * len(text) or text.count("\ufffd") > 0.05 * len(text):
@@ -121,8 +135,8 @@ def _csv(name: str, text: str) -> Table:
         ]
         if len(named) != len(header) or any(map(_is_number, named)):
             raise FitError(
-                f"{name}: the first line, {lines[skipped][:200]!r}, is not a header; put the names of the "
-                "columns above it"
+                f"{name}: the first line, {lines[skipped][:200]!r}, is not a header; put the names "
+                f"of the columns above it"
             )
         header = named
     else:
@@ -134,7 +148,8 @@ def _csv(name: str, text: str) -> Table:
         header = [_unmarked(cell) for cell in header]
     if len([cell for cell in header if cell]) < 2 and not any(len(cells) > 1 for _, cells in rows):
         raise FitError(
-            f"{name}:{first} has one column, {header[0][:80]!r}; the separators , ; tab and | are known"
+            f"{name}:{first} has one column, {header[0][:80]!r}; the separators , ; tab and | are "
+            "known"
         )
     return _records(name, header, rows, separator)
 
@@ -152,15 +167,18 @@ def _spaced(lines: Sequence[str]) -> bool:
 
 
 def _separator(header: str, below: Sequence[str]) -> str:
-    """The one that cuts the header into most fields, the same in the lines below where that tells."""
+    """The one that cuts the header into most fields, the same in the lines below where that
+    tells."""
     bare = re.sub(r'"[^"]*"', "", header)
     counts = {mark: bare.count(mark) for mark in SEPARATORS}
     agree = {
         mark: sum(line.count(mark) >= counts[mark] for line in below if line.strip())
         for mark in SEPARATORS
     }
-    return max(SEPARATORS, key=lambda mark: (counts[mark] > 0, agree[mark] if counts[mark] else 0,
-                                             counts[mark]))  # fmt: skip
+    return max(
+        SEPARATORS,
+        key=lambda mark: (counts[mark] > 0, agree[mark] if counts[mark] else 0, counts[mark]),
+    )
 
 
 def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[int, list[str]]]:
@@ -224,11 +242,16 @@ def _records(
         if not cells:
             table.left_out.append((where, "its quotes are not those of CSV"))
         elif len(cells) != len(columns):
-            hint = " (numbers such as 1,000 need quotes)" if len(cells) > len(columns) and separator == "," else ""  # fmt: skip
+            hint = (
+                " (numbers such as 1,000 need quotes)"
+                if len(cells) > len(columns) and separator == ","
+                else ""
+            )
             table.left_out.append(
                 (
                     where,
-                    f"does not have {len(columns)} fields as the header does, but {len(cells)}{hint}",
+                    f"does not have {len(columns)} fields as the header does, but "
+                    f"{len(cells)}{hint}",
                 )
             )
         else:

@@ -110,9 +110,9 @@ def choose_flops(
         logs = [name for name in names if re.match(r"log(?!10)", name.casefold())]
         hint = f" ({logs[0]!r}: call it ln_... or log10_...)" if logs else ""
         raise FitError(
-            f"of params, tokens and flops the table has {have}; two of them are needed. {where} has "
-            f"{listed(names)}: say which they are, --columns params=NAME tokens=NAME{hint}, or add "
-            "a column (tokens = steps x batch x sequence length)"
+            f"of params, tokens and flops the table has {have}; two of them are needed. {where} "
+            f"has {listed(names)}: say which they are, --columns params=NAME tokens=NAME{hint}, or "
+            f"add a column (tokens = steps x batch x sequence length)"
         )
     return notes
 
@@ -128,8 +128,8 @@ def without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> 
             column = columns.pop(role, None)
             if column and role == "step" and not {"label", "run_id"} & set(columns):
                 notes.append(
-                    f"column {column.name!r}: no column names the runs, so each row counts as a run of its "
-                    "own; with a column `run` the last step of each counts"
+                    f"column {column.name!r}: no column names the runs, so each row counts as a "
+                    f"run of its own; with a column `run` the last step of each counts"
                 )
             elif column and role != "step":
                 notes.append(
@@ -153,6 +153,7 @@ def check_third(
     if not TOKENS_PER_PARAM[0] < share < TOKENS_PER_PARAM[1]:
         names = " and ".join(repr(columns[role].name) for role in SIZES if role in columns)
         raise FitError(
-            f"{where}: columns {names} make {share:.3g} tokens a parameter by C = 6 N D, which cannot be: "
-            "check their units; --columns 'flops=NAME*1e18' reads a column in units of 1e18"
+            f"{where}: columns {names} make {share:.3g} tokens a parameter by C = 6 N D, which "
+            f"cannot be: check their units; --columns 'flops=NAME*1e18' reads a column in units of "
+            "1e18"
         )

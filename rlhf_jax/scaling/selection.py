@@ -13,13 +13,61 @@ from rlhf_jax.scaling.columns import Column, FitError
 
 LeftOut = list[tuple[str, str]]  # (label of the run, reason)
 
-# W&B, MLflow, SLURM (sacct cuts words: OUT_OF_ME+), and what people write; compared by their beginnings.
-UNFINISHED = ("crash", "fail", "kill", "run", "preempt", "timeout", "timed out", "time out", "time limit",
-              "cancel", "out of me", "oom", "node fail", "boot fail", "deadline", "pending", "queue",
-              "schedul", "interrupt", "abort", "diverge", "error", "nan", "unfinished", "incomplete",
-              "not ", "in progress", "start", "suspend", "stop", "requeue", "revoke", "resiz", "configur",
-              "completing", "special exit", "terminat", "delet", "lost", "stall", "wait", "submit", "evict",
-              "exception", "damaged", "dead", "broken", "partial", "paused", "hang", "hung")  # fmt: skip
+# W&B, MLflow, SLURM (sacct cuts words: OUT_OF_ME+), and what people write; compared by their
+# beginnings.
+UNFINISHED = (
+    "crash",
+    "fail",
+    "kill",
+    "run",
+    "preempt",
+    "timeout",
+    "timed out",
+    "time out",
+    "time limit",
+    "cancel",
+    "out of me",
+    "oom",
+    "node fail",
+    "boot fail",
+    "deadline",
+    "pending",
+    "queue",
+    "schedul",
+    "interrupt",
+    "abort",
+    "diverge",
+    "error",
+    "nan",
+    "unfinished",
+    "incomplete",
+    "not ",
+    "in progress",
+    "start",
+    "suspend",
+    "stop",
+    "requeue",
+    "revoke",
+    "resiz",
+    "configur",
+    "completing",
+    "special exit",
+    "terminat",
+    "delet",
+    "lost",
+    "stall",
+    "wait",
+    "submit",
+    "evict",
+    "exception",
+    "damaged",
+    "dead",
+    "broken",
+    "partial",
+    "paused",
+    "hang",
+    "hung",
+)
 FINISHED = ("finish", "complete", "done", "succe", "ok", "pass", "converge", "end", "kept", "good")
 GOOD_FLAGS = (
     "finished",
@@ -31,9 +79,25 @@ GOOD_FLAGS = (
     "included",
     "include",
 )
-BAD_FLAGS = ("diverged", "crashed", "failed", "killed", "oom", "nan", "unstable", "interrupted",
-             "preempted", "aborted", "excluded", "exclude", "earlystopped", "stoppedearly", "broken",
-             "incomplete", "unfinished")  # fmt: skip
+BAD_FLAGS = (
+    "diverged",
+    "crashed",
+    "failed",
+    "killed",
+    "oom",
+    "nan",
+    "unstable",
+    "interrupted",
+    "preempted",
+    "aborted",
+    "excluded",
+    "exclude",
+    "earlystopped",
+    "stoppedearly",
+    "broken",
+    "incomplete",
+    "unfinished",
+)
 SUMMARIES = (
     "mean",
     "average",
@@ -81,8 +145,11 @@ def unfinished(
         for i, word in enumerate(words):
             if word.startswith(UNFINISHED) or word in FALSE:
                 out[i] = f"{state.name} is {str(records[i][state.name]).strip()!r}"
-        unknown = Counter(w for w in words if not w.startswith((*UNFINISHED, *FINISHED))
-                          and w not in (*TRUE, *FALSE))  # fmt: skip
+        unknown = Counter(
+            w
+            for w in words
+            if not w.startswith((*UNFINISHED, *FINISHED)) and w not in (*TRUE, *FALSE)
+        )
         if unknown and len(unknown) < len(words):
             said = ", ".join(f"{word!r} ({count} rows)" for word, count in unknown.most_common(5))
             notes.append(f"column {state.name!r}: {said} says not whether the run finished: kept")
@@ -136,8 +203,14 @@ def repeated(
     for group in groups.values():
         if len(group) == 1:
             continue
-        by = next((role for role in ("step", "tokens", "flops")
-                   if len({rows[i].get(role) for i in group} - {None}) > 1), None)  # fmt: skip
+        by = next(
+            (
+                role
+                for role in ("step", "tokens", "flops")
+                if len({rows[i].get(role) for i in group} - {None}) > 1
+            ),
+            None,
+        )
         last = max(group, key=lambda i: (rows[i].get(by) or 0.0 if by else 0.0, i))
         at = f" ({by} {rows[last].get(by):g})" if by else ""
         for i in group:
@@ -188,8 +261,8 @@ def impossible(
         _judge(out, bad, values, f"column {column.name!r}", said, f"{where}: {hint}")
         if role == "loss" and np.median(values) > WORST:
             raise FitError(
-                f"column {column.name!r}: half of the losses are above {WORST}, which is chance over any "
-                f"vocabulary. {where}: {hint}"
+                f"column {column.name!r}: half of the losses are above {WORST}, which is chance "
+                f"over any vocabulary. {where}: {hint}"
             )
     if "params" in columns and "tokens" in columns:
         params, tokens = (_values(rows, role) for role in ("params", "tokens"))
@@ -232,23 +305,31 @@ def off_compute(
     if far_from_6nd(rows):
         power = round(-np.log10(middle)) if 0 < middle < np.inf else 18
         raise FitError(
-            f"{where}: the flops are {middle:.3g} times 6 N D ({names}), and no way of counting FLOPs "
-            f"differs so much; a unit is missing somewhere: --columns 'flops={columns['flops'].name}"
-            f"*1e{power}' if it is that of the flops, or --columns params=... tokens=... for C = 6 N D"
+            f"{where}: the flops are {middle:.3g} times 6 N D ({names}), and no way of counting "
+            f"FLOPs differs so much; a unit is missing somewhere: --columns "
+            f"'flops={columns['flops'].name}*1e{power}' if it is that of the flops, or --columns "
+            "params=... tokens=... for C = 6 N D"
         )
     out: dict[int, str] = {}
     flops = _values(rows, "flops")
     turns = (flops / ratio - flops) / 2.0**64
     if (wrapped := (np.rint(turns) >= 1) & (np.abs(turns - np.rint(turns)) < 1e-3)).any():
         raise FitError(
-            f"{where}: {int(wrapped.sum())} of {len(rows)} flops ({columns['flops'].name!r}) are 6 N D less "
-            "a multiple of 2^64: they were multiplied as integers of 64 bits. Multiply as floats, or leave "
-            "the column out by naming the others: --columns params=NAME tokens=NAME"
+            f"{where}: {int(wrapped.sum())} of {len(rows)} flops ({columns['flops'].name!r}) are 6 "
+            f"N D less a multiple of 2^64: they were multiplied as integers of 64 bits. Multiply "
+            f"as floats, or leave the column out by naming the others: --columns params=NAME "
+            "tokens=NAME"
         )
     with np.errstate(all="ignore"):
         bad = np.abs(np.log(ratio / middle)) > np.log(RATIO)
-    _judge(out, bad, ratio, f"columns {names}", f"C is about {middle:.3g} times 6 N D in other rows",
-           f"{where}: check their units")  # fmt: skip
+    _judge(
+        out,
+        bad,
+        ratio,
+        f"columns {names}",
+        f"C is about {middle:.3g} times 6 N D in other rows",
+        f"{where}: check their units",
+    )
     return out
 
 

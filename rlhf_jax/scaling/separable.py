@@ -3,8 +3,8 @@
 For fixed (alpha, beta) the law is linear in E, A, B >= 0. The inner problem starts at non-negative
 least squares of the relative residuals, which approximate log residuals, and is then solved for the
 objective itself, the log-Huber sum, by damped Newton on the coefficients that are not at zero. The
-outer problem has two dimensions: a grid, then Nelder-Mead from its best points until a restart gains
-nothing. Nothing is shared with the L-BFGS of `surface` but the definition of the objective.
+outer problem has two dimensions: a grid, then Nelder-Mead from its best points until a restart
+gains nothing. Nothing is shared with the L-BFGS of `surface` but the definition of the objective.
 """
 
 from __future__ import annotations
@@ -113,8 +113,12 @@ def _nelder_mead(
 ) -> tuple[np.ndarray, float]:
     """Nelder-Mead from a simplex of relative `size`; it never ends above its start."""
     simplex = start * np.array([[1, 1], [1 + size, 1], [1 - size / 2, 1 + size]])
-    options: dict[str, Any] = {"initial_simplex": simplex, "xatol": tolerance,
-                               "fatol": tolerance, "maxfev": 300}  # fmt: skip
+    options: dict[str, Any] = {
+        "initial_simplex": simplex,
+        "xatol": tolerance,
+        "fatol": tolerance,
+        "maxfev": 300,
+    }
     found = minimize(profile, start, method="Nelder-Mead", options=options)
     return found.x, float(found.fun)
 

@@ -19,7 +19,8 @@ ELEMENTS = 250_000  # residuals in memory at once
 
 
 class Surface:
-    """The objective on fixed data, theta = (ln A', ln B', ln E, alpha, beta) with ln N, ln D centred.
+    """The objective on fixed data, theta = (ln A', ln B', ln E, alpha, beta) with ln N, ln D
+    centred.
 
     Values are in units of delta^2, so that a residual of delta contributes 1/2: with its default
     tolerances an optimizer of the plain sum stops early (Besiroglu 2024).
@@ -40,7 +41,8 @@ class Surface:
         return max(1, min(BLOCK, ELEMENTS // len(self.x)))
 
     def residual(self, theta: np.ndarray, log_loss: np.ndarray | None = None):
-        """Log residuals (..., n) and the shares (3, ..., n) of the terms A, B, E, theta (..., 5)."""
+        """Log residuals (..., n) and the shares (3, ..., n) of the terms A, B, E, theta (...,
+        5)."""
         a, b, e, alpha, beta = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
         terms = np.stack([a - alpha * self.x, b - beta * self.y, e + np.zeros_like(self.x)])
         top = terms.max(0)
@@ -115,12 +117,13 @@ class Surface:
     def moved(self, theta: np.ndarray, other: Surface) -> np.ndarray:
         """theta (5,) of another table's centring in this one's."""
         a, b, e, alpha, beta = theta
-        return np.array([
-            a - alpha * (self.mx - other.mx), b - beta * (self.my - other.my), e, alpha, beta
-        ])  # fmt: skip
+        return np.array(
+            [a - alpha * (self.mx - other.mx), b - beta * (self.my - other.my), e, alpha, beta]
+        )
 
     def coefficients(self, theta: np.ndarray) -> np.ndarray:
-        """(..., 5): E, A, B, alpha, beta of theta (..., 5), the centring undone; inf on overflow."""
+        """(..., 5): E, A, B, alpha, beta of theta (..., 5), the centring undone; inf on
+        overflow."""
         a, b, e, alpha, beta = np.moveaxis(np.asarray(theta, np.float64), -1, 0)
         with np.errstate(over="ignore"):
             E, A, B = np.exp(e), np.exp(a + alpha * self.mx), np.exp(b + beta * self.my)
@@ -137,9 +140,13 @@ class Surface:
         """L-BFGS, restarted up to `rounds` times or until it gains nothing: (theta, objective)."""
         theta, best = np.asarray(start, np.float64), np.inf
         for _ in range(rounds):
-            found = minimize(self, theta, jac=True, method="L-BFGS-B",
-                             options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-13, "gtol": 1e-7,
-                                      "maxcor": 20})  # fmt: skip
+            found = minimize(
+                self,
+                theta,
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-13, "gtol": 1e-7, "maxcor": 20},
+            )
             if not found.fun < best:
                 break
             gained = best - found.fun

@@ -84,9 +84,17 @@ def ladder(
         if width % head_width:
             raise ConfigError(f"width {width} is not a multiple of the head width {head_width}")
         shapes.append(
-            replace(base, width=width, heads=width // head_width, layers=depth(width, aspect),
-                    vocab=vocab, head_width=None, kv_heads=None, ff=None)
-        )  # fmt: skip
+            replace(
+                base,
+                width=width,
+                heads=width // head_width,
+                layers=depth(width, aspect),
+                vocab=vocab,
+                head_width=None,
+                kv_heads=None,
+                ff=None,
+            )
+        )
     shapes.sort(key=_size)
     for small, large in itertools.pairwise(shapes):
         if _size(small) == _size(large):
@@ -95,7 +103,8 @@ def ladder(
 
 
 def batch_rows(tokens: float, seq_len: int, batch: int, min_steps: int = MIN_STEPS) -> int:
-    """Rows of a batch: `batch`, halved until `tokens` make at least `min_steps` steps (or it is 1)."""
+    """Rows of a batch: `batch`, halved until `tokens` make at least `min_steps` steps (or it is
+    1)."""
     while batch > 1 and tokens / (batch * seq_len) < min_steps:
         batch //= 2
     return batch
@@ -189,10 +198,17 @@ def grid_point(
 
 
 def pretrain(point: GridPoint, name: str = "", factor: float = 1.0, seed: int = 0) -> Pretrain:
-    """The point as a cell, at `factor` times its learning rate; cosine schedule over its own tokens."""
+    """The point as a cell, at `factor` times its learning rate; cosine schedule over its own
+    tokens."""
     optim = OptimConfig(lr=point.lr * factor)
-    return Pretrain(name or point.name, model=point.model, tokens=point.tokens, batch=point.batch,
-                    optim=optim, seed=seed)  # fmt: skip
+    return Pretrain(
+        name or point.name,
+        model=point.model,
+        tokens=point.tokens,
+        batch=point.batch,
+        optim=optim,
+        seed=seed,
+    )
 
 
 def _refusal(

@@ -1,5 +1,5 @@
-"""Trunk and branch: one run of constant learning rate a size, and a short decay off it a budget, in the
-place of one whole run a budget (warmup-stable-decay; Hu 2024, Haegele 2024)."""
+"""Trunk and branch: one run of constant learning rate a size, and a short decay off it a budget, in
+the place of one whole run a budget (warmup-stable-decay; Hu 2024, Haegele 2024)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def trunk_and_branch(
 ) -> tuple[list[Pretrain], list[Pretrain]]:
     """(trunk, branches) of one size: edges of the study's graph.
 
-    Trunk cell i (`NAME-trunk-i`) continues trunk cell i - 1 to (1 - decay) of horizon i, at a constant
-    learning rate; branch i (`NAME-branch-i`) continues it to horizon i while the learning rate falls
-    linearly to `optim.final` of the peak. Only the first trunk cell warms up, for `optim.warmup` of its
-    own steps.
+    Trunk cell i (`NAME-trunk-i`) continues trunk cell i - 1 to (1 - decay) of horizon i, at a
+    constant learning rate; branch i (`NAME-branch-i`) continues it to horizon i while the learning
+    rate falls linearly to `optim.final` of the peak. Only the first trunk cell warms up, for
+    `optim.warmup` of its own steps.
 
     Args:
       horizons: tokens at the end of each branch, increasing.
@@ -53,11 +53,29 @@ def trunk_and_branch(
     for i, (end, horizon) in enumerate(zip(ends, whole, strict=True)):
         stable = replace(optim, schedule="constant", warmup=0.0 if i else optim.warmup)
         before = trunk[-1].name if trunk else None
-        trunk.append(Pretrain(f"{name}-trunk-{i}", model=model, tokens=end, batch=batch, optim=stable,
-                              seed=seed, continues=before))  # fmt: skip
+        trunk.append(
+            Pretrain(
+                f"{name}-trunk-{i}",
+                model=model,
+                tokens=end,
+                batch=batch,
+                optim=stable,
+                seed=seed,
+                continues=before,
+            )
+        )
         falling = replace(optim, schedule="linear", warmup=0.0)
-        branches.append(Pretrain(f"{name}-branch-{i}", model=model, tokens=horizon, batch=batch,
-                                 optim=falling, seed=seed, continues=trunk[-1].name))  # fmt: skip
+        branches.append(
+            Pretrain(
+                f"{name}-branch-{i}",
+                model=model,
+                tokens=horizon,
+                batch=batch,
+                optim=falling,
+                seed=seed,
+                continues=trunk[-1].name,
+            )
+        )
     return trunk, branches
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: orbax writes them asynchronously; a fingerprint of every array, taken on the device
 before the write, is compared after the read.
 
-Reading may fail for reasons that pass (memory, permissions, a file system that is away). So a checkpoint is
-deleted only when it is known to be damaged (`damage`), and only by the unfinished cell that wrote it.
+Reading may fail for reasons that pass (memory, permissions, a file system that is away). So a
+checkpoint is deleted only when it is known to be damaged (`damage`), and only by the unfinished
+cell that wrote it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Damaged(ConfigError):
 
 
 class Unreadable(ConfigError):
-    """A checkpoint that could not be read. Whether it is whole is not known; nothing was deleted."""
+    """A checkpoint that could not be read. Whether it is whole is not known; nothing was
+    deleted."""
 
 
 class Unwritten(Exception):
@@ -41,14 +43,14 @@ class Unwritten(Exception):
 
 
 def fingerprint(tree: Any, mixed: bool = True) -> Any:
-    """A tree of uint32, one an array: the sum modulo 2^32 of its words (elements, as unsigned integers of
-    at most 32 bits), each of them first mixed with its position by a bijection (the finaliser of
-    MurmurHash3). Integer sums do not depend on their order, so every sharding gives the same number, and
-    a single changed word always changes it.
+    """A tree of uint32, one an array: the sum modulo 2^32 of its words (elements, as unsigned
+    integers of at most 32 bits), each of them first mixed with its position by a bijection (the
+    finaliser of MurmurHash3). Integer sums do not depend on their order, so every sharding gives
+    the same number, and a single changed word always changes it.
 
     Args:
-        mixed: False is what older versions saved: words times odd position numbers, to which an array and
-            its negative can be equal.
+        mixed: False is what older versions saved: words times odd position numbers, to which an
+            array and its negative can be equal.
     """
 
     def one(x: jax.Array) -> jax.Array:
@@ -115,9 +117,9 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Write `state` and JSON `meta` under `step`. On a CPU the arrays are copied first: an asynchronous
-        write would otherwise read buffers that the next step is donated. Elsewhere orbax copies them to
-        the host before `save` returns.
+        """Write `state` and JSON `meta` under `step`. On a CPU the arrays are copied first: an
+        asynchronous write would otherwise read buffers that the next step is donated. Elsewhere
+        orbax copies them to the host before `save` returns.
 
         Raises:
             Unwritten: this or the last checkpoint cannot be written.
@@ -154,7 +156,10 @@ class Checkpoints:
             except Damaged as e:
                 before = [s for s in self.steps() if s < step]
                 then = f"step {before[-1]}" if before else "the beginning"
-                self.log(f"checkpoint {step} in {self.path} is damaged and deleted ({e}); falling back to {then}")  # fmt: skip
+                self.log(
+                    f"checkpoint {step} in {self.path} is damaged and deleted ({e}); falling back "
+                    f"to {then}"
+                )
                 self.manager.delete(step)
                 continue
             except Unreadable as e:
@@ -174,8 +179,8 @@ class Checkpoints:
         return like.replace(params=parts["params"], **parts["rest"])
 
     def read_params(self, step: int, like: Callable[[Any], Any], marks: Marks | None = None) -> Any:
-        """The parameters alone. `like` says how they are laid out, given their tree of shapes and dtypes;
-        those that it makes `...` of are not read."""
+        """The parameters alone. `like` says how they are laid out, given their tree of shapes and
+        dtypes; those that it makes `...` of are not read."""
         return self._read(step, {"params": like}, marks)[0]["params"]
 
     def verify(self, step: int, like: TrainState) -> Marks:
@@ -209,8 +214,9 @@ class Checkpoints:
             if reason := damage(path, list(like), e):
                 raise Damaged(reason) from e
             raise Unreadable(
-                f"checkpoint {step} in {self.path} could not be read ({_line(e)}); it is not known to "
-                "be damaged, and nothing was deleted. Run the command again when the cause is gone"
+                f"checkpoint {step} in {self.path} could not be read ({_line(e)}); it is not known "
+                f"to be damaged, and nothing was deleted. Run the command again when the cause is "
+                "gone"
             ) from e
 
     def _restored(
@@ -257,12 +263,14 @@ class Checkpoints:
     def _unwritten(self, reason: Exception | str) -> Unwritten:
         said = reason if isinstance(reason, str) else _line(reason)
         return Unwritten(
-            f"a checkpoint could not be written to {self.path} ({said}); is the disk full, or the folder "
-            "not writable? Then run the command again: it goes on from the checkpoint before"
+            f"a checkpoint could not be written to {self.path} ({said}); is the disk full, or the "
+            f"folder not writable? Then run the command again: it goes on from the checkpoint "
+            "before"
         )
 
     def close(self) -> None:
-        """A write that fails now is said, and not raised: whoever needs the checkpoint verifies it."""
+        """A write that fails now is said, and not raised: whoever needs the checkpoint verifies
+        it."""
         try:
             self.wait()
         except Unwritten as e:
@@ -279,7 +287,8 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 def _checked_meta(meta: dict[str, Any]) -> tuple[dict[str, Any], Marks, bool]:
-    """Meta without what was added to it, fingerprints, and whether these are of the present kind."""
+    """Meta without what was added to it, fingerprints, and whether these are of the present
+    kind."""
     if "fingerprint" in meta:  # an older version's
         marks = meta.pop("fingerprint")
         return meta, marks, False
@@ -298,10 +307,11 @@ BROKEN = re.compile(
 
 
 def damage(path: Path, items: list[str], error: Exception) -> str | None:
-    """What is known to be wrong with the checkpoint at `path`, given the error that reading `items` of it
-    raised: files that are missing, short or do not decode, numbers that are not those saved. None
-    where it may be whole: reading also fails for want of memory or permissions, of a file system that
-    is away, or because the code has changed."""
+    """What is known to be wrong with the checkpoint at `path`, given the error that reading `items`
+    of it raised: files that are missing, short or do not decode, numbers that are not those saved.
+    None
+    where it may be whole: reading also fails for want of memory or permissions, of a file system
+    that is away, or because the code has changed."""
     causes = list(_causes(error))
     for e in causes:
         if isinstance(e, Damaged):

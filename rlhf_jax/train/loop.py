@@ -1,7 +1,8 @@
 """The one loop: dispatch step k, write the metrics of step k-1 while it runs, save, resume.
 
-Batch t is a function of t, so a resumed cell goes on bit for bit where its checkpoint stood. Cells that
-train together (`rlhf_jax.train.population`) go through it side by side, each with its own folder.
+Batch t is a function of t, so a resumed cell goes on bit for bit where its checkpoint stood. Cells
+that train together (`rlhf_jax.train.population`) go through it side by side, each with its own
+folder.
 
 At the end the last checkpoint is read back, and `checkpoint.json` says what it is: the step and the
 fingerprints. Whoever starts from the cell reads this checkpoint or none.
@@ -63,8 +64,8 @@ class Member:
     Attributes:
       state: where it starts if it has no checkpoint; its arrays say how restored ones are laid out.
       batch_at: the batch of step t, a function of t alone.
-      row: makes a line of metrics.jsonl of a step's host metrics (floats, and whatever arrays the step
-        returned); it may add up `totals`, which are saved with the checkpoints.
+      row: makes a line of metrics.jsonl of a step's host metrics (floats, and whatever arrays the
+        step returned); it may add up `totals`, which are saved with the checkpoints.
       check: may raise at (step, metrics).
     """
 
@@ -86,7 +87,8 @@ class _Running:
         self.restore()
 
     def attempt(self, part: Callable[..., None], *args: Any) -> None:
-        """Unless something has failed: a part of the work, whose exception is the member's alone."""
+        """Unless something has failed: a part of the work, whose exception is the member's
+        alone."""
         try:
             if self.error is None:
                 part(*args)
@@ -121,9 +123,9 @@ class _Running:
         bad = [n for n, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
             raise Diverged(
-                f"{', '.join(bad)} not finite at step {k} (batch {k - 1}); the last good checkpoint "
-                f"is step {max(self.saved, 0)} in {self.member.folder.checkpoints}. Lower the "
-                "learning rate or change the seed."
+                f"{', '.join(bad)} not finite at step {k} (batch {k - 1}); the last good "
+                f"checkpoint is step {max(self.saved, 0)} in {self.member.folder.checkpoints}. "
+                f"Lower the learning rate or change the seed."
             )
         if self.member.check is not None:
             self.member.check(k, metrics)
@@ -164,8 +166,8 @@ def train(
     """Run `step` until `steps` are taken in all, from the newest whole checkpoint if there is one,
     else from `state`; see `Member` for the rest.
 
-    Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped, Diverged,
-    Unwritten and Unreadable (checkpoints).
+    Every step is logged up to a thousand of them, then every (steps/1000)th. Raises Stopped,
+    Diverged, Unwritten and Unreadable (checkpoints).
     """
     member = Member(folder, state, batch_at, row, beat, check)
     (outcome,) = train_together([member], step, steps, runtime)
@@ -283,7 +285,8 @@ def final_checkpoint(folder: CellFolder, like: Callable[[Any], Any]) -> Any:
 
 
 def final_state(folder: CellFolder, like: TrainState) -> TrainState:
-    """The state that a finished cell ended with, laid out like `like`. Raises as `final_checkpoint` does."""
+    """The state that a finished cell ended with, laid out like `like`. Raises as `final_checkpoint`
+    does."""
     return _final(folder, lambda opened, step, marks: opened.read(step, like, marks))
 
 
@@ -299,8 +302,9 @@ def _final(folder: CellFolder, read: Callable[[Checkpoints, int, Marks | None], 
         step = max([step, *there[-1:]]) if marks is None else step
         if step not in there:
             raise ConfigError(
-                f"{name} has no checkpoint of its last step, {step}, in {folder.checkpoints} (steps there: "
-                f"{there or 'none'}); results that --kept brought back have none. {again}"
+                f"{name} has no checkpoint of its last step, {step}, in {folder.checkpoints} "
+                f"(steps there: {there or 'none'}); results that --kept brought back have none. "
+                f"{again}"
             )
         return read(checkpoints, step, marks)
     except Damaged as e:
@@ -310,7 +314,8 @@ def _final(folder: CellFolder, read: Callable[[Checkpoints, int, Marks | None], 
         ) from e
     except (OSError, Unreadable) as e:
         raise Unreadable(
-            f"the checkpoints of {name} could not be read: {e}; nothing was deleted. If it stays, {again}"
+            f"the checkpoints of {name} could not be read: {e}; nothing was deleted. If it stays, "
+            f"{again}"
         ) from e
     finally:
         if checkpoints is not None:
@@ -318,8 +323,9 @@ def _final(folder: CellFolder, read: Callable[[Checkpoints, int, Marks | None], 
 
 
 def _recorded(folder: CellFolder, again: str) -> tuple[int, Marks | None]:
-    """The step that a cell ended at, and its fingerprints. Older versions recorded neither: then it is the
-    last step in the metrics, unless there is a later checkpoint. Of a cell that is not done: the latest."""
+    """The step that a cell ended at, and its fingerprints. Older versions recorded neither: then it
+    is the last step in the metrics, unless there is a later checkpoint. Of a cell that is not done:
+    the latest."""
     path = folder.path / FINAL
     try:
         record = read_json(path)

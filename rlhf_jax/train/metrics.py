@@ -39,7 +39,8 @@ def peak_flops() -> float:
 
 def matmul_peak(n: int = 2048, tries: int = 8) -> float:
     """FLOP/s of the best of several float32 products of two n x n matrices. Large, so that starting
-    the threads and packing the operands do not count; the best, because this is the machine's limit."""
+    the threads and packing the operands do not count; the best, because this is the machine's
+    limit."""
     x = jax.random.normal(jax.random.key(0), (n, n), jnp.float32)
     multiply = jax.jit(jnp.matmul)
     multiply(x, x).block_until_ready()

@@ -1,8 +1,8 @@
 """Populations: cells that differ in numbers alone, trained as one compiled program.
 
-Every tree of theirs is stacked along a leading axis P, which lies over the devices. On a CPU a device
-takes its members one after the other, elsewhere all at once under `vmap`: wider arrays fill an
-accelerator that a tiny model leaves idle, but push each other out of a CPU core's caches.
+Every tree of theirs is stacked along a leading axis P, which lies over the devices. On a CPU a
+device takes its members one after the other, elsewhere all at once under `vmap`: wider arrays fill
+an accelerator that a tiny model leaves idle, but push each other out of a CPU core's caches.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ AXIS = PartitionSpec("population")
 
 
 class Population:
-    """At most `members` members over `devices`. Where the devices do not divide them, the last one is
-    computed more than once."""
+    """At most `members` members over `devices`. Where the devices do not divide them, the last one
+    is computed more than once."""
 
     def __init__(self, members: int, devices: Sequence[jax.Device]) -> None:
         self.devices = min(members, len(devices))

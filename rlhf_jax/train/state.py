@@ -1,5 +1,6 @@
 """The train state and the optimizer: AdamW, warmup and a schedule, with the learning rate and the
-weight decay as arrays in the state, so that cells that differ in numbers alone share one program."""
+weight decay as arrays in the state, so that cells that differ in numbers alone share one
+program."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ def _adam(optim: OptimConfig) -> optax.GradientTransformation:
 
 
 def _tensorflow_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with `eps` beside sqrt(v) before the bias correction, the form in section 2 of Kingma & Ba
-    2015: sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Early steps are smaller than with `eps` after it."""
+    """Adam with `eps` beside sqrt(v) before the bias correction, the form in section 2 of Kingma &
+    Ba 2015: sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Early steps are smaller than with
+    `eps` after it."""
     moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -51,8 +53,8 @@ _moments = jax.jit(_adam(OptimConfig()).init)
 
 
 def hyper_parameters(optim: OptimConfig, start: int, end: int) -> dict[str, jax.Array]:
-    """The numbers of a cell that runs the optimizer steps [start, end), as arrays: cells that differ
-    in them alone share one compiled step."""
+    """The numbers of a cell that runs the optimizer steps [start, end), as arrays: cells that
+    differ in them alone share one compiled step."""
     return {
         "lr": jnp.float32(optim.lr),
         "weight_decay": jnp.float32(optim.weight_decay),
@@ -95,9 +97,9 @@ def apply_gradients(
     rate: jax.Array,
     factors: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only), times the factor
-    that a top-level entry of the parameters may have. `step` is left as it is: whoever owns the loop
-    counts. Metrics: lr, grad_norm (before clipping)."""
+    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only), times the
+    factor that a top-level entry of the parameters may have. `step` is left as it is: whoever owns
+    the loop counts. Metrics: lr, grad_norm (before clipping)."""
     updates, opt = _adam(optim).update(grads, state.opt, state.params)
     decay = state.hyper["weight_decay"]
 

@@ -21,8 +21,8 @@ def gradients(
     objective: Objective, params: Any, batch: Batch, axes: Axes, accumulate: int = 1
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradients of (global sum) / (global weight) and the metrics `loss`, `weight` and the
-    objective's own sums, over `accumulate` micro-batches: equal to the big batch whatever the masks,
-    because sums and weights are added up before the one division."""
+    objective's own sums, over `accumulate` micro-batches: equal to the big batch whatever the
+    masks, because sums and weights are added up before the one division."""
 
     def summed(
         params: Any, batch: Batch
@@ -52,7 +52,8 @@ def gradients(
 
 
 def micro_batches(batch: Any, axes: Axes, accumulate: int) -> Any:
-    """Arrays (B, ...) as (accumulate, B / accumulate, ...), the rows of each part over the batch axes."""
+    """Arrays (B, ...) as (accumulate, B / accumulate, ...), the rows of each part over the batch
+    axes."""
     B = jax.tree.leaves(batch)[0].shape[0]
     if B % accumulate:
         raise ConfigError(f"{accumulate} accumulation steps do not divide a batch of {B}")
@@ -66,8 +67,8 @@ def micro_batches(batch: Any, axes: Axes, accumulate: int) -> Any:
 
 
 def in_micro_batches(of: Callable[[Any], Any], batch: Any, axes: Axes, accumulate: int = 1) -> Any:
-    """`of(batch)`, whose outputs are arrays of the batch's rows, in `accumulate` parts one after the other,
-    so that a part's activations are in memory at a time."""
+    """`of(batch)`, whose outputs are arrays of the batch's rows, in `accumulate` parts one after
+    the other, so that a part's activations are in memory at a time."""
     if accumulate == 1:
         return of(batch)
 

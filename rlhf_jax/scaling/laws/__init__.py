@@ -21,11 +21,28 @@ LAWS: dict[str, type[ScalingLaw]] = {
 }
 
 __all__ = [
-    "GADRE_2024", "HUBER", "HUBER_LOG", "KAPLAN_2020", "LAWS", "LEAST_SQUARES",
-    "MUENNIGHOFF_2023", "Broken", "Chinchilla", "DataConstrained", "Downstream",
-    "InferenceOptimal", "Kaplan", "LawFit", "Objective", "OverTraining", "ScalingLaw", "broken",
-    "fit", "fit_named", "inference_optimal",
-]  # fmt: skip
+    "GADRE_2024",
+    "HUBER",
+    "HUBER_LOG",
+    "KAPLAN_2020",
+    "LAWS",
+    "LEAST_SQUARES",
+    "MUENNIGHOFF_2023",
+    "Broken",
+    "Chinchilla",
+    "DataConstrained",
+    "Downstream",
+    "InferenceOptimal",
+    "Kaplan",
+    "LawFit",
+    "Objective",
+    "OverTraining",
+    "ScalingLaw",
+    "broken",
+    "fit",
+    "fit_named",
+    "inference_optimal",
+]
 
 
 def fit_named(name: str, points: Points, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:

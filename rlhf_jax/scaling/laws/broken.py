@@ -75,8 +75,11 @@ class Broken(ScalingLaw):
                 log_shape = log_shape - bend * width * _softplus((log_x - place) / width)
             shape = np.exp(log_shape)
             a, b = linear_start([np.ones_like(x), shape], target)
-            bent = [v for place, bend in zip(at, bends, strict=True)
-                    for v in (bend, np.exp(place), width)]  # fmt: skip
+            bent = [
+                v
+                for place, bend in zip(at, bends, strict=True)
+                for v in (bend, np.exp(place), width)
+            ]
             misfit = np.abs(np.log((a + b * shape) / target)).sum()
             scored.append((misfit, [a, b, slopes[0], *bent]))
         scored.sort(key=lambda s: s[0])

@@ -173,29 +173,31 @@ class LawFit:
             for i, label in enumerate(self.points.labels):
                 at = {name: float(getattr(self.points, name)[i]) for name in law.INPUTS}
                 rows.append({"label": label, **at, "residual": float(self.residuals[i])})
-        return plain({
-            "law": law.NAME,
-            "source": law.SOURCE,
-            "inputs": list(law.INPUTS),
-            "target": law.TARGET,
-            "parameters": {name: getattr(law, name) for name in law.names()},
-            "derived": {
-                name: None if self.refused else getattr(law, name) for name in law.DERIVED
-            },
-            "held": dict(self.held),
-            "criterion": self.criterion,
-            "objective": self.objective,
-            "n": self.n,
-            "resamples": len(self.resampled),
-            "seed": self.seed,
-            "level": self.level,
-            "intervals": self.intervals(),
-            "hit_rate": self.hit_rate,
-            "condition": self.condition,
-            "outliers": {"policy": OUTLIERS, "rows": list(self.outliers)},
-            "residuals": rows,
-            "extrapolation": dict(self.extrapolation),
-            "refused": self.refused,
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-        })  # fmt: skip
+        return plain(
+            {
+                "law": law.NAME,
+                "source": law.SOURCE,
+                "inputs": list(law.INPUTS),
+                "target": law.TARGET,
+                "parameters": {name: getattr(law, name) for name in law.names()},
+                "derived": {
+                    name: None if self.refused else getattr(law, name) for name in law.DERIVED
+                },
+                "held": dict(self.held),
+                "criterion": self.criterion,
+                "objective": self.objective,
+                "n": self.n,
+                "resamples": len(self.resampled),
+                "seed": self.seed,
+                "level": self.level,
+                "intervals": self.intervals(),
+                "hit_rate": self.hit_rate,
+                "condition": self.condition,
+                "outliers": {"policy": OUTLIERS, "rows": list(self.outliers)},
+                "residuals": rows,
+                "extrapolation": dict(self.extrapolation),
+                "refused": self.refused,
+                "warnings": list(self.warnings),
+                "notes": list(self.notes),
+            }
+        )

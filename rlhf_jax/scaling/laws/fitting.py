@@ -234,7 +234,8 @@ def _wide(problem: Problem, resampled: np.ndarray) -> list[str]:
         return []
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     return [
-        f"{problem.names[i]} is hardly determined: its 95% interval is {low[i]:.3g} to {high[i]:.3g}"
+        f"{problem.names[i]} is hardly determined: its 95% interval is {low[i]:.3g} to "
+        f"{high[i]:.3g}"
         for i in problem.free
         if problem.positive[i] and not high[i] <= WIDE * low[i]
     ]

@@ -81,7 +81,8 @@ def inference_optimal(
         loss = _loss_at(law, float(flops or 0.0))
     if not law.E < loss < float("inf"):
         raise FitError(
-            f"no model reaches a loss of {loss:g}: the law's irreducible loss is {law.E:g}; ask for more"
+            f"no model reaches a loss of {loss:g}: the law's irreducible loss is {law.E:g}; ask "
+            "for more"
         )
     reducible = loss - law.E
 

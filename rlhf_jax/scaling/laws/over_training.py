@@ -50,8 +50,11 @@ class OverTraining(ScalingLaw):
         log_m, log_c = _logs(columns)
         rows = []
         for eta in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4):
-            terms = [np.ones_like(log_m), np.exp(eta * (log_m - log_c)),
-                     np.exp(-eta * (log_m + log_c))]  # fmt: skip
+            terms = [
+                np.ones_like(log_m),
+                np.exp(eta * (log_m - log_c)),
+                np.exp(-eta * (log_m + log_c)),
+            ]
             rows.append([*linear_start(terms, target), eta])
         return np.array(rows)
 

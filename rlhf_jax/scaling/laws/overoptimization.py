@@ -6,7 +6,8 @@ d = sqrt(KL from the initial policy, nats), the gold score less its value at d =
     best of n   R(d) = d (alpha - beta d)
     RL          R(d) = d (alpha - beta ln d)
 
-Both are linear in alpha and beta. It is no law of a training run's size, so it stands outside `LAWS`.
+Both are linear in alpha and beta. It is no law of a training run's size, so it stands outside
+`LAWS`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ GRID = 60  # places of a fit's band
 
 @dataclass(frozen=True)
 class Curve:
-    """Gold score against d of one optimisation, in blocks that can be resampled: prompts of a best-of-n
-    run, stretches of iterations of an RL run. NaN where a block has fewer points.
+    """Gold score against d of one optimisation, in blocks that can be resampled: prompts of a
+    best-of-n run, stretches of iterations of an RL run. NaN where a block has fewer points.
 
     Attributes:
       label: its name. d_BM: sqrt(KL), (blocks, points). gold_BM: mean gold score there.
@@ -68,8 +69,8 @@ class OverOptimization:
 
     @property
     def peak(self) -> tuple[float, float] | None:
-        """(d*, R(d*)) where the gold score is highest: alpha / 2 beta for best-of-n, exp(alpha / beta - 1)
-        for RL. None where it only rises, or only falls."""
+        """(d*, R(d*)) where the gold score is highest: alpha / 2 beta for best-of-n, exp(alpha /
+        beta - 1) for RL. None where it only rises, or only falls."""
         if self.beta <= 0 or (self.form == "best_of_n" and self.alpha <= 0):
             return None
         if self.form == "best_of_n":
@@ -83,14 +84,14 @@ def fit_overoptimization(
 ) -> dict[str, Any]:
     """Least squares of alpha and beta, as JSON values.
 
-    A best-of-n curve's gain is over its own point at d = 0, block by block: the same prompts. An RL curve has
-    a noisy batch of samples at each d, so the gold score at d = 0 is fitted with alpha and beta. Intervals
-    are 95% bootstrap intervals: curves (seeds, proxies) are drawn and blocks within them; of a single
-    curve only its blocks are, and a few curves make intervals too narrow.
+    A best-of-n curve's gain is over its own point at d = 0, block by block: the same prompts. An RL
+    curve has a noisy batch of samples at each d, so the gold score at d = 0 is fitted with alpha
+    and beta. Intervals are 95% bootstrap intervals: curves (seeds, proxies) are drawn and blocks
+    within them; of a single curve only its blocks are, and a few curves make intervals too narrow.
 
-    Returns {form, formula, source, alpha, beta, gold_at_0, intervals, peak: {d, gain, beyond} or None,
-    refused: why there is no peak, or None, curves: labels, n, d_max, rms, extrapolation, band: {d, gain,
-    low, high}, resamples, seed, notes}.
+    Returns {form, formula, source, alpha, beta, gold_at_0, intervals, peak: {d, gain, beyond} or
+    None, refused: why there is no peak, or None, curves: labels, n, d_max, rms, extrapolation,
+    band: {d, gain, low, high}, resamples, seed, notes}.
 
     Raises:
       FitError: too few values of d, or too small a range of them.
@@ -114,16 +115,33 @@ def fit_overoptimization(
         ends |= {name: _ends(peaks[:, i]) for i, name in enumerate(("peak_d", "peak_gain"))}
     d, gold = data.pooled()
     residual = law.gain(d) + (best[0] if form == "rl" else 0.0) - gold
-    return plain({
-        "form": form, "formula": FORMULAS[form], "source": SOURCE,
-        "alpha": law.alpha, "beta": law.beta, "gold_at_0": data.gold_at_0(best),
-        "intervals": ends, "peak": _peak(law, data.d_max) if refused is None else None,
-        "refused": refused, "curves": [c.label for c in curves], "n": data.points,
-        "d_max": data.d_max, "rms": float(np.sqrt(np.mean(residual**2))),
-        "extrapolation": extrapolation(form, curves),
-        "band": {"d": grid.tolist(), "gain": law.gain(grid).tolist(), "low": low.tolist(), "high": high.tolist()},
-        "resamples": len(drawn), "seed": seed, "notes": _notes(form, curves),
-    })  # fmt: skip
+    return plain(
+        {
+            "form": form,
+            "formula": FORMULAS[form],
+            "source": SOURCE,
+            "alpha": law.alpha,
+            "beta": law.beta,
+            "gold_at_0": data.gold_at_0(best),
+            "intervals": ends,
+            "peak": _peak(law, data.d_max) if refused is None else None,
+            "refused": refused,
+            "curves": [c.label for c in curves],
+            "n": data.points,
+            "d_max": data.d_max,
+            "rms": float(np.sqrt(np.mean(residual**2))),
+            "extrapolation": extrapolation(form, curves),
+            "band": {
+                "d": grid.tolist(),
+                "gain": law.gain(grid).tolist(),
+                "low": low.tolist(),
+                "high": high.tolist(),
+            },
+            "resamples": len(drawn),
+            "seed": seed,
+            "notes": _notes(form, curves),
+        }
+    )
 
 
 def no_peak(law: OverOptimization, ends: dict[str, list[float]], d_max: float) -> str | None:
@@ -132,13 +150,13 @@ def no_peak(law: OverOptimization, ends: dict[str, list[float]], d_max: float) -
     written = f"[{low:.3g}, {high:.3g}]"
     if high < 0:
         return (
-            f"beta = {law.beta:.3g}, 95% interval {written}: the gold score rises ever faster up to d = "
-            f"{d_max:.3g}; no over-optimization is seen"
+            f"beta = {law.beta:.3g}, 95% interval {written}: the gold score rises ever faster up "
+            f"to d = {d_max:.3g}; no over-optimization is seen"
         )
     if low <= 0:
         return (
-            f"the 95% interval of beta, {written}, includes 0: no over-optimization is seen up to d = "
-            f"{d_max:.3g}; optimise further, or with more prompts and seeds"
+            f"the 95% interval of beta, {written}, includes 0: no over-optimization is seen up to "
+            f"d = {d_max:.3g}; optimise further, or with more prompts and seeds"
         )
     if law.form == "best_of_n" and law.alpha <= 0:
         return (
@@ -148,11 +166,11 @@ def no_peak(law: OverOptimization, ends: dict[str, list[float]], d_max: float) -
 
 
 def extrapolation(form: Form, curves: Sequence[Curve]) -> dict[str, Any]:
-    """The law of the first `SHARE` of the range of d, scored on the rest, beside the guess that the gold
-    score stays where it was last.
+    """The law of the first `SHARE` of the range of d, scored on the rest, beside the guess that the
+    gold score stays where it was last.
 
-    Returns {below, fitted, scored, rms_error, mean_error (predicted less observed gain), last_rms_error,
-    last_mean_error}, in units of the gold score, or {"refused": reason}.
+    Returns {below, fitted, scored, rms_error, mean_error (predicted less observed gain),
+    last_rms_error, last_mean_error}, in units of the gold score, or {"refused": reason}.
     """
     whole = _Normal(form, curves)
     d, gold = whole.pooled()
@@ -222,16 +240,18 @@ class _Normal:
             )
         if self.form == "rl" and self.points < ITERATIONS:
             raise FitError(
-                f"{self.points} iterations with a KL and a gold score; the law needs at least {ITERATIONS}: run "
-                "more iterations or seeds"
+                f"{self.points} iterations with a KL and a gold score; the law needs at least "
+                f"{ITERATIONS}: run more iterations or seeds"
             )
         if d[-1] < SPAN * d[0]:
             raise FitError(
-                f"d spans {d[0]:.3g} to {d[-1]:.3g}, less than a factor of {SPAN:g}; optimise further"
+                f"d spans {d[0]:.3g} to {d[-1]:.3g}, less than a factor of {SPAN:g}; optimise "
+                "further"
             )
 
     def solve(self, weights_SB: np.ndarray) -> np.ndarray:
-        """(S, k): coefficients of weighted fits, alpha and beta last; NaN where they are not determined."""
+        """(S, k): coefficients of weighted fits, alpha and beta last; NaN where they are not
+        determined."""
         A = np.einsum("sb,bij->sij", weights_SB, self.A)
         b = weights_SB @ self.b
         found = np.full(b.shape, np.nan)
@@ -240,7 +260,8 @@ class _Normal:
         return found
 
     def resampled(self, resamples: int, seed: int) -> np.ndarray:
-        """(resamples, blocks): how often each block is drawn, curves first and blocks within them."""
+        """(resamples, blocks): how often each block is drawn, curves first and blocks within
+        them."""
         rng = np.random.Generator(np.random.Philox(seed))
         curves = len(self.sizes)
         times = rng.multinomial(curves, np.full(curves, 1 / curves), resamples)

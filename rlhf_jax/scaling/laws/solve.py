@@ -87,9 +87,9 @@ class Problem:
     def values(self, theta: np.ndarray) -> np.ndarray:
         """Coordinates (free, ...) to parameters (p, ...), in theta's dtype."""
         shape = (len(self.names), *theta.shape[1:])
-        values = np.broadcast_to(
-            self.held.reshape(-1, *[1] * (theta.ndim - 1)), shape
-        ).astype(theta.dtype)  # fmt: skip
+        values = np.broadcast_to(self.held.reshape(-1, *[1] * (theta.ndim - 1)), shape).astype(
+            theta.dtype
+        )
         with np.errstate(all="ignore"):
             for k, i in enumerate(self.free):
                 values[i] = np.exp(theta[k]) if self.positive[i] else theta[k]
@@ -130,8 +130,10 @@ class Problem:
         inside = np.abs(residual) <= self.objective.delta
         slope = np.clip(residual, -self.objective.delta, self.objective.delta)
         h = 1e-5
-        rows = [(self(theta + e)[1] - self(theta - e)[1]).T @ slope / (2 * h)
-                for e in h * np.eye(len(theta))]  # fmt: skip
+        rows = [
+            (self(theta + e)[1] - self(theta - e)[1]).T @ slope / (2 * h)
+            for e in h * np.eye(len(theta))
+        ]
         curved = np.array(rows)
         return (J * inside[:, None]).T @ J + 0.5 * (curved + curved.T)
 
@@ -150,9 +152,13 @@ class Problem:
             if not EXACT < best < np.inf or not (axes := self._axes(theta)).size:
                 break
             found = minimize(
-                self._along, np.zeros(len(theta)), args=(theta, axes), jac=True, method="BFGS",
+                self._along,
+                np.zeros(len(theta)),
+                args=(theta, axes),
+                jac=True,
+                method="BFGS",
                 options={"maxiter": 100, "gtol": 1e-9 * np.sqrt(best)},
-            )  # fmt: skip
+            )
             if not found.fun < best:
                 break
             gained, best = best - found.fun, float(found.fun)
@@ -215,7 +221,8 @@ def linear_start(columns: list[np.ndarray], target: np.ndarray, floor: float = 1
     """Non-negative coefficients of `columns` (k of (n,)) that fit `target` in relative terms.
 
     Given the exponents most laws are linear in what is left, which makes a grid of starts small.
-    A coefficient of 0 is raised to where its term is `floor` of the target, since its log is fitted.
+    A coefficient of 0 is raised to where its term is `floor` of the target, since its log is
+    fitted.
     """
     X = np.stack(columns, 1) / target[:, None]
     size = np.abs(X).mean(0)
