@@ -29,7 +29,7 @@ test: $(READY)
 
 device-check:
 	@python=$(BIN)/python; [ -x $$python ] || python=python3; \
-	$$python -m rlhf_jax.bench.device_check $(ARGS)
+	$$python -m rlhf_jax.tools.bench.device_check $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

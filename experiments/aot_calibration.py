@@ -10,7 +10,7 @@ Compiled here: our step, with the same batch, mesh and remat, by today's compile
 
 The one constant of the roofline, the share of the peak that matmuls reach, is fitted on three
 configurations by least squares on log step time and tried on the fourth. `calibration.json` has the
-four errors, and the constant from all four, which `rlhf_jax.aot.roofline.MATMUL` repeats. (A second
+four errors, and the constant from all four, which `rlhf_jax.tools.aot.roofline.MATMUL` repeats. (A second
 constant, for the interconnect, went to its bound of 1 in three of the four fits and made the
 largest error larger: it was dropped.)
 
@@ -32,8 +32,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.aot.compile import prepare_environment
-from rlhf_jax.config import override
+from rlhf_jax.study.config import override
+from rlhf_jax.tools.aot.compile import prepare_environment
 
 RESULTS = Path(__file__).parent / "results" / "aot"
 # Name: published MFU, sequences a chip, mesh, remat.
@@ -48,9 +48,9 @@ TOPOLOGY, SEQ_LEN = "v5e:16x16", 2048
 
 def published_seconds(name: str) -> float:
     """Step time that the published utilisation means."""
-    from rlhf_jax.aot.chips import chip
-    from rlhf_jax.presets import preset
-    from rlhf_jax.scaling.flops import param_counts
+    from rlhf_jax.cost.flops import param_counts
+    from rlhf_jax.cost.presets import preset
+    from rlhf_jax.tools.aot.chips import chip
 
     m = preset(name).model
     mfu, batch, _, _ = PUBLISHED[name]
@@ -72,12 +72,12 @@ def fit(rooflines: Mapping[str, Any], names: list[str]) -> float:
 
 def main() -> None:
     prepare_environment()
-    from rlhf_jax.aot.chips import chip
-    from rlhf_jax.aot.compile import Job, compile_step
-    from rlhf_jax.aot.forecast import forecast
-    from rlhf_jax.aot.program import Program
-    from rlhf_jax.aot.roofline import Machine, Roofline
-    from rlhf_jax.presets import preset
+    from rlhf_jax.cost.presets import preset
+    from rlhf_jax.tools.aot.chips import chip
+    from rlhf_jax.tools.aot.compile import Job, compile_step
+    from rlhf_jax.tools.aot.forecast import forecast
+    from rlhf_jax.tools.aot.program import Program
+    from rlhf_jax.tools.aot.roofline import Machine, Roofline
 
     rooflines: dict[str, Roofline] = {}
     rows: dict[str, dict[str, Any]] = {}

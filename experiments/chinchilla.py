@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from small_models import CORPUS, ROWS, SHAPES, TINY
 
-from rlhf_jax.cells import Cell
-from rlhf_jax.scaling.sweep import grid_point, pretrain
+from rlhf_jax.laws.sweep import grid_point, pretrain
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.cell import Cell
 
 # (budget in FLOPs, the sizes that it trains: first and last index of the ladder, seeds). The
 # smallest and the largest sizes reach beyond what the minima need, so that every size has three

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from small_models import CORPUS, ROWS, SHAPES, TINY
 
-from rlhf_jax.cells import Cell, Pretrain
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.scaling.flops import param_counts
-from rlhf_jax.scaling.learning_rate import learning_rate
-from rlhf_jax.study import Analysis, Study
+from rlhf_jax.cost.flops import param_counts
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.laws.learning_rate import learning_rate
+from rlhf_jax.study import Analysis, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 TOKENS = (2**19, 2**20, 2**21, 2**22)
 # Index of the ladder: how many of TOKENS it trains on, and unique tokens, None for the whole

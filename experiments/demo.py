@@ -11,10 +11,10 @@ seeds.
 
 from __future__ import annotations
 
-from rlhf_jax.cells import PPO, SFT, Cell, Compare, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.scaling.sweep import isoflop_grid, ladder, pretrain
-from rlhf_jax.study import Analysis, Study
+from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward, TaskConfig
+from rlhf_jax.laws.sweep import isoflop_grid, ladder, pretrain
+from rlhf_jax.study import Analysis, CorpusConfig, ModelConfig, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 # 430k parameters lie outside the sizes of the sweep's learning-rate law (which would say 4.3e-3).
 # Of 3e-3 and this, this gave the lower held-out loss: 3.53 against 3.61 nats.

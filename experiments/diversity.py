@@ -25,19 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.cells import (
-    DPO,
-    PPO,
-    SFT,
-    BestOfN,
-    Cell,
-    Compare,
-    Evaluate,
-    Pretrain,
-    TaskConfig,
-)
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.study import Study
+from rlhf_jax.kinds import DPO, PPO, SFT, BestOfN, Compare, Evaluate, Pretrain, TaskConfig
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 CENTRES, SHARES, REWARDS = (25, 50, 75), (0.40, 0.35, 0.25), (0.6, 0.8, 1.0)
 SPREAD, WIDTH = 3.0, 12  # standard deviation of a cluster; what still counts as one

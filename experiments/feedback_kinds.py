@@ -42,9 +42,9 @@ from small_policies import (
     model,
 )
 
-from rlhf_jax.cells import DPO, PPO, SFT, Cell, Compare, Evaluate, Feedback, Reward
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.study import Study
+from rlhf_jax.kinds import DPO, PPO, SFT, Compare, Evaluate, Feedback, Reward
+from rlhf_jax.study import OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 PROMPTS, HELDOUT, SAMPLES = 512, 128, 4
 LIKED = 0.05  # gold score

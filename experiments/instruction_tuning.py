@@ -25,9 +25,9 @@ from typing import Literal
 
 from small_policies import CORPUS, SEEDS, base, model
 
-from rlhf_jax.cells import SFT, Cell, Prompting, TaskConfig
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.study import Study
+from rlhf_jax.kinds import SFT, Prompting, TaskConfig
+from rlhf_jax.study import OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 ITEMS, RECORDS = "instructions:items", "instructions:records"
 # Lengths are of an average record; records bring their own.

@@ -27,10 +27,10 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.chat import Turn, transcript
 from rlhf_jax.data.feedback import Demonstration
 from rlhf_jax.evals.prompting import Item
+from rlhf_jax.study import ConfigError
 
 WORDS = """king house land hand heart father son day earth head eyes world work year lord man men life people child
     war blood death city fire sea water river night face wife door bread tree stone gold hill field road

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from rlhf_jax.scaling.coverage import BUDGETS, LAW, Intervals, intervals, score, study
+from rlhf_jax.laws.coverage import BUDGETS, LAW, Intervals, intervals, score, study
 
 LEVEL = 0.9
 

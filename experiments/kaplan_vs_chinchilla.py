@@ -19,8 +19,9 @@ import chinchilla
 import trunk_and_branch
 from small_models import CORPUS, TINY
 
-from rlhf_jax.cells import Cell, Pretrain
+from rlhf_jax.kinds import Pretrain
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.cell import Cell
 
 WARMUP = 300_000  # tokens, for every size: longer than some sizes train at the smallest budgets
 

@@ -1,5 +1,5 @@
 """The learning rate of the scaling studies: the best one at several sizes N and batches B, and the
-law lr(N, B) = k N^-p B^q through them, which `rlhf_jax.scaling.sweep` then uses.
+law lr(N, B) = k N^-p B^q through them, which `rlhf_jax.laws.sweep` then uses.
 
     rlhf-jax run experiments/learning_rate.py           about 20 minutes on 2 CPU cores
     rlhf-jax run experiments/learning_rate.py --tiny    the same code in a minute
@@ -15,10 +15,10 @@ from typing import Literal
 
 from small_models import CORPUS, SHAPES
 
-from rlhf_jax.cells import Cell, Pretrain
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.scaling.flops import param_counts
-from rlhf_jax.study import Analysis, Study
+from rlhf_jax.cost.flops import param_counts
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.study import Analysis, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 Schedule = Literal["cosine", "wsd"]
 

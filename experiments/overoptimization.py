@@ -30,9 +30,9 @@ from small_policies import (
     model,
 )
 
-from rlhf_jax.cells import PPO, BestOfN, Cell, Compare, Ensemble, Reward
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.study import Analysis, Study
+from rlhf_jax.kinds import PPO, BestOfN, Compare, Ensemble, Reward
+from rlhf_jax.study import Analysis, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 SIZES = {"20k": (1, 16), "80k": (2, 40), "431k": (3, 96)}
 # Held-out accuracy with 2,048 prompts after 4 epochs: 65.4%, 72.5%, 75.2%. After one epoch at 5e-3

@@ -21,9 +21,9 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
-from rlhf_jax.cells import PPO, Cell, Evaluate, Pretrain, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.study import Study
+from rlhf_jax.kinds import PPO, Evaluate, Pretrain, TaskConfig
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 # Walks end at the first. Each is one token.
 NODES = (

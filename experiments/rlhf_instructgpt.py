@@ -30,9 +30,9 @@ from small_policies import (
     model,
 )
 
-from rlhf_jax.cells import DPO, PPO, SFT, BestOfN, Cell, Compare, Evaluate, Reward
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.study import Study
+from rlhf_jax.kinds import DPO, PPO, SFT, BestOfN, Compare, Evaluate, Reward
+from rlhf_jax.study import OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 KL_COEF = 0.1
 PTX_COEF = 1.0  # weight of a text token's loss beside a response token's

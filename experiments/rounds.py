@@ -27,8 +27,9 @@ from small_policies import (
     model,
 )
 
-from rlhf_jax.cells import PPO, Cell, Compare, Evaluate, Reward
+from rlhf_jax.kinds import PPO, Compare, Evaluate, Reward
 from rlhf_jax.study import Study
+from rlhf_jax.study.cell import Cell
 
 ROUNDS = 3
 PROMPTS = 384  # a round, with 6 ranked completions each

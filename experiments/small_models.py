@@ -7,8 +7,8 @@ news (about an eighth of it), the documentation of web services, licences, medic
 
 from __future__ import annotations
 
-from rlhf_jax.config import CorpusConfig
-from rlhf_jax.scaling.sweep import ladder
+from rlhf_jax.laws.sweep import ladder
+from rlhf_jax.study import CorpusConfig
 
 CORPUS = CorpusConfig(
     sources=(

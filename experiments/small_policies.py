@@ -8,9 +8,9 @@ over-optimized: `my heart my heart my heart` has nearly the best score there is.
 
 from __future__ import annotations
 
-from rlhf_jax.cells import SFT, Pretrain, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.scaling.learning_rate import learning_rate
+from rlhf_jax.kinds import SFT, Pretrain, TaskConfig
+from rlhf_jax.laws.learning_rate import learning_rate
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig
 
 CORPUS = CorpusConfig()
 TASK = TaskConfig(16, 24, gold="rlhf_jax.data.annotators:varied_sentiment")
@@ -29,7 +29,7 @@ def model(layers: int, width: int) -> ModelConfig:
 
 def base(name: str, shape: ModelConfig, tokens: int, seed: int = 0) -> Pretrain:
     """A pretrained model, at the learning rate of our fitted law."""
-    from rlhf_jax.scaling.flops import param_counts
+    from rlhf_jax.cost.flops import param_counts
 
     lr = learning_rate(param_counts(shape)["total"], BATCH * CORPUS.seq_len)
     return Pretrain(

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from small_models import CORPUS, ROWS, SHAPES, TINY, TRUNK_LR
 
-from rlhf_jax.cells import Cell
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.scaling.sweep import grid_point, pretrain
-from rlhf_jax.scaling.trunk import trunk_and_branch
-from rlhf_jax.study import Analysis, Study
+from rlhf_jax.laws.sweep import grid_point, pretrain
+from rlhf_jax.laws.trunk import trunk_and_branch
+from rlhf_jax.study import Analysis, OptimConfig, Study
+from rlhf_jax.study.cell import Cell
 
 BUDGETS = tuple(2e11 * 1.5**j for j in range(7))
 # Index of the ladder: the budgets that it trains, first to last.

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from launch.graph import Graph, Job
 from rlhf_jax.report.headline import headline
-from rlhf_jax.runs import STALE_SECONDS, CellFolder, Damaged
+from rlhf_jax.study.runs import STALE_SECONDS, CellFolder, Damaged
 
 LINE_SECONDS = 30.0  # between two lines of a running cell
 REFRESH_SECONDS = 1.0

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.plan import remaining_paths, wall_seconds
-from rlhf_jax.populations import populations
-from rlhf_jax.runs import CellFolder
-from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.graph import Study
+from rlhf_jax.study.plan import remaining_paths, wall_seconds
+from rlhf_jax.study.populations import populations
+from rlhf_jax.study.runs import CellFolder
 
 RETRY_SECONDS = 2.0  # between two looks at a cell that another process holds
 

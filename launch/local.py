@@ -23,17 +23,17 @@ from launch import machine
 from launch.display import Silent, choose
 from launch.graph import Graph, Job, clear
 from launch.worker import Worker
-from rlhf_jax.mesh import full_mesh
-from rlhf_jax.plan import make_plan
-from rlhf_jax.runs import STALE_SECONDS, Runs, write_sealed
-from rlhf_jax.study import Study
+from rlhf_jax.placement.mesh import full_mesh
+from rlhf_jax.study.graph import Study
+from rlhf_jax.study.plan import make_plan
+from rlhf_jax.study.runs import STALE_SECONDS, Runs, write_sealed
 
 TICK_SECONDS = 0.25
 # After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and for as long as its heart
 # beats up to STOP_LIMIT: a large checkpoint takes minutes.
 STOP_SECONDS, STOP_LIMIT = 20.0, 1800.0
 ATTEMPTS = 3  # workers that may be killed in one cell before it has failed
-EXECUTE = (sys.executable, "-m", "rlhf_jax.execute")
+EXECUTE = (sys.executable, "-m", "rlhf_jax.worker")
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
         first, with all that start from them.
       workers: processes at once (default: one a core, one in all beside an accelerator).
       threads: of each (default: cores / workers).
-      mesh, accumulate: of each worker, as `rlhf_jax.mesh.check_placement` has approved them.
+      mesh, accumulate: of each worker, as `rlhf_jax.placement.mesh.check_placement` has approved them.
       display: `auto`, `table`, `lines` or `none`.
       again: the command that continues, to be shown when something is left.
       worker_command: what a worker process is started with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlhf_jax.cpu import cores, tpu_here
+from rlhf_jax.placement.cpu import cores, tpu_here
 
 __all__ = ["accelerator", "cores", "default_workers", "devices"]
 

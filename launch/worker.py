@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rlhf_jax.cpu import worker_environment
+from rlhf_jax.placement.cpu import worker_environment
 
 
 class Worker:

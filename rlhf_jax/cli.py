@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from launch import machine
 from launch.graph import forgotten, needed
-from rlhf_jax import aot, bench, tables
-from rlhf_jax.config import ConfigError, argument
-from rlhf_jax.cpu import without_tpu
-from rlhf_jax.kept import restore
-from rlhf_jax.mesh import check_placement, full_mesh
-from rlhf_jax.plan import StudyPlan, make_plan
-from rlhf_jax.ranges import Count, Efficiency, Seed, Size, Temperature
-from rlhf_jax.runs import (
+from rlhf_jax.cost import cli as cost_cli
+from rlhf_jax.laws import cli as scaling_cli
+from rlhf_jax.laws.grid import grid
+from rlhf_jax.placement.cpu import without_tpu
+from rlhf_jax.placement.mesh import check_placement, full_mesh
+from rlhf_jax.report import terminal as tables
+from rlhf_jax.study.config import ConfigError, argument
+from rlhf_jax.study.graph import Study, load_study
+from rlhf_jax.study.kept import restore
+from rlhf_jax.study.plan import StudyPlan, make_plan
+from rlhf_jax.study.ranges import Count, Efficiency, Seed, Size, Temperature
+from rlhf_jax.study.runs import (
     CellFolder,
     Damaged,
     Runs,
@@ -36,10 +40,7 @@ from rlhf_jax.runs import (
     status,
     write_study,
 )
-from rlhf_jax.scaling import cli as scaling_cli
-from rlhf_jax.scaling import cost_cli
-from rlhf_jax.scaling.grid import grid
-from rlhf_jax.study import Study, load_study
+from rlhf_jax.tools import aot, bench
 
 if TYPE_CHECKING:
     from rlhf_jax.data.corpus import Corpus
@@ -322,10 +323,10 @@ def _fit(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _predict(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from rlhf_jax.laws.points import FitError
+    from rlhf_jax.laws.predict import check_flops
     from rlhf_jax.report.foretell import foretell
     from rlhf_jax.report.study_results import read_study
-    from rlhf_jax.scaling.points import FitError
-    from rlhf_jax.scaling.predict import check_flops
 
     try:
         check_flops(args.at)
@@ -389,8 +390,8 @@ def _check(
 ) -> None:
     """Refuses what a job would refuse of the data, if it is there. `names`: the cells that would
     run. Says what is left out, or may be meant otherwise. `failing`: as of `check_data`."""
-    from rlhf_jax.jobs.between_cells import remarks
-    from rlhf_jax.jobs.needs import check_data
+    from rlhf_jax.kinds.between_cells import remarks
+    from rlhf_jax.kinds.needs import check_data
 
     said = remarks(study)
     if corpus is not None:
@@ -500,7 +501,7 @@ def _check_cells(study: Study, runs: Runs, args: argparse.Namespace) -> None:
     """What needs no data: where cells are placed (all of them; in a run those that would run), and
     what they ask of each other."""
     from rlhf_jax.data.corpus import find
-    from rlhf_jax.jobs.between_cells import check_cells
+    from rlhf_jax.kinds.between_cells import check_cells
 
     names = {c.name for c in study.cells}
     if args.command == "run":

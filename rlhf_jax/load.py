@@ -9,19 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.cells import TaskConfig
-from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig, from_json
-from rlhf_jax.cpu import keep_compiled
 from rlhf_jax.data.chat import Template
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.integrity import read_manifest, warn
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
-from rlhf_jax.generate import generate
-from rlhf_jax.jobs.context import read_model
-from rlhf_jax.parallel import AXES, make_mesh, place_batch
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.kinds.context import read_model
+from rlhf_jax.kinds.task import TaskConfig
+from rlhf_jax.model.sampler import generate
+from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
+from rlhf_jax.placement.cpu import keep_compiled
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, from_json
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime
 
 

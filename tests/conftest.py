@@ -11,14 +11,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: fits use tin
 import pytest
 
 from launch import local
-from rlhf_jax.cells import PPO, SFT, Compare, Evaluate, Pretrain, Reward
-from rlhf_jax.config import CorpusConfig, ModelConfig
-from rlhf_jax.runs import Runs
+from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward
 from rlhf_jax.study import Study, load_study
+from rlhf_jax.study.config import CorpusConfig, ModelConfig
+from rlhf_jax.study.runs import Runs
 
 STUDY = """
-from rlhf_jax.cells import Pretrain, SFT
-from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.kinds import Pretrain, SFT
+from rlhf_jax.study import CorpusConfig, ModelConfig
 from rlhf_jax.study import Study
 
 
@@ -34,12 +34,12 @@ def study(tiny):
     ), CorpusConfig(vocab=64, seq_len=32), members=1)
 """
 
-# Answers like rlhf_jax.execute. What it does in a cell is the text of CONTROL/<cell>; what it has
+# Answers like rlhf_jax.worker. What it does in a cell is the text of CONTROL/<cell>; what it has
 # done is a line in CONTROL/log.
 WORKER = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from rlhf_jax.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study.runs import Heartbeat, Runs, write_json
 from rlhf_jax.study import load_study
 
 control, path, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]

@@ -28,9 +28,9 @@ from fuzz_studies import BASE, ROUTES, WRONG, with_value
 from fuzz_tables import cases as table_cases
 from fuzz_tables import problem_of
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.sources import documents
+from rlhf_jax.study.config import ConfigError
 
 OUTCOMES = ("ran", "refused", "traceback", "hang", "nonsense")
 Outcomes = Iterator[tuple[str, str]]  # (one of `OUTCOMES`, what was given and what came)

@@ -13,8 +13,8 @@ from random import Random
 from rlhf_jax.cli import main
 
 STUDY = '''"""A study of two cells."""
-from rlhf_jax.cells import Pretrain, SFT, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.kinds import Pretrain, SFT, TaskConfig
+from rlhf_jax.study import CorpusConfig, ModelConfig
 from rlhf_jax.study import Study
 
 

@@ -20,10 +20,10 @@ from fuzz_studies import places
 from test_kinds_on_meshes import STUDY
 from tiny_models import tiny_corpus_config
 
-from rlhf_jax.config import CorpusConfig, to_json
 from rlhf_jax.data.corpus import find
-from rlhf_jax.runs import Runs
 from rlhf_jax.study import Study, load_study
+from rlhf_jax.study.config import CorpusConfig, to_json
+from rlhf_jax.study.runs import Runs
 
 # By the name of a field: what it may hold, the least and the strangest first.
 VALUES: dict[str, tuple[Any, ...]] = {

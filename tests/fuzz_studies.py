@@ -13,12 +13,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rlhf_jax.cells import (
+from rlhf_jax.kinds import (
     DPO,
     PPO,
     SFT,
     BestOfN,
-    Cell,
     Compare,
     Ensemble,
     Evaluate,
@@ -28,8 +27,9 @@ from rlhf_jax.cells import (
     Reward,
     TaskConfig,
 )
-from rlhf_jax.config import CorpusConfig, ModelConfig, from_json, override, to_json
 from rlhf_jax.study import Study
+from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.config import CorpusConfig, ModelConfig, from_json, override, to_json
 
 MODEL = ModelConfig(layers=2, width=16, heads=2, vocab=300, max_positions=64)
 CORPUS = CorpusConfig(vocab=300, seq_len=32, heldout_tokens=256)

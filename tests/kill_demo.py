@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.corpus import find
-from rlhf_jax.runs import CellFolder, Runs, read_json
 from rlhf_jax.study import Study, load_study
+from rlhf_jax.study.runs import CellFolder, Runs, read_json
 
 TIMING = {"tokens_per_second", "mfu", "time", "seconds", "eta_seconds", "finished", "started"}
 REPORTING = "Building the report"

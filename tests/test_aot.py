@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.aot.cli import wanted
-from rlhf_jax.aot.compile import INSTALL, Job, _refused, check, prepare_environment
-from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.presets import preset
+from rlhf_jax.cost.presets import preset
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.tools.aot.cli import wanted
+from rlhf_jax.tools.aot.compile import INSTALL, Job, _refused, check, prepare_environment
 
 ROOT = Path(__file__).parent.parent
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"libtpu is not installed: {INSTALL}"
 )
 STUDY = """
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.study import CorpusConfig, ModelConfig
 from rlhf_jax.study import Study
 
 

@@ -12,24 +12,24 @@ import pytest
 from tiny_models import GQA, LEARNED, mesh
 
 from rlhf_jax import cli, load
-from rlhf_jax import generate as sampler
-from rlhf_jax.cells import DPO, PPO, SFT, Compare, Pretrain, TaskConfig
-from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig, to_json
 from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.data.feedback import Comparison
 from rlhf_jax.data.signals import answer_of
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, USER
 from rlhf_jax.evals.rankings import label_notes, uninformative
-from rlhf_jax.generate import Samples, generate
-from rlhf_jax.jobs.compare import ranked
-from rlhf_jax.jobs.context import task_of
-from rlhf_jax.jobs.rankings import template_of
-from rlhf_jax.jobs.sampling import Chunk
+from rlhf_jax.kinds import DPO, PPO, SFT, Compare, Pretrain, TaskConfig
+from rlhf_jax.kinds.compare.job import ranked
+from rlhf_jax.kinds.context import task_of
+from rlhf_jax.kinds.rankings import template_of
+from rlhf_jax.kinds.sampling import Chunk
+from rlhf_jax.model import sampler
+from rlhf_jax.model.sampler import Samples, generate
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import preference_loss
-from rlhf_jax.parallel import AXES
 from rlhf_jax.rl.scores import standardising
-from rlhf_jax.runs import write_json
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, to_json
+from rlhf_jax.study.runs import write_json
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

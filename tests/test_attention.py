@@ -18,7 +18,7 @@ from tiny_models import GQA, full_logits, mesh, noisy_params, packed_batch
 
 from rlhf_jax.model import dispatch
 from rlhf_jax.model.dispatch import attend, choose, look, platform
-from rlhf_jax.parallel import AXES
+from rlhf_jax.model.sharding import AXES
 
 __all__ = ["mesh"]
 ROWS, T, C = [[128], [40, 30, 20]], 128, 8

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.bench import add_arguments, agreement, command, measure, peers, tables, train
-from rlhf_jax.bench.rows import batch_of, random_rows
-from rlhf_jax.bench.shapes import LADDER, Shape, chosen
-from rlhf_jax.config import ConfigError
-from rlhf_jax.scaling.flops import flops_per_token, param_counts
+from rlhf_jax.cost.flops import flops_per_token, param_counts
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.tools.bench import add_arguments, agreement, command, measure, peers, tables, train
+from rlhf_jax.tools.bench.rows import batch_of, random_rows
+from rlhf_jax.tools.bench.shapes import LADDER, Shape, chosen
 
 TINY = Shape("tiny", 1, 32, 16, 384, 2, 64)
 ROOT = Path(__file__).parent.parent

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.bench import peers, ppo, tables, train
-from rlhf_jax.bench.shapes import PPO_LADDER, Shape
-from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.scaling.flops import flops_per_token, param_counts
+from rlhf_jax.cost.flops import flops_per_token, param_counts
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.tools.bench import peers, ppo, tables, train
+from rlhf_jax.tools.bench.shapes import PPO_LADDER, Shape
 
 TINY = Shape("tiny", 1, 32, 16, 300, 4, 16)
 TIMES = {"total", "generate", "score", "update", "tokens_per_second", "peak_memory_bytes"}

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from tiny_models import mesh, noisy_params, tiny_corpus
 
-from rlhf_jax.cells import BestOfN, Pretrain, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.feedback import Demonstration, read
 from rlhf_jax.evals.best_of_n import (
     best_of_n_curve,
@@ -21,11 +19,13 @@ from rlhf_jax.evals.best_of_n import (
     kl_bound,
     powers_of_two,
 )
-from rlhf_jax.jobs import best_of_n as job
-from rlhf_jax.jobs.context import Context, TaskPrompts
-from rlhf_jax.parallel import AXES
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.kinds import BestOfN, Pretrain, TaskConfig
+from rlhf_jax.kinds.best_of_n import job
+from rlhf_jax.kinds.context import Context, TaskPrompts
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
 __all__ = ["mesh"]

@@ -14,12 +14,12 @@ import pytest
 import tiny_models  # noqa: F401 (before jax starts: the devices of all tests)
 
 from rlhf_jax import cli
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.sources import documents
 from rlhf_jax.evals.prompting import Item
-from rlhf_jax.generate import Sequences
-from rlhf_jax.outside import call_for_list, call_for_scores, call_for_texts
+from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.rl.scores import callable_reward, cause
+from rlhf_jax.study.callables import call_for_list, call_for_scores, call_for_texts
+from rlhf_jax.study.config import ConfigError
 
 HERE, TEXTS = __name__, ["one", "two", "three"]
 RESULT = None  # what `gives` gives
@@ -237,8 +237,8 @@ instance = Class(1, 2)
 partial = functools.partial(three, 1)
 """
 STUDY = """
-from rlhf_jax.cells import PPO, SFT, Evaluate, Pretrain, Prompting, TaskConfig
-from rlhf_jax.config import *
+from rlhf_jax.kinds import PPO, SFT, Evaluate, Pretrain, Prompting, TaskConfig
+from rlhf_jax.study import *
 from rlhf_jax.study import Study
 
 

@@ -14,8 +14,8 @@ import pytest
 from tiny_models import mesh, same_bits
 from tiny_toy import STEPS, Toy, toy, toy_step, uninterrupted
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, Runs, read_json, write_json
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import CellFolder, Runs, read_json, write_json
 from rlhf_jax.train import Checkpoints, Stopped
 from rlhf_jax.train import checkpoints as module
 from rlhf_jax.train.checkpoints import Unreadable, Unwritten

@@ -11,15 +11,14 @@ import pytest
 from tiny_models import copied, mesh, same_bits, tiny_corpus
 from tiny_toy import OPTIM, STEPS, regression, toy, toy_step, uninterrupted
 
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
-from rlhf_jax.execute import run_cell
-from rlhf_jax.jobs import language
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.pretrain import job as language
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES
-from rlhf_jax.runs import Heartbeat, Runs, write_json
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.runs import Heartbeat, Runs, write_json
 from rlhf_jax.train import (
     Checkpoints,
     Diverged,
@@ -30,6 +29,7 @@ from rlhf_jax.train import (
     train_step,
 )
 from rlhf_jax.train.checkpoints import fingerprint
+from rlhf_jax.worker import run_cell
 
 __all__ = ["mesh", "toy", "toy_step", "uninterrupted"]
 # Of coroutines that orbax drops when reading fails.

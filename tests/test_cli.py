@@ -13,11 +13,11 @@ import pytest
 
 from launch import local
 from rlhf_jax import cli
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.mesh import check_placement, full_mesh
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
-from rlhf_jax.runs import find_cell, write_json
 from rlhf_jax.study import Study
+from rlhf_jax.study.runs import find_cell, write_json
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def command(fake, monkeypatch):
     module = types.ModuleType("rlhf_jax.data.corpus")
     module.find = lambda cfg, root: corpus
     module.prepare = lambda cfg, root, log: corpus
-    monkeypatch.setattr("rlhf_jax.jobs.needs.check_data", lambda *given: [])
+    monkeypatch.setattr("rlhf_jax.kinds.needs.check_data", lambda *given: [])
     monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
     report = types.ModuleType("rlhf_jax.report.html")
     report.build = lambda folder, root: folder / "report.html"
@@ -337,7 +337,7 @@ def test_generate_prints_the_distribution_and_a_continuation(fake, monkeypatch, 
 
 def test_planning_and_launching_never_import_jax(fake):
     code = (
-        "import sys; from rlhf_jax import cli; import launch.local, rlhf_jax.plan;"
+        "import sys; from rlhf_jax import cli; import launch.local, rlhf_jax.study.plan;"
         f"cli.main(['plan', {str(fake.path)!r}, '--runs', 'none', "
         "'corpus.sources=[\"shakespeare\"]']);"
         "bad = {'jax', 'tensorflow'} & set(sys.modules); assert not bad, bad"

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.cells import KINDS, PPO, SFT, Cell, Compare, Ensemble, Pretrain, Prompting, TaskConfig
-from rlhf_jax.config import (
+from rlhf_jax.kinds import KINDS, PPO, SFT, Compare, Ensemble, Pretrain, Prompting, TaskConfig
+from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.config import (
     Checked,
     ConfigError,
     CorpusConfig,

@@ -13,17 +13,17 @@ import pytest
 from tiny_models import WORDS
 
 from rlhf_jax import cli
-from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data import corpus as corpus_module
 from rlhf_jax.data import find, integrity, prepare, recipes
 from rlhf_jax.data.corpus import SPLITS, recipe
-from rlhf_jax.runs import Runs, write_json
 from rlhf_jax.study import load_study
+from rlhf_jax.study.config import ConfigError, CorpusConfig
+from rlhf_jax.study.runs import Runs, write_json
 
 STUDY = """
 from pathlib import Path
-from rlhf_jax.cells import SFT, Pretrain
-from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.kinds import SFT, Pretrain
+from rlhf_jax.study import CorpusConfig, ModelConfig
 from rlhf_jax.study import Study
 
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.presets import PRESETS
-from rlhf_jax.scaling import cost_cli
-from rlhf_jax.scaling.cost import compare_laws, serving, training_cost, undertrained_table
-from rlhf_jax.scaling.hardware import HARDWARE, run_cost
-from rlhf_jax.scaling.published import FRONTIERS
+from rlhf_jax.cost import cli as cost_cli
+from rlhf_jax.cost.hardware import HARDWARE, run_cost
+from rlhf_jax.cost.presets import PRESETS
+from rlhf_jax.cost.prices import compare_laws, serving, training_cost, undertrained_table
+from rlhf_jax.laws.published import FRONTIERS
+from rlhf_jax.study.config import ConfigError
 
 
 def run(*argv):

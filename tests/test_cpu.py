@@ -4,7 +4,7 @@ stays."""
 import subprocess
 import sys
 
-from rlhf_jax.cpu import MALLOC, worker_environment
+from rlhf_jax.placement.cpu import MALLOC, worker_environment
 
 
 def test_one_thread_is_one_thread_everywhere(monkeypatch):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from tiny_models import LEARNED, mesh, noisy_params
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data import tokenizer as tokenizers
 from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.tokenizer import EOS, FIRST_BYTE, PAD
-from rlhf_jax.generate import join
 from rlhf_jax.model import param_axes
-from rlhf_jax.parallel import AXES, place, place_batch
+from rlhf_jax.model.sampler import join
+from rlhf_jax.model.sharding import AXES, place, place_batch
 from rlhf_jax.rl.critique import verdict_reward, verdict_scores
 from rlhf_jax.rl.scores import Member
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

@@ -12,13 +12,21 @@ import numpy as np
 import pytest
 
 from launch import local
-from rlhf_jax import cli, execute
-from rlhf_jax.cells import BestOfN, Compare, Feedback
-from rlhf_jax.config import to_json
+from rlhf_jax import cli
+from rlhf_jax import worker as execute
 from rlhf_jax.data.feedback import Comparison, Demonstration, write
-from rlhf_jax.jobs import rankings, sft
-from rlhf_jax.jobs.sampling import save_arrays
-from rlhf_jax.runs import CellFolder, Damaged, Heartbeat, write_json, write_sealed, write_study
+from rlhf_jax.kinds import BestOfN, Compare, Feedback, rankings
+from rlhf_jax.kinds.sampling import save_arrays
+from rlhf_jax.kinds.sft import job as sft
+from rlhf_jax.study.config import to_json
+from rlhf_jax.study.runs import (
+    CellFolder,
+    Damaged,
+    Heartbeat,
+    write_json,
+    write_sealed,
+    write_study,
+)
 
 LOSS = 4.90625
 # Files of a finished cell, of one that has failed, and of the study.
@@ -54,7 +62,7 @@ def world(fake, monkeypatch):
     module.prepare = lambda cfg, root, log: corpus
     import rlhf_jax.load as load
 
-    monkeypatch.setattr("rlhf_jax.jobs.needs.check_data", lambda *given: [])
+    monkeypatch.setattr("rlhf_jax.kinds.needs.check_data", lambda *given: [])
     monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
     monkeypatch.setattr(load, "read_model", lambda folder, cfg, runtime: {})
     monkeypatch.setattr(load, "read_manifest", lambda folder: {})

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import GQA, full_logits, log_softmax, mesh, noisy_params
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data import tokenizer as tokenizers
 from rlhf_jax.data.chat import (
     MARKERS,
@@ -22,6 +21,7 @@ from rlhf_jax.data.chat import (
     turns_of,
 )
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, FIRST_BYTE, USER
+from rlhf_jax.study.config import ConfigError
 
 __all__ = ["mesh"]
 TURNS = [

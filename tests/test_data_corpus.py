@@ -11,12 +11,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data import corpus as corpus_module
 from rlhf_jax.data import find, prepare
 from rlhf_jax.data.corpus import SPLITS, recipe
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
+from rlhf_jax.study.config import ConfigError, CorpusConfig
 
 WORDS = [
     a + b
@@ -216,7 +216,7 @@ def test_neither_tensorflow_nor_jax_is_imported_by_prepare_and_batch(texts, tmp_
     code = f"""
 import sys
 from pathlib import Path
-from rlhf_jax.config import CorpusConfig
+from rlhf_jax.study import CorpusConfig
 from rlhf_jax.data import find, prepare
 cfg = CorpusConfig(({source!r},), vocab=320, seq_len=32, validation=0.1, test=0.1)
 root = Path({str(tmp_path)!r})

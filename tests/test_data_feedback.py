@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data import BOS, prepare
 from rlhf_jax.data.annotators import (
     approved,
@@ -22,6 +21,7 @@ from rlhf_jax.data.annotators import (
 )
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read, write
 from rlhf_jax.data.prompts import prompts_from
+from rlhf_jax.study.config import ConfigError, CorpusConfig
 
 COMPARISON = Comparison("p\u2028q", ("a", "", "c"), (2, 1, 2))
 MIXED = [

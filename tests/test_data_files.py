@@ -11,12 +11,12 @@ import zlib
 import pytest
 from fuzz_files import record_cases, source_cases
 
-from rlhf_jax.config import ConfigError, CorpusConfig
 from rlhf_jax.data.corpus import find, prepare
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.signals import comparisons_of, examples_of
 from rlhf_jax.data.sources import documents
+from rlhf_jax.study.config import ConfigError, CorpusConfig
 
 SLOW = pytest.param(3000, marks=pytest.mark.slow)
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.feedback import Comparison, Correction, Demonstration, write
 from rlhf_jax.data.layouts import load
+from rlhf_jax.study.config import ConfigError
 
 ASK = "\n\nHuman: Name a fish.\n\nAssistant: Trout.\n\nHuman: Another?\n\nAssistant:"
 MESSAGES = [

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data import pack_examples
 from rlhf_jax.data.loader import batch_rows, permute
 from rlhf_jax.data.packing import batch_of, pack
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
+from rlhf_jax.study.config import ConfigError
 
 BYTES = np.array([0] * 8 + [1] * 12, np.int32)  # V = 20
 DOCUMENTS = st.lists(st.lists(st.integers(8, 19), max_size=20), min_size=1, max_size=12)

@@ -10,7 +10,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rlhf_jax.config import CorpusConfig
 from rlhf_jax.data import dedup, packing
 from rlhf_jax.data.collected import Collected
 from rlhf_jax.data.corpus import prepare
@@ -18,6 +17,7 @@ from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packing import pack
 from rlhf_jax.data.passages import PASSAGE, passages
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
+from rlhf_jax.study.config import CorpusConfig
 
 # Of the corpus of `written` at the last commit that built corpora in memory (20528b6).
 GOLDEN = {

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from tiny_models import GQA, mesh, noisy_params, numpy_logits
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data import tokenizer as tokenizers
 from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration
 from rlhf_jax.data.signals import answer_of, comparisons_of, examples_of, verdict_prompt
 from rlhf_jax.data.tokenizer import EOS
-from rlhf_jax.parallel import AXES, place
+from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.rl.critique import verdict_scores
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.archives import Archive
 from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packaged import PACKAGED, text_hash
 from rlhf_jax.data.passages import PASSAGE
 from rlhf_jax.data.sources import documents
 from rlhf_jax.data.wikitext import prose
+from rlhf_jax.study.config import ConfigError
 
 CACHE = Path(__file__).parents[1] / "runs" / "data" / "archives"
 
@@ -180,7 +180,7 @@ def test_a_prepared_tfds_dataset_is_a_source_without_tensorflow(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from rlhf_jax.config import ConfigError
+from rlhf_jax.study import ConfigError
 from rlhf_jax.data import store
 from rlhf_jax.data.sources import documents
 records = [{"id": str(i), "source": "s", "text": f"text é {i}"} for i in range(3)]

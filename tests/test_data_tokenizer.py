@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.data.tokenizer import CONTROL, FIRST_BYTE, Tokenizer, train
+from rlhf_jax.study.config import ConfigError
 
 TRICKY = ["▁", " ⁇ ", "<unk>", "<s>", "</s>", "<pad>", "<0x0A>", "\n\n", "\r\n", "\t", "\0", "  "]
 

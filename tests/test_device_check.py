@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.bench import device_check
 from rlhf_jax.model import dense, dispatch
 from rlhf_jax.rl.rollout import Networks
+from rlhf_jax.tools.bench import device_check
 
 
 def checked(tmp_path, monkeypatch=None, only=None):

@@ -10,13 +10,13 @@ import pytest
 from test_rewards import RECORDS, Bench, bench
 from tiny_models import GQA, copied, log_softmax, mesh, noisy_params, numpy_logits, same_bits
 
-from rlhf_jax.cells import DPO
-from rlhf_jax.config import ConfigError, OptimConfig
 from rlhf_jax.data.feedback import write
-from rlhf_jax.jobs.dpo import dpo
-from rlhf_jax.jobs.rankings import INPUTS, rows_of
+from rlhf_jax.kinds import DPO
+from rlhf_jax.kinds.dpo.job import dpo
+from rlhf_jax.kinds.rankings import INPUTS, rows_of
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.study.config import ConfigError, OptimConfig
 
 __all__ = ["Bench", "bench", "mesh"]
 CFG = dataclasses.replace(GQA, layers=1)

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from tiny_models import mesh, noisy_params, tiny_corpus
 
-from rlhf_jax.cells import Evaluate, Pretrain, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.evals.calibration import reliability
 from rlhf_jax.evals.diversity import (
     distinct_n,
@@ -20,12 +18,14 @@ from rlhf_jax.evals.heldout import heldout_loss, heldout_rows, ratio_with_error,
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
 from rlhf_jax.evals.modes import mode_report
 from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win_rate
-from rlhf_jax.jobs import evaluate as job
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.reward import ranking_report
-from rlhf_jax.parallel import AXES
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.kinds import Evaluate, Pretrain, TaskConfig
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.evaluate import job
+from rlhf_jax.kinds.reward.job import ranking_report
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

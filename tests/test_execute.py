@@ -1,4 +1,4 @@
-"""Guarantees of `rlhf_jax.execute`: worker processes take a study from text to an evaluated policy,
+"""Guarantees of `rlhf_jax.worker`: worker processes take a study from text to an evaluated policy,
 survive SIGTERM and failing cells, and leave folders that `load_run` reads."""
 
 import json
@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from tiny_models import mesh, tiny_corpus, tiny_corpus_config
 
-from rlhf_jax.config import ConfigError, to_json
 from rlhf_jax.load import load_run, next_tokens, sample_text
-from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.study import load_study
+from rlhf_jax.study.config import ConfigError, to_json
+from rlhf_jax.study.runs import Runs, read_json
 
 __all__ = ["mesh"]
 
 STUDY = """
-from rlhf_jax.cells import PPO, SFT, Compare, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig, from_json
+from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward, TaskConfig
+from rlhf_jax.study import CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, {corpus!r})
@@ -56,7 +56,7 @@ class Process:
             [
                 sys.executable,
                 "-m",
-                "rlhf_jax.execute",
+                "rlhf_jax.worker",
                 str(study),
                 "--runs",
                 str(runs),

@@ -11,17 +11,17 @@ import pytest
 from test_execute import Process
 from tiny_models import mesh, tiny_corpus
 
-from rlhf_jax.config import to_json
 from rlhf_jax.data import feedback
 from rlhf_jax.load import load_run
-from rlhf_jax.runs import Runs, read_json
 from rlhf_jax.study import load_study
+from rlhf_jax.study.config import to_json
+from rlhf_jax.study.runs import Runs, read_json
 
 __all__ = ["mesh"]
 
 STUDY = """
-from rlhf_jax.cells import DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import CorpusConfig, ModelConfig, from_json
+from rlhf_jax.kinds import DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Pretrain, Reward, TaskConfig
+from rlhf_jax.study import CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, {corpus!r})

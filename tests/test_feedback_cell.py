@@ -8,27 +8,37 @@ import numpy as np
 import pytest
 from tiny_models import mesh, tiny_corpus_config
 
-from rlhf_jax.cells import DPO, PPO, SFT, Compare, Ensemble, Feedback, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.data import prepare
 from rlhf_jax.data.annotators import criticise, gold_score
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, read
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
-from rlhf_jax.execute import _begin, _finish
-from rlhf_jax.generate import join
-from rlhf_jax.jobs import sampling
-from rlhf_jax.jobs.compare import compare
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.feedback import agreement, feedback
-from rlhf_jax.jobs.language import pretrain
-from rlhf_jax.jobs.ppo import ppo
-from rlhf_jax.jobs.rankings import ceilings, rankings
-from rlhf_jax.jobs.sft import from_records, sft, source
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.plan import cell_plan
-from rlhf_jax.runs import Heartbeat, Runs
+from rlhf_jax.kinds import (
+    DPO,
+    PPO,
+    SFT,
+    Compare,
+    Ensemble,
+    Feedback,
+    Pretrain,
+    Reward,
+    TaskConfig,
+    sampling,
+)
+from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.feedback.job import agreement, feedback
+from rlhf_jax.kinds.ppo.job import ppo
+from rlhf_jax.kinds.pretrain.job import pretrain
+from rlhf_jax.kinds.rankings import ceilings, rankings
+from rlhf_jax.kinds.sft.job import from_records, sft, source
+from rlhf_jax.model.sampler import join
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.runs import Heartbeat, Runs
 from rlhf_jax.train import Runtime, Stopped
+from rlhf_jax.worker import _begin, _finish
 
 __all__ = ["mesh"]
 TASK = TaskConfig(prompt_len=6, response_len=8)

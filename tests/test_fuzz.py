@@ -9,9 +9,9 @@ from fuzz_commands import outcome, random_commands
 from fuzz_studies import BASE, PLACES, right_settings, with_value, wrong_settings, wrong_values
 from hypothesis import HealthCheck, given, settings
 
-from rlhf_jax.config import ConfigError, from_json, to_json
-from rlhf_jax.plan import make_plan
-from rlhf_jax.runs import Runs
+from rlhf_jax.study.config import ConfigError, from_json, to_json
+from rlhf_jax.study.plan import make_plan
+from rlhf_jax.study.runs import Runs
 
 FEW = settings(
     max_examples=300,

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 from fuzz_runs import faults, random_settings, write_study
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.study import load_study
+from rlhf_jax.study.config import ConfigError
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Guarantees of `rlhf_jax.generate`."""
+"""Guarantees of `rlhf_jax.model.sampler`."""
 
 import dataclasses
 from collections import Counter
@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import chi2
 from tiny_models import GQA, LEARNED, full_logits, log_softmax, mesh, noisy_params
 
-from rlhf_jax import generate as sampler
-from rlhf_jax.generate import EOS, PAD, generate, join, response_log_probs
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.model import sampler
+from rlhf_jax.model.sampler import EOS, PAD, generate, join, response_log_probs
+from rlhf_jax.model.sharding import AXES, place_batch
 
 __all__ = ["mesh"]
 CFG = dataclasses.replace(GQA, layers=1)

@@ -13,10 +13,10 @@ import pytest
 from launch import display, local
 from launch.graph import Graph, clear
 from launch.worker import Worker
-from rlhf_jax.cells import SFT, Compare, Pretrain, Reward
-from rlhf_jax.config import CorpusConfig, ModelConfig
-from rlhf_jax.runs import CellFolder, Runs, write_json
+from rlhf_jax.kinds import SFT, Compare, Pretrain, Reward
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import CorpusConfig, ModelConfig
+from rlhf_jax.study.runs import CellFolder, Runs, write_json
 
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 

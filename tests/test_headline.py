@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.cells import KINDS
+from rlhf_jax.kinds import KINDS
 from rlhf_jax.report.headline import HEADLINES, headline
-from rlhf_jax.runs import CellFolder, Damaged, write_json
+from rlhf_jax.study.runs import CellFolder, Damaged, write_json
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 # Kind, result file, what a cell wrote there, and what is shown of it.

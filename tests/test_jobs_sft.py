@@ -1,4 +1,4 @@
-"""Guarantees of `rlhf_jax.jobs.sft`: where its examples come from, and what is wrong with them."""
+"""Guarantees of `rlhf_jax.kinds.sft.job`: where its examples come from, and what is wrong with them."""
 
 import dataclasses
 import json
@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from tiny_models import mesh, tiny_corpus
 
-from rlhf_jax.cells import SFT, BestOfN, Compare, Pretrain, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data import ASSISTANT, BOS, END, EOS, USER, pack_examples
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read, write
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.language import pretrain
-from rlhf_jax.jobs.sft import continuations, from_records, packed_rows, sft, source
-from rlhf_jax.parallel import AXES
-from rlhf_jax.runs import Heartbeat, Runs, write_json
+from rlhf_jax.kinds import SFT, BestOfN, Compare, Pretrain, TaskConfig
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.pretrain.job import pretrain
+from rlhf_jax.kinds.sft.job import continuations, from_records, packed_rows, sft, source
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.runs import Heartbeat, Runs, write_json
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_corpus_config
 
-from rlhf_jax.cells import KINDS
-from rlhf_jax.config import CorpusConfig, to_json
 from rlhf_jax.data import prepare
-from rlhf_jax.populations import populations
-from rlhf_jax.runs import Runs
+from rlhf_jax.kinds import KINDS
 from rlhf_jax.study import load_study
+from rlhf_jax.study.config import CorpusConfig, to_json
+from rlhf_jax.study.populations import populations
+from rlhf_jax.study.runs import Runs
 
 STUDY = """
-from rlhf_jax.cells import (
+from rlhf_jax.kinds import (
     DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Feedback, Pretrain, Prompting, Reward, TaskConfig,
 )
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig, from_json
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, THE_CORPUS)
@@ -126,7 +126,7 @@ class World:
         command = [
             sys.executable,
             "-m",
-            "rlhf_jax.execute",
+            "rlhf_jax.worker",
             str(self.path),
             "--runs",
             str(runs),

@@ -16,8 +16,8 @@ from rich.console import Console
 from launch import local, machine
 from launch.display import LiveTable, duration
 from launch.graph import Graph
-from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, Heartbeat, read_json
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import CellFolder, Heartbeat, read_json
 
 
 def test_every_cell_runs_once_and_after_its_parents(fake):
@@ -175,7 +175,7 @@ launch = FakeLaunch.__new__(FakeLaunch)
 launch.__dict__.update(
     path=Path({folder!r}) / "fake.py", control=Path({folder!r}) / "control",
     worker_command=(sys.executable, {folder!r} + "/worker.py", {folder!r} + "/control"))
-from rlhf_jax.runs import Runs
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.study import load_study
 launch.runs, launch.study = Runs({folder!r} + "/runs"), load_study(launch.path)
 sys.exit(launch.run(again="rlhf-jax run AGAIN"))
@@ -261,7 +261,7 @@ def test_a_clear_that_is_killed_leaves_no_cell_done_without_its_files(fake, monk
         seen.append({n for n, state in fake.states().items() if state == "done"})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlhf_jax.runs.CellFolder.clear", killed)
+    monkeypatch.setattr("rlhf_jax.study.runs.CellFolder.clear", killed)
     with pytest.raises(KeyboardInterrupt):
         fake.run(force=["a"])
     assert seen == [{"b", "b-child"}]

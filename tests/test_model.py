@@ -17,11 +17,11 @@ from tiny_models import (
     packed_batch,
 )
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.cost.flops import flops_per_token, param_counts
 from rlhf_jax.model import forward, init, init_cache, logits, param_axes, with_scalar_head
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.scaling.flops import flops_per_token, param_counts
+from rlhf_jax.study.config import ModelConfig
 
 __all__ = ["mesh"]
 T = 16

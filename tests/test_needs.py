@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.cells import (
+from rlhf_jax.data.corpus import prepare
+from rlhf_jax.kinds import (
     DPO,
     PPO,
     SFT,
@@ -27,15 +28,14 @@ from rlhf_jax.cells import (
     Reward,
     TaskConfig,
 )
-from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig
-from rlhf_jax.data.corpus import prepare
-from rlhf_jax.jobs.between_cells import check_cells, remarks, same_runs
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.needs import check_data
-from rlhf_jax.jobs.prompting import asked
-from rlhf_jax.jobs.rankings import rankings, training_steps
-from rlhf_jax.jobs.sft import packed_rows, taught
+from rlhf_jax.kinds.between_cells import check_cells, remarks, same_runs
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.needs import check_data
+from rlhf_jax.kinds.prompting.job import asked
+from rlhf_jax.kinds.rankings import rankings, training_steps
+from rlhf_jax.kinds.sft.job import packed_rows, taught
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig
 
 WORDS = [
     "so",
@@ -354,8 +354,8 @@ def test_a_split_without_a_share_is_refused_before_there_is_a_corpus(cfg, base):
 # --- plan and run ------------------------------------------------------------------------------
 
 STUDY = """
-from rlhf_jax.cells import *
-from rlhf_jax.config import CorpusConfig, ModelConfig
+from rlhf_jax.kinds import *
+from rlhf_jax.study import CorpusConfig, ModelConfig
 from rlhf_jax.study import Study
 
 MODEL = ModelConfig(layers=1, width=16, heads=2, vocab=300, max_positions=64)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import USER_FLAGS
 
-from rlhf_jax.cpu import worker_environment
+from rlhf_jax.placement.cpu import worker_environment
 
 ROOT = Path(__file__).parent.parent
 TESTS = (

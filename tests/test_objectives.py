@@ -19,9 +19,9 @@ from tiny_models import (
     packed_batch,
 )
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.jobs.rankings import INPUTS, rows_of
+from rlhf_jax.kinds.rankings import INPUTS, rows_of
 from rlhf_jax.model import forward
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import (
     language,
     language_modelling,
@@ -30,7 +30,7 @@ from rlhf_jax.objectives import (
     ranking_loss,
     reward_modelling,
 )
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train.step import gradients
 
 __all__ = ["mesh"]

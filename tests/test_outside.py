@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.outside import is_callable, load_callable, source_hash
+from rlhf_jax.study.callables import is_callable, load_callable, source_hash
+from rlhf_jax.study.config import ConfigError
 
 numbers = itertools.count()
 
@@ -234,7 +234,7 @@ def test_hashes_are_equal_in_every_process(folder):
     for i, text in enumerate([*unordered.values(), *(t.format(a) for t, a, _ in EDITS.values())]):
         (folder / f"case_{i:02}.py").write_text(PRELUDE + text)
     code = (
-        "import sys, pathlib; from rlhf_jax.outside import source_hash; sys.path.insert(0, "
+        "import sys, pathlib; from rlhf_jax.study.callables import source_hash; sys.path.insert(0, "
         "sys.argv[1])\nfor p in sorted(pathlib.Path(sys.argv[1]).glob('case_*.py')):\n"
         "    print(p.stem, source_hash(p.stem + ':score'))"
     )

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
-from rlhf_jax.scaling.laws.overoptimization import (
+from rlhf_jax.laws.forms.overoptimization import (
     Curve,
     OverOptimization,
     extrapolation,
     fit_overoptimization,
     of_iterations,
 )
-from rlhf_jax.scaling.points import FitError
+from rlhf_jax.laws.points import FitError
 
 
 def best_of_n(alpha, beta, prompts=300, most=64, noise=0.3, seed=0, label="bon"):

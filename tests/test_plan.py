@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_jax.config import ConfigError, to_json
-from rlhf_jax.memory import training_bytes
-from rlhf_jax.plan import calibrate, make_plan, remaining_paths, wall_seconds
-from rlhf_jax.runs import Runs, write_json
-from rlhf_jax.scaling.flops import flops_per_token, train_flops
+from rlhf_jax.cost.flops import flops_per_token, train_flops
+from rlhf_jax.cost.memory import training_bytes
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, to_json
+from rlhf_jax.study.plan import calibrate, make_plan, remaining_paths, wall_seconds
+from rlhf_jax.study.runs import Runs, write_json
 
 
 def planned(study, tmp_path, **kw):
@@ -113,8 +113,8 @@ def test_pretraining_cells_of_other_studies_correct_the_rates(rlhf_study, tmp_pa
 
 
 def test_an_unknown_kind_of_cell_is_refused(rlhf_study, tmp_path):
-    from rlhf_jax.cells import Cell
-    from rlhf_jax.plan import cell_plan
+    from rlhf_jax.study.cell import Cell
+    from rlhf_jax.study.plan import cell_plan
 
     class Odd(Cell):
         KIND = "odd"

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_jax import plan
-from rlhf_jax.cells import (
+from rlhf_jax.cost.memory import rlhf_bytes, sampling_bytes, training_bytes
+from rlhf_jax.kinds import (
     DPO,
     PPO,
     SFT,
@@ -20,9 +20,9 @@ from rlhf_jax.cells import (
     Reward,
     TaskConfig,
 )
-from rlhf_jax.config import CorpusConfig, ModelConfig
-from rlhf_jax.memory import rlhf_bytes, sampling_bytes, training_bytes
-from rlhf_jax.plan import (
+from rlhf_jax.study import Study, plan
+from rlhf_jax.study.config import CorpusConfig, ModelConfig
+from rlhf_jax.study.plan import (
     GFLOPS,
     WARM,
     CellPlan,
@@ -33,8 +33,7 @@ from rlhf_jax.plan import (
     wall_seconds,
     work_seconds,
 )
-from rlhf_jax.runs import Runs
-from rlhf_jax.study import Study
+from rlhf_jax.study.runs import Runs
 
 MODEL = ModelConfig(layers=2, width=64, heads=4, vocab=256)
 # Of MODEL, from its shapes: attention 4 D^2 and feed-forward 8 D^2 a layer, embedding V D, norms.

@@ -13,27 +13,20 @@ import pytest
 from tiny_models import mesh, same_bits, tiny_corpus
 
 from launch.graph import Graph
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig, to_json
-from rlhf_jax.execute import run_cell, run_cells
-from rlhf_jax.jobs import language
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.pretrain import job as language
 from rlhf_jax.model import Axes
+from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES
-from rlhf_jax.plan import make_plan
-from rlhf_jax.populations import populations
-from rlhf_jax.runs import CellFolder, Heartbeat, Runs, read_json
 from rlhf_jax.study import Study, load_study
-from rlhf_jax.train import (
-    Checkpoints,
-    Diverged,
-    Population,
-    Runtime,
-    Stopped,
-    train_step,
-)
+from rlhf_jax.study.config import CorpusConfig, ModelConfig, OptimConfig, to_json
+from rlhf_jax.study.plan import make_plan
+from rlhf_jax.study.populations import populations
+from rlhf_jax.study.runs import CellFolder, Heartbeat, Runs, read_json
+from rlhf_jax.train import Checkpoints, Diverged, Population, Runtime, Stopped, train_step
 from rlhf_jax.train.checkpoints import Unwritten
+from rlhf_jax.worker import run_cell, run_cells
 
 __all__ = ["mesh"]
 ROOT = Path(__file__).parent.parent
@@ -334,8 +327,8 @@ def test_under_vmap_members_equal_the_same_cells_alone(alone, mesh, corpus, monk
 
 STUDY = """
 from dataclasses import replace
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import CorpusConfig, ModelConfig, OptimConfig, from_json
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, from_json
 from rlhf_jax.study import Study
 
 

@@ -11,11 +11,10 @@ import pytest
 from tiny_models import LEARNED, copied, mesh, noisy_params, numpy_hidden
 from tiny_rewards import longest_word
 
-from rlhf_jax.cells import PPO, TaskConfig
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.generate import EOS, Sequences, join
+from rlhf_jax.kinds import PPO, TaskConfig
 from rlhf_jax.model import with_scalar_head
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.model.sampler import EOS, Sequences, join
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.rl import ppo
 from rlhf_jax.rl.advantages import gae, kl_estimates, token_rewards, whiten
 from rlhf_jax.rl.rollout import (
@@ -27,6 +26,7 @@ from rlhf_jax.rl.rollout import (
     score_without_eos,
 )
 from rlhf_jax.rl.scores import Member, callable_reward, model_scores
+from rlhf_jax.study.config import OptimConfig
 from rlhf_jax.train import init_state
 
 __all__ = ["mesh"]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from tiny_models import mesh, noisy_params, tiny_corpus
 
-from rlhf_jax.cells import PPO, Pretrain, TaskConfig
-from rlhf_jax.config import ModelConfig
-from rlhf_jax.jobs import ppo as job
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import PPO, Pretrain, TaskConfig
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.ppo import job
 from rlhf_jax.model import param_axes
-from rlhf_jax.parallel import AXES, place
+from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.rl.rollout import SamplerMismatch
-from rlhf_jax.runs import CellFolder
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
 __all__ = ["mesh"]

@@ -12,8 +12,7 @@ from jax.lax import Precision
 from tiny_attention import loops
 from tiny_models import GQA, LEARNED, mesh, noisy_params, numpy_logits, packed_batch
 
-from rlhf_jax.cells import PPO, TaskConfig
-from rlhf_jax.generate import generate
+from rlhf_jax.kinds import PPO, TaskConfig
 from rlhf_jax.model import (
     dense,
     dispatch,
@@ -24,8 +23,9 @@ from rlhf_jax.model import (
     with_scalar_head,
 )
 from rlhf_jax.model.dispatch import attend, look
+from rlhf_jax.model.sampler import generate
+from rlhf_jax.model.sharding import AXES, make_mesh, place_batch, shardings
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, make_mesh, place_batch, shardings
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks
 from rlhf_jax.train import init_state

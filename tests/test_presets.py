@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.presets import PRESETS, preset
-from rlhf_jax.scaling.flops import param_counts
+from rlhf_jax.cost.flops import param_counts
+from rlhf_jax.cost.presets import PRESETS, preset
+from rlhf_jax.study.config import ConfigError
 
 # MaxText's names are powers of two, its own log of the scale-1 model says 1.104 billion.
 TOLERANCE = {name: 0.03 if name.startswith("maxtext") else 0.002 for name in PRESETS}

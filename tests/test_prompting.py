@@ -20,8 +20,6 @@ from tiny_models import (
     tiny_corpus,
 )
 
-from rlhf_jax.cells import Pretrain, Prompting
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import example_ids, prompt_ids, turns_of
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.prompting import (
@@ -35,14 +33,16 @@ from rlhf_jax.evals.prompting import (
     summary,
     worked_examples,
 )
-from rlhf_jax.jobs import prompting as job
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.plan import cell_plan
+from rlhf_jax.kinds import Pretrain, Prompting
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.prompting import job
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.report import prompting as report
 from rlhf_jax.report.study_results import CellResult, StudyResults
-from rlhf_jax.runs import CellFolder, write_json
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.runs import CellFolder, write_json
 from rlhf_jax.train import Runtime
 
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))

@@ -12,9 +12,9 @@ import typing
 import numpy as np
 import pytest
 
-import rlhf_jax.presets
+import rlhf_jax.cost.presets
 from rlhf_jax import cli
-from rlhf_jax.cells import (
+from rlhf_jax.kinds import (
     KINDS,
     PPO,
     SFT,
@@ -25,7 +25,9 @@ from rlhf_jax.cells import (
     Reward,
     TaskConfig,
 )
-from rlhf_jax.config import (
+from rlhf_jax.rl.presets import ppo_preset
+from rlhf_jax.study import Analysis, Study, load_study
+from rlhf_jax.study.config import (
     Checked,
     ConfigError,
     CorpusConfig,
@@ -35,9 +37,7 @@ from rlhf_jax.config import (
     from_json,
     override,
 )
-from rlhf_jax.ranges import Count, Name, Range, Seed, Temperature
-from rlhf_jax.rl.presets import ppo_preset
-from rlhf_jax.study import Analysis, Study, load_study
+from rlhf_jax.study.ranges import Count, Name, Range, Seed, Temperature
 
 CLASSES = [
     ModelConfig,
@@ -47,8 +47,8 @@ CLASSES = [
     Analysis,
     Study,
     *KINDS.values(),
-    rlhf_jax.presets.Preset,
-    rlhf_jax.presets.Training,
+    rlhf_jax.cost.presets.Preset,
+    rlhf_jax.cost.presets.Training,
 ]
 NEEDED = {
     "name": "x",

@@ -10,16 +10,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError, CorpusConfig, content_id
+from rlhf_jax.cost.flops import param_counts, train_flops
+from rlhf_jax.laws.forms import DataConstrained
+from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.sweep import grid_point, ladder
+from rlhf_jax.laws.sweep import pretrain as pretrain_cell
 from rlhf_jax.report import html
 from rlhf_jax.report.foretell import foretell
 from rlhf_jax.report.study_results import read_study
-from rlhf_jax.scaling.flops import param_counts, train_flops
-from rlhf_jax.scaling.laws import DataConstrained
-from rlhf_jax.scaling.parametric import Law
-from rlhf_jax.scaling.sweep import grid_point, ladder
-from rlhf_jax.scaling.sweep import pretrain as pretrain_cell
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 
 LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
 EVIL = '<script>alert("x")</script> & </table>'
@@ -527,7 +527,5 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
 def test_the_report_imports_no_jax():
     import subprocess
 
-    code = (
-        "import sys, rlhf_jax.report.html, rlhf_jax.scaling.sweep; assert 'jax' not in sys.modules"
-    )
+    code = "import sys, rlhf_jax.report.html, rlhf_jax.laws.sweep; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,8 @@ import pytest
 from report_tables import Made, nothing_drawn, rows_under
 from test_report import write_study
 
+from rlhf_jax.laws.forms import Chinchilla
+from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import (
     html,
     markup,
@@ -23,8 +25,6 @@ from rlhf_jax.report import (
 from rlhf_jax.report.export import export
 from rlhf_jax.report.study_fits import Fits
 from rlhf_jax.report.study_results import read_study, sweep_table, training_curves, unique_rows
-from rlhf_jax.scaling.laws import Chinchilla
-from rlhf_jax.scaling.published import FRONTIERS
 
 
 def test_numbers_are_written_with_their_units():

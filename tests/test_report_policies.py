@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from report_tables import Made, nothing_drawn, rows_under
 
+from rlhf_jax.laws.forms.overoptimization import FORMULAS
 from rlhf_jax.report import (
     evaluation_sections,
     overoptimization,
@@ -16,7 +17,6 @@ from rlhf_jax.report import (
     reward_sections,
 )
 from rlhf_jax.report.families import evaluated, proxy_of
-from rlhf_jax.scaling.laws.overoptimization import FORMULAS
 
 CHANGED = evaluation_sections.DIVERSITY
 

@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 from tiny_models import GQA, mesh, noisy_params, tiny_corpus
 
-from rlhf_jax.cells import Compare, Ensemble, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.data.feedback import Comparison, write
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
 from rlhf_jax.evals.rankings import annotators_agree, clustered_interval, ranking_report
-from rlhf_jax.execute import _begin, _finish
-from rlhf_jax.generate import join
-from rlhf_jax.jobs.compare import save_arrays
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.ensemble import disagreement, ensemble, member_scores
-from rlhf_jax.jobs.rankings import INPUTS, heldout_prompts, rankings, rows_of
-from rlhf_jax.jobs.reward import demonstrations, reward
+from rlhf_jax.kinds import Compare, Ensemble, Pretrain, Reward, TaskConfig
+from rlhf_jax.kinds.compare.job import save_arrays
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.ensemble.job import disagreement, ensemble, member_scores
+from rlhf_jax.kinds.rankings import INPUTS, heldout_prompts, rankings, rows_of
+from rlhf_jax.kinds.reward.job import demonstrations, reward
 from rlhf_jax.model import init, param_axes, with_scalar_head
+from rlhf_jax.model.sampler import join
+from rlhf_jax.model.sharding import AXES, place, place_batch
 from rlhf_jax.objectives import ranked_scores, reward_modelling
-from rlhf_jax.parallel import AXES, place, place_batch
 from rlhf_jax.rl.scores import combined
-from rlhf_jax.runs import Heartbeat, Runs
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.runs import Heartbeat, Runs
 from rlhf_jax.train import Runtime, init_state, make_train_step, train
+from rlhf_jax.worker import _begin, _finish
 
 __all__ = ["mesh"]
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tiny_models import LEARNED, mesh, noisy_params, packed_batch
 
-from rlhf_jax.cells import PPO, Reward, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig, OptimConfig
-from rlhf_jax.memory import rlhf_bytes
+from rlhf_jax.cost.memory import rlhf_bytes
+from rlhf_jax.kinds import PPO, Reward, TaskConfig
 from rlhf_jax.model import with_scalar_head
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, place_batch
 from rlhf_jax.rl import ppo
 from rlhf_jax.rl.advantages import grouped, kl_loss
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.presets import NAMES, ppo_preset, reward_preset
 from rlhf_jax.rl.rollout import Networks, rollout
+from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.train import apply_gradients, init_state
 from rlhf_jax.train.state import learning_rate
 

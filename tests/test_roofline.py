@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.aot.chips import CHIPS, chip
-from rlhf_jax.aot.hlo import first_group
-from rlhf_jax.aot.program import Program
-from rlhf_jax.aot.roofline import Machine, Roofline, collectives
+from rlhf_jax.tools.aot.chips import CHIPS, chip
+from rlhf_jax.tools.aot.hlo import first_group
+from rlhf_jax.tools.aot.program import Program
+from rlhf_jax.tools.aot.roofline import Machine, Roofline, collectives
 
 V5E = CHIPS["v5e"]
 POD = Machine(V5E, (16, 16), [(i, j) for i in range(16) for j in range(16)])

@@ -15,9 +15,10 @@ import time
 
 import pytest
 
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import (
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.study import Study, load_study
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import (
     KEPT,
     STALE_SECONDS,
     CellFolder,
@@ -32,7 +33,6 @@ from rlhf_jax.runs import (
     write_json,
     write_study,
 )
-from rlhf_jax.study import Study, load_study
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_only_one_process_holds_a_cell(folder):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.study.runs import CellFolder
 with CellFolder(Path(sys.argv[1])).held() as held:
     print(held, flush=True)
     time.sleep(60)

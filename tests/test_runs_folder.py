@@ -12,9 +12,10 @@ import sys
 import pytest
 import test_cli
 
-from rlhf_jax import cli, execute
+from rlhf_jax import cli
+from rlhf_jax import worker as execute
 from rlhf_jax.report.export import export
-from rlhf_jax.runs import CellFolder, disk_words, write_json
+from rlhf_jax.study.runs import CellFolder, disk_words, write_json
 
 command = test_cli.command
 

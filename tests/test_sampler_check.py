@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 from tiny_models import GQA, LEARNED, mesh, noisy_params
 
-from rlhf_jax.cells import PPO, TaskConfig
-from rlhf_jax.config import ModelConfig, OptimConfig
-from rlhf_jax.generate import Sequences
+from rlhf_jax.kinds import PPO, TaskConfig
 from rlhf_jax.model import dispatch, pointwise
+from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.rl.rollout import (
-    Networks,
-    SamplerMismatch,
-    check_sampler,
-    rollout,
-    sampler_tolerance,
-)
+from rlhf_jax.rl.rollout import Networks, SamplerMismatch, check_sampler, rollout, sampler_tolerance
+from rlhf_jax.study.config import ModelConfig, OptimConfig
 from rlhf_jax.train import init_state, make_train_step
 
 __all__ = ["mesh"]

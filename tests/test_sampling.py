@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from tiny_models import GQA, full_logits, log_softmax, mesh, noisy_params, tiny_corpus
 
-from rlhf_jax.cells import PPO, BestOfN, Compare, Evaluate, Pretrain, TaskConfig
-from rlhf_jax.config import ConfigError, ModelConfig, to_json
 from rlhf_jax.data import feedback
 from rlhf_jax.evals.heldout import heldout_rows
 from rlhf_jax.evals.next_tokens import likeliest
-from rlhf_jax.generate import generate, sample_keys
-from rlhf_jax.jobs import best_of_n, evaluate, rankings, sampling
-from rlhf_jax.jobs.compare import compare
-from rlhf_jax.jobs.context import Context
-from rlhf_jax.jobs.ppo import prompt_rows
-from rlhf_jax.parallel import AXES, joined, make_mesh, map_rows, place_batch
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.kinds import PPO, BestOfN, Compare, Evaluate, Pretrain, TaskConfig, rankings, sampling
+from rlhf_jax.kinds.best_of_n import job as best_of_n
+from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.evaluate import job as evaluate
+from rlhf_jax.kinds.ppo.job import prompt_rows
+from rlhf_jax.model.sampler import generate, sample_keys
+from rlhf_jax.model.sharding import AXES, joined, make_mesh, map_rows, place_batch
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, ModelConfig, to_json
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
 __all__ = ["mesh"]

@@ -10,13 +10,13 @@ import resource
 import pytest
 
 from launch.graph import clear, needed
-from rlhf_jax.bench.scale_study import finish_cells, write_study
-from rlhf_jax.cells import Pretrain
 from rlhf_jax.cli import main
-from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig
-from rlhf_jax.plan import make_plan, remaining_paths, wall_seconds
-from rlhf_jax.runs import Runs
+from rlhf_jax.kinds import Pretrain
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig
+from rlhf_jax.study.plan import make_plan, remaining_paths, wall_seconds
+from rlhf_jax.study.runs import Runs
+from rlhf_jax.tools.bench.scale_study import finish_cells, write_study
 
 SIZES = (30, 60, 120)
 

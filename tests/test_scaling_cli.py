@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.runs import write_json
-from rlhf_jax.scaling.parametric import Law
+from rlhf_jax.laws.parametric import Law
+from rlhf_jax.study.runs import write_json
 
 DATA = Path(__file__).parent / "data"
 LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.scaling.coverage import BUDGETS, LAW, NAMES, intervals, reported, score, study
+from rlhf_jax.laws.coverage import BUDGETS, LAW, NAMES, intervals, reported, score, study
 
 KEPT = Path(__file__).parents[1] / "experiments" / "results" / "coverage.json"
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
-from rlhf_jax.scaling.curves import Curve
-from rlhf_jax.scaling.envelope import GRID, fit_end_points, fit_envelope, monotone
-from rlhf_jax.scaling.fits import fit_curves, fit_points
-from rlhf_jax.scaling.parametric import Law
-from rlhf_jax.scaling.points import FitError, Points
+from rlhf_jax.laws.curves import Curve
+from rlhf_jax.laws.envelope import GRID, fit_end_points, fit_envelope, monotone
+from rlhf_jax.laws.fits import fit_curves, fit_points
+from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.points import FitError, Points
 
 LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 

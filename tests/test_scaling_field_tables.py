@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.scaling.columns import FitError
-from rlhf_jax.scaling.fits import fit_points
-from rlhf_jax.scaling.points import from_rows, read_table
+from rlhf_jax.laws.fits import fit_points
+from rlhf_jax.laws.points import from_rows, read_table
+from rlhf_jax.laws.tables.columns import FitError
 
 N = np.geomspace(2e7, 6e8, 8)
 D = np.geomspace(8e9, 2e9, 8)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rlhf_jax.scaling import fits, isoflop
-from rlhf_jax.scaling.extrapolation import extrapolation
-from rlhf_jax.scaling.fits import fit_file, fit_points
-from rlhf_jax.scaling.isoflop import PowerLaw, fit_isoflop
-from rlhf_jax.scaling.parametric import Law, deleted_residuals, fit_law, fit_parametric
-from rlhf_jax.scaling.points import Points, from_rows, read_table
-from rlhf_jax.scaling.separable import disagreement, fit_separable
-from rlhf_jax.scaling.surface import Surface
+from rlhf_jax.laws import fits, isoflop
+from rlhf_jax.laws.extrapolation import extrapolation
+from rlhf_jax.laws.fits import fit_file, fit_points
+from rlhf_jax.laws.isoflop import PowerLaw, fit_isoflop
+from rlhf_jax.laws.parametric import Law, deleted_residuals, fit_law, fit_parametric
+from rlhf_jax.laws.points import Points, from_rows, read_table
+from rlhf_jax.laws.separable import disagreement, fit_separable
+from rlhf_jax.laws.surface import Surface
 
 TABLE = Path(__file__).parent / "data" / "kyo_takano.csv"
 COLUMNS = {"params": "N", "tokens": "D", "loss": "loss"}
@@ -109,12 +109,12 @@ def test_two_optimizers_agree_on_the_objective_and_every_coefficient(table):
 def test_an_optimum_that_the_second_optimizer_beats_is_refused(monkeypatch):
     table = points(noise=0.005)
     better = replace(fit_separable(table), objective=fit_parametric(table, 0).objective * 0.99)
-    monkeypatch.setattr("rlhf_jax.scaling.fits.fit_separable", lambda points: better)
+    monkeypatch.setattr("rlhf_jax.laws.fits.fit_separable", lambda points: better)
     fit = fit_points(table, 3, resamples=0)
     assert "second optimizer" in fit["refused"]
     assert [fit["a"], fit["frontier"]] == [None, []]
     slightly = replace(better, objective=fit["objective"] * (1 + 1e-5))
-    monkeypatch.setattr("rlhf_jax.scaling.fits.fit_separable", lambda points: slightly)
+    monkeypatch.setattr("rlhf_jax.laws.fits.fit_separable", lambda points: slightly)
     fit = fit_points(table, 3, resamples=0)
     assert not fit["refused"]
     assert any("two optimizers differ" in note for note in fit["notes"])

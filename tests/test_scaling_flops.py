@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.scaling import flops
+from rlhf_jax.cost import flops
+from rlhf_jax.study.config import ConfigError, ModelConfig
 
 PALM = ModelConfig(
     layers=118,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rlhf_jax.scaling.laws import (
+from rlhf_jax.laws.forms import (
     GADRE_2024,
     KAPLAN_2020,
     LAWS,
@@ -25,9 +25,9 @@ from rlhf_jax.scaling.laws import (
     fit_named,
     inference_optimal,
 )
-from rlhf_jax.scaling.laws.fitting import fit_generic, problem_of
-from rlhf_jax.scaling.parametric import Law
-from rlhf_jax.scaling.points import FitError, Points, from_rows, read_table
+from rlhf_jax.laws.forms.fitting import fit_generic, problem_of
+from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.points import FitError, Points, from_rows, read_table
 
 DATA = Path(__file__).parent / "data"
 SIZES, TOKENS = (

@@ -5,18 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.scaling.learning_rate import (
-    B0,
-    B_POWER,
-    LR0,
-    N0,
-    N_POWER,
-    check_lr,
-    learning_rate,
-)
-from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
-from rlhf_jax.scaling.points import FitError
+from rlhf_jax.laws.learning_rate import B0, B_POWER, LR0, N0, N_POWER, check_lr, learning_rate
+from rlhf_jax.laws.learning_rate_fit import fit_learning_rate
+from rlhf_jax.laws.points import FitError
+from rlhf_jax.study.config import ConfigError
 
 
 def runs(lr0=0.02, n_power=0.6, b_power=0.4, noise=0.0, shift=0.0, curve=0.12):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.scaling.isoflop import power_law
-from rlhf_jax.scaling.points import FitError
+from rlhf_jax.laws.isoflop import power_law
+from rlhf_jax.laws.points import FitError
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = json.loads((DATA / "porian2024_fits.json").read_text())

@@ -8,9 +8,9 @@ import pytest
 from fuzz_tables import BUDGETS, LAW
 
 from rlhf_jax import cli
-from rlhf_jax.scaling.columns import read_name
-from rlhf_jax.scaling.numbers import decimal_mark, parse
-from rlhf_jax.scaling.points import FitError, read_table
+from rlhf_jax.laws.points import FitError, read_table
+from rlhf_jax.laws.tables.columns import read_name
+from rlhf_jax.laws.tables.numbers import decimal_mark, parse
 
 RUNS = [
     (c, n, c / (6 * n), float(LAW.loss(n, c / (6 * n))))

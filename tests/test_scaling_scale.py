@@ -4,13 +4,13 @@ gaps."""
 import numpy as np
 import pytest
 
-from rlhf_jax.bench import scale_fit
-from rlhf_jax.scaling import isoflop, parametric, surface
-from rlhf_jax.scaling.budgets import by_gaps, groups
-from rlhf_jax.scaling.coverage import LAW, study
-from rlhf_jax.scaling.parametric import deleted_residuals, fit_law, fit_parametric
-from rlhf_jax.scaling.points import Points
-from rlhf_jax.scaling.surface import DELTA, Surface
+from rlhf_jax.laws import isoflop, parametric, surface
+from rlhf_jax.laws.budgets import by_gaps, groups
+from rlhf_jax.laws.coverage import LAW, study
+from rlhf_jax.laws.parametric import deleted_residuals, fit_law, fit_parametric
+from rlhf_jax.laws.points import Points
+from rlhf_jax.laws.surface import DELTA, Surface
+from rlhf_jax.tools.bench import scale_fit
 
 
 def many(n, seed=0):

@@ -4,11 +4,10 @@ import math
 
 import pytest
 
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import ConfigError, CorpusConfig, OptimConfig
-from rlhf_jax.scaling.flops import all_conventions, train_flops
-from rlhf_jax.scaling.grid import grid
-from rlhf_jax.scaling.sweep import (
+from rlhf_jax.cost.flops import all_conventions, train_flops
+from rlhf_jax.kinds import Pretrain
+from rlhf_jax.laws.grid import grid
+from rlhf_jax.laws.sweep import (
     batch_rows,
     depth,
     grid_point,
@@ -17,8 +16,9 @@ from rlhf_jax.scaling.sweep import (
     ladder,
     pretrain,
 )
-from rlhf_jax.scaling.trunk import cost_ratio, trunk_and_branch
+from rlhf_jax.laws.trunk import cost_ratio, trunk_and_branch
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, OptimConfig
 
 SHAPES = ladder((64, 80, 96, 112, 128, 144, 160, 192, 256), vocab=1024, head_width=16)
 BUDGETS = (1e14, 3e14, 1e15)

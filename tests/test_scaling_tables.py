@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.scaling.fits import fit_file
-from rlhf_jax.scaling.points import FitError, from_rows, read_table
+from rlhf_jax.laws.fits import fit_file
+from rlhf_jax.laws.points import FitError, from_rows, read_table
 
 DATA = Path(__file__).parent / "data"
 COLUMNS = {"params": "N", "tokens": "D", "loss": "loss"}

@@ -10,13 +10,13 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import FIXED, MODEL, TASK, Bench, compiled, policy
 
-from rlhf_jax.cells import SFT, BestOfN, Evaluate, Pretrain
 from rlhf_jax.data import feedback
 from rlhf_jax.data.feedback import Demonstration
-from rlhf_jax.jobs.sampling import save_arrays
+from rlhf_jax.kinds import SFT, BestOfN, Evaluate, Pretrain
+from rlhf_jax.kinds.sampling import save_arrays
 from rlhf_jax.model import param_axes
-from rlhf_jax.parallel import place
-from rlhf_jax.runs import CellFolder, read_json, write_json
+from rlhf_jax.model.sharding import place
+from rlhf_jax.study.runs import CellFolder, read_json, write_json
 from rlhf_jax.train import Checkpoints, init_state
 
 __all__ = ["compiled", "mesh"]

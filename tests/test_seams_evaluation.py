@@ -10,8 +10,8 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import TASK, Bench, compiled, policy, scores
 
-from rlhf_jax.cells import Ensemble, Evaluate
 from rlhf_jax.data.tokenizer import EOS
+from rlhf_jax.kinds import Ensemble, Evaluate
 
 __all__ = ["compiled", "mesh"]
 N, WARM = 100, 0.7  # more prompts than are sampled at a time

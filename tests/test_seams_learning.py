@@ -11,15 +11,15 @@ import tiny_policies as tiny
 from tiny_models import full_logits, log_softmax, mesh
 from tiny_policies import FIXED, MODEL, TASK, Bench, compiled, policy
 
-from rlhf_jax.cells import DPO, SFT, Compare, Ensemble, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import OptimConfig
 from rlhf_jax.data.annotators import gold_score
 from rlhf_jax.data.feedback import Comparison, Demonstration, read
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.tokenizer import BOS, EOS
-from rlhf_jax.generate import join
+from rlhf_jax.kinds import DPO, SFT, Compare, Ensemble, Pretrain, Reward, TaskConfig
 from rlhf_jax.model import init
+from rlhf_jax.model.sampler import join
+from rlhf_jax.study.config import OptimConfig
 
 __all__ = ["compiled", "mesh"]
 LEARNS = OptimConfig(lr=3e-2, schedule="constant", warmup=0.0, weight_decay=0.0)

@@ -11,10 +11,10 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import FIXED, TASK, Bench, compiled, policy, scores
 
-from rlhf_jax.cells import PPO, Ensemble
-from rlhf_jax.config import OptimConfig
 from rlhf_jax.data.tokenizer import EOS
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import PPO, Ensemble
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.study.config import OptimConfig
 
 __all__ = ["compiled", "mesh"]
 WARM = 0.7

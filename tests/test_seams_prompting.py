@@ -7,9 +7,9 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import MODEL, Bench, Table, compiled
 
-from rlhf_jax.cells import Pretrain, Prompting
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.evals.prompting import Item
+from rlhf_jax.kinds import Pretrain, Prompting
 
 __all__ = ["compiled", "mesh"]
 ANSWERS = {"one": ("good", "bad", "love"), "two": ("good", "good love", "sad")}

@@ -9,14 +9,14 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import MODEL, TASK, WIDE, compiled, policy, scores
 
-from rlhf_jax.cells import PPO
-from rlhf_jax.config import OptimConfig
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.tokenizer import BOS, EOS
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.kinds import PPO
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, rollout
 from rlhf_jax.rl.scores import Member, model_reward
+from rlhf_jax.study.config import OptimConfig
 from rlhf_jax.train import init_state
 
 __all__ = ["compiled", "mesh"]

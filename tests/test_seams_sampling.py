@@ -10,10 +10,10 @@ import tiny_policies as tiny
 from tiny_models import mesh
 from tiny_policies import TASK, Bench, compiled, policy
 
-from rlhf_jax.cells import SFT, BestOfN, Compare, Feedback, TaskConfig
 from rlhf_jax.data.annotators import criticise, varied_sentiment
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read
 from rlhf_jax.data.prompts import prompts_from
+from rlhf_jax.kinds import SFT, BestOfN, Compare, Feedback, TaskConfig
 
 __all__ = ["compiled", "mesh"]
 COLD = 0.05  # here the two likeliest words of a state, equally likely, are all that is ever said

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.parallel import make_mesh, parse_mesh
+from rlhf_jax.model.sharding import make_mesh, parse_mesh
+from rlhf_jax.study.config import ConfigError
 
 MESHES = ("data=8", "fsdp=2,tensor=2", "fsdp=4,tensor=2")
 SHARDS = {"data=8": 1, "fsdp=2,tensor=2": 4, "fsdp=4,tensor=2": 8}  # of a feed-forward matrix

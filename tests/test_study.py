@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.cells import PPO, SFT, Compare, Evaluate, Pretrain, Reward
-from rlhf_jax.config import ConfigError, CorpusConfig, ModelConfig
+from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward
 from rlhf_jax.study import Analysis, Study, load_study
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig
 
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 CORPUS = CorpusConfig(vocab=64, seq_len=32)
@@ -189,7 +189,7 @@ def test_wrong_types_in_a_study_are_refused(values, said):
 )
 def test_a_mistake_in_a_study_file_is_named_with_its_line(tmp_path, body, said):
     head = (
-        "from rlhf_jax.cells import Pretrain\nfrom rlhf_jax.config import *\n"
+        "from rlhf_jax.kinds import Pretrain\nfrom rlhf_jax.study import *\n"
         "from rlhf_jax.study import Study\n\ndef study(tiny):\n"
     )
     (tmp_path / "s.py").write_text(head + body + "\n")
@@ -358,7 +358,7 @@ def test_what_lies_outside_and_is_not_there_is_refused_when_the_study_is_loaded(
     tmp_path, cell, said
 ):
     (tmp_path / "s.py").write_text(
-        "from rlhf_jax.cells import PPO, SFT, Pretrain\nfrom rlhf_jax.config import *\n"
+        "from rlhf_jax.kinds import PPO, SFT, Pretrain\nfrom rlhf_jax.study import *\n"
         "from rlhf_jax.study import Study\n\n\ndef study(tiny):\n"
         "    base = Pretrain('base', model=ModelConfig(vocab=1024), tokens=65536)\n"
         f"    return Study('s', (base, {cell}))\n"

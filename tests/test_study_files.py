@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_jax import cli
 
-HEAD = "from rlhf_jax.cells import *\nfrom rlhf_jax.config import *\nfrom rlhf_jax.study import Study\n\n"
+HEAD = "from rlhf_jax.kinds import *\nfrom rlhf_jax.study import *\nfrom rlhf_jax.study import Study\n\n"
 GOOD = "    return Study('s', (Pretrain('a', tokens=65536),))\n"
 
 
@@ -203,7 +203,7 @@ def test_without_libtpu_jax_looks_as_it_likes(tmp_path):
 
 
 def test_a_tpu_that_is_there_is_used(monkeypatch):
-    from rlhf_jax import cpu
+    from rlhf_jax.placement import cpu
 
     monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: object())
     for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_FORCE_TPU_INIT"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_models import GQA, copied, mesh, noisy_params, packed_batch
 
-from rlhf_jax.config import ConfigError, OptimConfig
+from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, place_batch
+from rlhf_jax.study.config import ConfigError, OptimConfig
 from rlhf_jax.train import gradients, init_state, make_train_step
 from rlhf_jax.train.metrics import Throughput, peak_flops
 from rlhf_jax.train.state import hyper_parameters, learning_rate

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from tiny_models import GQA, packed_batch
 
 from rlhf_jax.model.dispatch import attend, look
-from rlhf_jax.parallel import AXES, make_mesh
+from rlhf_jax.model.sharding import AXES, make_mesh
 
 
 def loops(q, k, v, segments, positions, out_grad):

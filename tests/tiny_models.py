@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.config import CorpusConfig, ModelConfig
 from rlhf_jax.data import prepare
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.model import forward, logits
+from rlhf_jax.model.sharding import AXES, make_mesh
 from rlhf_jax.model.transformer import shapes
-from rlhf_jax.parallel import AXES, make_mesh
+from rlhf_jax.study.config import CorpusConfig, ModelConfig
 
 # Compiling takes most of the tests' time; code that is not optimised is compiled in half of it.
 # The second device is for populations. `test_numerics` runs some of the tests as users run models.

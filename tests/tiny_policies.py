@@ -23,18 +23,18 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_models import WORDS, tiny_corpus
 
-from rlhf_jax.cells import Compare, Pretrain, Reward, TaskConfig
-from rlhf_jax.config import ModelConfig, OptimConfig
 from rlhf_jax.data.feedback import Demonstration
 from rlhf_jax.data.tokenizer import BOS, EOS
-from rlhf_jax.execute import run_cell
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import Compare, Pretrain, Reward, TaskConfig
+from rlhf_jax.kinds.context import Context
 from rlhf_jax.model import init, param_axes
-from rlhf_jax.parallel import AXES, place
-from rlhf_jax.runs import Heartbeat, Runs, write_json
+from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.study import Study
+from rlhf_jax.study.config import ModelConfig, OptimConfig
+from rlhf_jax.study.runs import Heartbeat, Runs, write_json
 from rlhf_jax.train import Runtime, init_state, train
 from rlhf_jax.train.loop import final_checkpoint
+from rlhf_jax.worker import run_cell
 
 CLASSES, VOCAB = 16, 340
 MODEL = ModelConfig(layers=1, width=CLASSES, heads=2, vocab=VOCAB, max_positions=64, tied=False)

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_models import GQA, noisy_params, packed_batch
 
-from rlhf_jax.cells import PPO, Pretrain, TaskConfig
-from rlhf_jax.config import ModelConfig, OptimConfig
-from rlhf_jax.generate import generate
-from rlhf_jax.jobs import language
-from rlhf_jax.jobs.context import Context
+from rlhf_jax.kinds import PPO, Pretrain, TaskConfig
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.pretrain import job as language
 from rlhf_jax.model import param_axes, with_scalar_head
+from rlhf_jax.model.sampler import generate
+from rlhf_jax.model.sharding import AXES, make_mesh, parse_mesh, place, place_batch, shardings
 from rlhf_jax.objectives import language_modelling
-from rlhf_jax.parallel import AXES, make_mesh, parse_mesh, place, place_batch, shardings
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks
 from rlhf_jax.rl.scores import Member, model_reward
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.study.config import ModelConfig, OptimConfig
+from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.train.checkpoints import fingerprint
 

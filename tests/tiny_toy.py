@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_models import copied, mesh
 
-from rlhf_jax.config import OptimConfig
-from rlhf_jax.parallel import AXES, place_batch
-from rlhf_jax.runs import CellFolder, Heartbeat
+from rlhf_jax.model.sharding import AXES, place_batch
+from rlhf_jax.study.config import OptimConfig
+from rlhf_jax.study.runs import CellFolder, Heartbeat
 from rlhf_jax.train import Checkpoints, Runtime, init_state, make_train_step
 from rlhf_jax.train import train as train_loop
 

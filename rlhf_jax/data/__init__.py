@@ -1,8 +1,19 @@
 """Text to batches: sources, corpora, tokenizer, packing, the deterministic loader, feedback."""
 
-from .corpus import Corpus, find, prepare
-from .packing import Batch, pack_examples
-from .tokenizer import ASSISTANT, BOS, CONTROL, END, EOS, MASK, PAD, UNK, USER, Tokenizer
+from rlhf_jax.data.corpus import Corpus, find, prepare
+from rlhf_jax.data.packing import Batch, pack_examples
+from rlhf_jax.data.tokenizer import (
+    ASSISTANT,
+    BOS,
+    CONTROL,
+    END,
+    EOS,
+    MASK,
+    PAD,
+    UNK,
+    USER,
+    Tokenizer,
+)
 
 __all__ = [
     "ASSISTANT",

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ConfigError
-from .feedback import Correction, Critique
-from .prompts import Prompt
+from rlhf_jax.data.feedback import Correction, Critique
+from rlhf_jax.data.prompts import Prompt
+from rlhf_jax.study.config import ConfigError
 
 _WORD = re.compile(r"\w[\w'-]*")
 

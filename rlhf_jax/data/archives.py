@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ConfigError
+from rlhf_jax.study.config import ConfigError
 
 _BACKEND = """
 import os, re, shutil

@@ -23,9 +23,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..config import ConfigError
-from .packing import Batch, pack_examples
-from .tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
+from rlhf_jax.data.packing import Batch, pack_examples
+from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
+from rlhf_jax.study.config import ConfigError
 
 Template = Literal["plain", "chat"]
 Role = Literal["user", "assistant", "system"]

@@ -12,9 +12,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ..config import ConfigError, CorpusConfig
-from .dedup import Shingles
-from .sources import documents
+from rlhf_jax.data.dedup import Shingles
+from rlhf_jax.data.sources import documents
+from rlhf_jax.study.config import ConfigError, CorpusConfig
 
 
 class Document(NamedTuple):

@@ -3,10 +3,10 @@ be."""
 
 from __future__ import annotations
 
-from ..config import ConfigError
-from .feedback import Comparison, Record
-from .files import LeftOut
-from .messages import Unusable
+from rlhf_jax.data.feedback import Comparison, Record
+from rlhf_jax.data.files import LeftOut
+from rlhf_jax.data.messages import Unusable
+from rlhf_jax.study.config import ConfigError
 
 MOST = 9  # responses of a comparison
 

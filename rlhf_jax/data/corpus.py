@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ConfigError, CorpusConfig, content_id
-from .collected import Collected, Document
-from .integrity import (
+from rlhf_jax.data.collected import Collected, Document
+from rlhf_jax.data.integrity import (
     MANIFEST,
     Damaged,
     adopted,
@@ -41,11 +40,12 @@ from .integrity import (
     warn,
     whole,
 )
-from .loader import batch_rows, permute
-from .packing import Batch, batch_of, pack
-from .recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
-from .sources import PACKAGED
-from .tokenizer import PAD, Tokenizer, every, train
+from rlhf_jax.data.loader import batch_rows, permute
+from rlhf_jax.data.packing import Batch, batch_of, pack
+from rlhf_jax.data.recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
+from rlhf_jax.data.sources import PACKAGED
+from rlhf_jax.data.tokenizer import PAD, Tokenizer, every, train
+from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 
@@ -151,7 +151,7 @@ class Corpus:
 
     def documents(self, split: str) -> Iterator[dict[str, str]]:
         """`{id, source, text}` of every document of a split, in a fixed order."""
-        from .store import read_documents
+        from rlhf_jax.data.store import read_documents
 
         if not self.manifest["splits"][split]["documents"]:
             return iter(())
@@ -315,7 +315,7 @@ def _build(
 def _written(
     cfg: CorpusConfig, folder: Path, found: Collected, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    from . import store
+    from rlhf_jax.data import store
 
     kept, dropped = found.deduplicated(log)
     parts: dict[str, list[Document]] = {split: [] for split in SPLITS}

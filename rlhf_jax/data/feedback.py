@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
-from ..config import ConfigError, suggest
-from . import files
+from rlhf_jax.data import files
+from rlhf_jax.study.config import ConfigError, suggest
 
 VERSION = 1
 Verdict = Literal["good", "bad"]

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from . import marks
-from .marks import Row
-from .messages import Unusable
+from rlhf_jax.data import marks
+from rlhf_jax.data.marks import Row
+from rlhf_jax.data.messages import Unusable
 
 QUESTIONS = (
     ("instruction", "output"),

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..config import ConfigError
+from rlhf_jax.study.config import ConfigError
 
 LONGEST = 1 << 28  # bytes of a line
 BLOCK = 1 << 24  # bytes of text read at once

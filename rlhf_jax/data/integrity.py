@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ConfigError
-from .packing import batch_of
-from .tokenizer import Tokenizer
+from rlhf_jax.data.packing import batch_of
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.study.config import ConfigError
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
@@ -116,7 +116,7 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Damaged: they are not.
     """
-    from .store import read_documents, read_rows
+    from rlhf_jax.data.store import read_documents, read_rows
 
     def check(name: str, right: bool) -> None:
         if not right:
@@ -159,7 +159,7 @@ def _counted(rows: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
 
 def decode(folder: Path, split: str) -> None:
     """The memory-mapped copy of the stored rows of a split."""
-    from .store import read_rows
+    from rlhf_jax.data.store import read_rows
 
     _save(folder / f"rows-{split}.npy", read_rows(folder, split))
 

@@ -26,14 +26,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import ConfigError, suggest
-from . import fields, marks
-from .chat import MARKERS, Turn, has_marker, transcript
-from .compared import compared, consistent
-from .feedback import Comparison, Demonstration, Record, from_json
-from .files import LeftOut, rows
-from .marks import Row
-from .messages import OPENINGS, Unusable, asking, prompt_of, turns, with_system
+from rlhf_jax.data import fields, marks
+from rlhf_jax.data.chat import MARKERS, Turn, has_marker, transcript
+from rlhf_jax.data.compared import compared, consistent
+from rlhf_jax.data.feedback import Comparison, Demonstration, Record, from_json
+from rlhf_jax.data.files import LeftOut, rows
+from rlhf_jax.data.marks import Row
+from rlhf_jax.data.messages import OPENINGS, Unusable, asking, prompt_of, turns, with_system
+from rlhf_jax.study.config import ConfigError, suggest
 
 _STRIPPED = tuple(opening.lstrip() for opening in OPENINGS)
 

@@ -8,8 +8,8 @@ import math
 import re
 from typing import Any
 
-from ..config import ConfigError
-from .messages import Unusable
+from rlhf_jax.data.messages import Unusable
+from rlhf_jax.study.config import ConfigError
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import ConfigError
-from .chat import MARKERS, Role, Turn, has_marker, transcript
+from rlhf_jax.data.chat import MARKERS, Role, Turn, has_marker, transcript
+from rlhf_jax.study.config import ConfigError
 
 ROLES: dict[str, Role] = {
     "user": "user",

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .archives import Archive
-from .wikitext import articles
+from rlhf_jax.data.archives import Archive
+from rlhf_jax.data.wikitext import articles
 
 Documents = Iterator[tuple[str, str]]  # (id, text)
 

@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
-from ..config import ConfigError
-from .tokenizer import BOS, EOS, PAD
+from rlhf_jax.data.tokenizer import BOS, EOS, PAD
+from rlhf_jax.study.config import ConfigError
 
 BLOCK = 4096  # rows made at once
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import ConfigError
-from .corpus import Corpus
-from .loader import permute
-from .tokenizer import BOS
+from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.loader import permute
+from rlhf_jax.data.tokenizer import BOS
+from rlhf_jax.study.config import ConfigError
 
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
 _START = re.compile(r"[\"'“‘(]?[A-Z]")

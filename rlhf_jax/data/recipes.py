@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, CorpusConfig, content_id, to_json
-from ..outside import file_hash, is_callable, source_hash
-from .integrity import MANIFEST, locked, manifest_text, read_manifest, replace, warn
-from .sources import FORMATS, PACKAGED, files, is_tfds, pattern_of
+from rlhf_jax.data.integrity import MANIFEST, locked, manifest_text, read_manifest, replace, warn
+from rlhf_jax.data.sources import FORMATS, PACKAGED, files, is_tfds, pattern_of
+from rlhf_jax.study.callables import file_hash, is_callable, source_hash
+from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id, to_json
 
 FORMAT = 1  # of what is derived from text; a change of packing or splitting rules raises it
 SETTLED = 1.0  # seconds after which a file that is written again has another time

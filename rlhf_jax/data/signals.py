@@ -26,9 +26,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .chat import Template, prompt_ids
-from .feedback import Comparison, Correction, Critique, Demonstration, Record
-from .tokenizer import EOS, Tokenizer
+from rlhf_jax.data.chat import Template, prompt_ids
+from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, Record
+from rlhf_jax.data.tokenizer import EOS, Tokenizer
 
 VERDICTS = ("good", "bad")
 Pair = tuple[str, str]  # prompt and completion

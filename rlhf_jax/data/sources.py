@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..config import ConfigError, suggest
-from ..outside import call_for_each_text, is_callable
-from .files import LeftOut, is_parquet, rows, text_blocks
-from .packaged import PACKAGED, Documents, text_hash
-from .passages import SHARES, passages
+from rlhf_jax.data.files import LeftOut, is_parquet, rows, text_blocks
+from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
+from rlhf_jax.data.passages import SHARES, passages
+from rlhf_jax.study.callables import call_for_each_text, is_callable
+from rlhf_jax.study.config import ConfigError, suggest
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ConfigError
+from rlhf_jax.study.config import ConfigError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 CONTROL = ("<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.evals.intervals import paired_interval
+from rlhf_jax.study.config import ConfigError
 
 
 def kl_bound(n: int) -> float:

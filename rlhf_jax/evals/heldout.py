@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.model import forward, logits
+from rlhf_jax.model.sharding import place_batch, whole_rows
 from rlhf_jax.objectives import target_log_probs, token_log_probs
-from rlhf_jax.parallel import place_batch, whole_rows
+from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import Runtime
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.config import ConfigError
+from rlhf_jax.study.config import ConfigError
 
 KEPT = 0.01  # a mode is kept where at least this share of all responses is in it
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.tokenizer import PAD, Tokenizer
-from rlhf_jax.generate import positions_of
 from rlhf_jax.model import forward, logits
-from rlhf_jax.parallel import joined, map_rows
+from rlhf_jax.model.sampler import positions_of
+from rlhf_jax.model.sharding import joined, map_rows
+from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.train import Runtime
 
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, Turn, has_marker, prompt_ids, transcript
 from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
+from rlhf_jax.study.config import ConfigError, ModelConfig
 
 if TYPE_CHECKING:
     import jax
@@ -147,8 +147,8 @@ def choice_log_probs(
     alone has 0."""
     import jax.numpy as jnp
 
-    from rlhf_jax.generate import positions_of
     from rlhf_jax.model import forward, init_cache, logits
+    from rlhf_jax.model.sampler import positions_of
     from rlhf_jax.objectives import token_log_probs
 
     B, P = prompts_BP.shape

@@ -1,6 +1,6 @@
 """The axis table: which mesh axis each logical axis of an array lies on.
 
-`forward` takes one as an argument; the tables themselves are in `rlhf_jax.parallel`. Sharding is
+`forward` takes one as an argument; the tables themselves are in `rlhf_jax.model.sharding`. Sharding is
 explicit (part of an array's type), so every product whose result could be laid out in two ways says
 which, through `Axes.spec`.
 """

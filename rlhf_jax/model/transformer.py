@@ -2,7 +2,7 @@
 sampling share, `logits` and `scalars` are its heads.
 
 Parameters are a plain dict of float32 arrays; those of the layers are stacked along a leading L and
-scanned. Shapes are in the names: see `rlhf_jax.config.ModelConfig` for the letters.
+scanned. Shapes are in the names: see `rlhf_jax.study.config.ModelConfig` for the letters.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ModelConfig
 from rlhf_jax.model.attention import rotate
 from rlhf_jax.model.axes import Axes, platform
 from rlhf_jax.model.dense import PRODUCT, dense, in_memory, lookup, product
 from rlhf_jax.model.dispatch import Sight, attend, look
 from rlhf_jax.model.pointwise import gelu, norm, swiglu
+from rlhf_jax.study.config import ModelConfig
 
 Params = dict[str, Any]
 # On a CPU the loop over layers costs a few percent of a step, and without it compiling takes longer

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ModelConfig
 from rlhf_jax.model import Axes, forward, logits
+from rlhf_jax.study.config import ModelConfig
 
 Batch = dict[str, jax.Array]
 LOGITS_BYTES = 2**28  # of float32 logits on a device at once

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.model import Axes, forward
 from rlhf_jax.objectives.language import target_log_probs
 from rlhf_jax.objectives.rankings import (
@@ -20,6 +19,7 @@ from rlhf_jax.objectives.rankings import (
     ranking_loss,
     worst,
 )
+from rlhf_jax.study.config import ConfigError, ModelConfig
 
 
 def completion_log_probs(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> jax.Array:

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ConfigError, ModelConfig, suggest
 from rlhf_jax.model import Axes, forward, scalars
+from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 
 Batch = dict[str, jax.Array]
 NEVER = -1e30  # a logit that takes no part in a softmax; finite, so that gradients are

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.report.study_results import read_study, unique_rows
-from rlhf_jax.runs import CellFolder, read_json, write_json
+from rlhf_jax.study.runs import CellFolder, read_json, write_json
 
 LARGE = 256 * 1024  # bytes of a figure's table that stays in the run folder
 LONG = 64  # lists longer than this stay in the run folder

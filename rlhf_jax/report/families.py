@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.config import ConfigError, ModelConfig, from_json
+from rlhf_jax.cost.flops import param_counts
 from rlhf_jax.report.study_results import CellResult, StudyResults, is_number
 from rlhf_jax.report.style import SERIES
-from rlhf_jax.scaling.flops import param_counts
+from rlhf_jax.study.config import ConfigError, ModelConfig, from_json
 
 _SEED = re.compile(r"(^|[-_])s(eed)?\d+(?=[-_]|$)")
 _LAST_DIGIT = re.compile(r"[-_]\d$")

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.cells import Pretrain
-from rlhf_jax.config import ConfigError
+from rlhf_jax.cost.flops import param_counts, train_flops
+from rlhf_jax.kinds.pretrain.cell import Pretrain
+from rlhf_jax.laws.points import FitError
+from rlhf_jax.laws.predict import check_flops, predict
 from rlhf_jax.report.study_results import StudyResults, sweep_points, sweep_table
-from rlhf_jax.runs import write_json
-from rlhf_jax.scaling.flops import param_counts, train_flops
-from rlhf_jax.scaling.points import FitError
-from rlhf_jax.scaling.predict import check_flops, predict
-from rlhf_jax.study import Study
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.graph import Study
+from rlhf_jax.study.runs import write_json
 
 NEAR = 0.05  # runs within this share of the compute asked for are the ones to come
 

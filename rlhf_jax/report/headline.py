@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rlhf_jax.runs import CellFolder
+from rlhf_jax.study.runs import CellFolder
 
 NOTE = 200  # characters
 

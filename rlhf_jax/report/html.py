@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.folders.files import write_text
 from rlhf_jax.report import evaluation_sections as evaluations
 from rlhf_jax.report import overoptimization, plots_scaling, prompting
 from rlhf_jax.report import policy_sections as policies
@@ -30,6 +29,7 @@ from rlhf_jax.report.markup import (
 from rlhf_jax.report.study_fits import Fits, run_fits
 from rlhf_jax.report.study_results import StudyResults, is_number, read_study
 from rlhf_jax.report.style import Plot, count, power
+from rlhf_jax.study.files import write_text
 
 MOST_NAMED = 20  # base models that the summary names one by one
 

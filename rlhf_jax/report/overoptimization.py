@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
+from rlhf_jax.laws.forms.overoptimization import FORMULAS, Curve, Form, of_iterations
+from rlhf_jax.laws.points import FitError
 from rlhf_jax.report import plots_overoptimization as plots
 from rlhf_jax.report.families import Proxy, family, proxy_of, result
 from rlhf_jax.report.markup import cell_link, fixed, interval, number, paragraph, table
 from rlhf_jax.report.study_results import Analysed, CellResult, StudyResults, is_number
 from rlhf_jax.report.style import Plot, count
-from rlhf_jax.scaling.laws.overoptimization import FORMULAS, Curve, Form, of_iterations
-from rlhf_jax.scaling.points import FitError
 
 IN_WORDS = 6  # fits that the summary names one by one
 TITLES: dict[Form, str] = {"best_of_n": "best-of-n", "rl": "PPO"}

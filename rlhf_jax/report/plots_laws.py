@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.laws.forms import LAWS
+from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report.style import (
     FG,
     GRID,
@@ -21,8 +23,6 @@ from rlhf_jax.report.style import (
     render,
     styled,
 )
-from rlhf_jax.scaling.laws import LAWS
-from rlhf_jax.scaling.published import FRONTIERS
 
 
 @styled
@@ -238,7 +238,7 @@ def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
 
 @styled
 def law(fit: Mapping[str, Any], name: str) -> Plot | None:
-    """Any law of `rlhf_jax.scaling.laws`: what it says against what was observed, and its residuals
+    """Any law of `rlhf_jax.laws.forms`: what it says against what was observed, and its residuals
     against each input.
 
     fit: `LawFit.to_json()`.

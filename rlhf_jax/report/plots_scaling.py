@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report.study_results import CellResult, is_number
 from rlhf_jax.report.style import (
     FG,
@@ -23,7 +24,6 @@ from rlhf_jax.report.style import (
     render,
     styled,
 )
-from rlhf_jax.scaling.published import FRONTIERS
 
 
 @styled

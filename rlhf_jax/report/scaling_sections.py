@@ -6,6 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rlhf_jax.cost.flops import CONVENTIONS
+from rlhf_jax.laws.forms import LAWS
+from rlhf_jax.laws.learning_rate import B0, N0
+from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import plots_laws, plots_scaling
 from rlhf_jax.report.markup import fixed, interval, number, paragraph, plus_minus, run_link, table
 from rlhf_jax.report.study_fits import Fits
@@ -18,10 +22,6 @@ from rlhf_jax.report.study_results import (
     unique_rows,
 )
 from rlhf_jax.report.style import Plot, count, power
-from rlhf_jax.scaling.flops import CONVENTIONS
-from rlhf_jax.scaling.laws import LAWS
-from rlhf_jax.scaling.learning_rate import B0, N0
-from rlhf_jax.scaling.published import FRONTIERS
 
 Draw = Callable[[Plot | None], str]
 TITLES = {1: "envelope", 2: "IsoFLOP", 3: "parametric"}

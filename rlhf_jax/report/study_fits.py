@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import ConfigError, content_id
+from rlhf_jax.laws.curves import at_equal_compute, joined
+from rlhf_jax.laws.fits import fit_points
+from rlhf_jax.laws.forms import fit_named
+from rlhf_jax.laws.forms.overoptimization import fit_overoptimization
+from rlhf_jax.laws.learning_rate import check_lr
+from rlhf_jax.laws.learning_rate_fit import fit_learning_rate
+from rlhf_jax.laws.points import FitError, Points
+from rlhf_jax.laws.predict import score
 from rlhf_jax.report import overoptimization
 from rlhf_jax.report.study_results import (
     Analysed,
@@ -21,15 +28,8 @@ from rlhf_jax.report.study_results import (
     training_curves,
     unique_rows,
 )
-from rlhf_jax.runs import read_json, write_json
-from rlhf_jax.scaling.curves import at_equal_compute, joined
-from rlhf_jax.scaling.fits import fit_points
-from rlhf_jax.scaling.laws import fit_named
-from rlhf_jax.scaling.laws.overoptimization import fit_overoptimization
-from rlhf_jax.scaling.learning_rate import check_lr
-from rlhf_jax.scaling.learning_rate_fit import fit_learning_rate
-from rlhf_jax.scaling.points import FitError, Points
-from rlhf_jax.scaling.predict import score
+from rlhf_jax.study.config import ConfigError, content_id
+from rlhf_jax.study.runs import read_json, write_json
 
 METHOD = 4  # of fitting; a change of it makes every kept fit anew
 

@@ -14,11 +14,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, Damaged, read_json
-from rlhf_jax.scaling.curves import Curve, smooth
-from rlhf_jax.scaling.isoflop import WIDE
-from rlhf_jax.scaling.points import Points, from_rows
+from rlhf_jax.laws.curves import Curve, smooth
+from rlhf_jax.laws.isoflop import WIDE
+from rlhf_jax.laws.points import Points, from_rows
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import CellFolder, Damaged, read_json
 
 
 @dataclass(frozen=True)

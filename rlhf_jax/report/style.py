@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from rlhf_jax.folders.files import write_text
+from rlhf_jax.study.files import write_text
 
 # Placeholder -> (CSS variable, light, dark). Series colours are Okabe-Ito hues, which colour-blind
 # readers can tell apart, darkened for white paper and lightened for a dark page.

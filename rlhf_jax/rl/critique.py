@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ConfigError, ModelConfig
 from rlhf_jax.data.chat import Template, prompt_ids
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import verdict_ids, verdict_prompt, verdict_tokens
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, FIRST_BYTE, PAD, USER, Tokenizer
-from rlhf_jax.generate import Sequences, join, positions_of, response_log_probs
 from rlhf_jax.model import Axes
-from rlhf_jax.parallel import joined, map_rows
+from rlhf_jax.model.sampler import Sequences, join, positions_of, response_log_probs
+from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.rl.scores import Member, Reward
+from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.train import Runtime
 
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.cells import PPO
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.study.config import ModelConfig
 
 # of the entropy of a uniform policy over whole responses: the KL of a policy that forgot all
 FAR = 0.5

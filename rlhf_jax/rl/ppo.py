@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.cells import PPO
-from rlhf_jax.generate import Sequences
+from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.model import Axes
+from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl.advantages import kl_loss, whiten
 from rlhf_jax.rl.rollout import Experience, Networks, adapt_kl, rollout

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_jax.cells import PPO, TaskConfig
-from rlhf_jax.config import ConfigError, OptimConfig, suggest
+from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.kinds.task import TaskConfig
+from rlhf_jax.study.config import ConfigError, OptimConfig, suggest
 
 
 def _adam(lr: float, schedule: str, **more: Any) -> OptimConfig:

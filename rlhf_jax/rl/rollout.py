@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.cells import PPO
-from rlhf_jax.config import ModelConfig
-from rlhf_jax.generate import (
+from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.model import Axes, scalars
+from rlhf_jax.model.sampler import (
     EOS,
     Sequences,
     generate,
@@ -20,9 +20,9 @@ from rlhf_jax.generate import (
     response_log_probs,
     response_states,
 )
-from rlhf_jax.model import Axes, scalars
 from rlhf_jax.rl.advantages import gae, grouped, masked_mean, token_rewards, whiten
 from rlhf_jax.rl.scores import Score
+from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import TrainState
 from rlhf_jax.train.step import in_micro_batches
 

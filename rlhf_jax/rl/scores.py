@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import ConfigError, ModelConfig
-from rlhf_jax.generate import Sequences
 from rlhf_jax.model import Axes, forward, scalars
-from rlhf_jax.outside import check_scores
+from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.study.callables import check_scores
+from rlhf_jax.study.config import ConfigError, ModelConfig
 
 NO_SPREAD = 1e-6
 Score = Callable[[Any, Sequences, jax.Array], jax.Array]  # (arrays, rows, mask_BR) -> scores B

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from rlhf_jax.config import ConfigError
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)

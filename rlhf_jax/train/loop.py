@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from rlhf_jax.config import ConfigError
 from rlhf_jax.model import Axes
-from rlhf_jax.runs import CellFolder, Heartbeat, read_json, write_json
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import CellFolder, Heartbeat, read_json, write_json
 from rlhf_jax.train.checkpoints import Checkpoints, Damaged, Marks, Unreadable
 from rlhf_jax.train.metrics import Sink
 from rlhf_jax.train.population import Alone, Population

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ConfigError
-from rlhf_jax.runs import CellFolder, read_json
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import CellFolder, read_json
 
 # Peak dense bfloat16 FLOP/s of one chip, from the vendors' data sheets.
 PEAK_FLOPS = {

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.config import OptimConfig
+from rlhf_jax.study.config import OptimConfig
 
 
 class TrainState(flax.struct.PyTreeNode):

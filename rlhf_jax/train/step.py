@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import ConfigError, OptimConfig
 from rlhf_jax.model import Axes
+from rlhf_jax.study.config import ConfigError, OptimConfig
 from rlhf_jax.train.state import TrainState, apply_gradients, learning_rate
 
 Batch = dict[str, jax.Array]

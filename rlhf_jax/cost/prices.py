@@ -1,0 +1,247 @@
+"""What training a model costs, and what the published laws say of how its compute was spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
+from rlhf_jax.cost.hardware import Hardware, chip_hours, find_hardware
+from rlhf_jax.cost.presets import PRESETS, Preset, preset
+from rlhf_jax.laws.forms import inference_optimal
+from rlhf_jax.laws.points import FitError
+from rlhf_jax.laws.published import FRONTIERS
+from rlhf_jax.laws.tables.selection import TOKENS_PER_PARAM
+from rlhf_jax.study.config import ConfigError
+
+DEFAULT_HARDWARE = "h100"
+DEFAULT_MFU = 0.4
+ASSUMED_MFU = (
+    "assumed; published ones run from 0.21 (GPT-3) to 0.46 (PaLM): Chowdhery 2022, table 3"
+)
+
+
+def training_cost(
+    name: str | None = None,
+    params: float | None = None,
+    tokens: float | None = None,
+    hardware: str | None = None,
+    mfu: float | None = None,
+    price: float | None = None,
+) -> dict[str, Any]:
+    """The cost of one training run as JSON values.
+
+    Dollars = C / (peak x MFU x 3600) x price. C is counted as PaLM's appendix B does, which is what
+    published MFUs divide by; a bare size has 6 N D alone.
+
+    Args:
+      name: a preset; or params: a bare number of parameters.
+      tokens: trained on (default: the preset's published ones).
+      hardware: a name of `HARDWARE` (default: what the preset was trained on, else h100).
+      mfu: in (0, 1] (default: the published one on that hardware, else 0.4).
+      price: dollars a chip-hour (default: the hardware's list prices, low and high).
+
+    Returns:
+      model, params, tokens, seq_len, tokens_per_param, sources; flops by convention, and the
+      `convention` that is priced; hardware; mfu and mfu_source; prices [low, high];
+      ideal {chip_hours, dollars [low, high]}: the FLOPs at that MFU and nothing else;
+      campaign {chip_hours, effective_mfu, dollars [low, high], estimate [low, high] or None,
+      estimate_prices: the estimate a chip-hour}: the published chip-hours, with all that was lost,
+      and what others said they cost; None where they are not those of this run;
+      laws: see `compare_laws`.
+
+    Raises:
+      ConfigError: both or neither of name and params, an unknown preset or hardware, tokens
+        unknown, or a number out of its range.
+    """
+    if (name is None) == (params is None):
+        given = "both" if name is not None else "neither"
+        raise ConfigError(f"{given} of a preset and a number of parameters given; give one of them")
+    known = preset(name) if name is not None else None
+    n = known.params if known else _positive("params", params)
+    d = _tokens(name, known, tokens)
+    if not TOKENS_PER_PARAM[0] <= d / n <= TOKENS_PER_PARAM[1]:
+        low, high = TOKENS_PER_PARAM
+        raise ConfigError(
+            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from "
+            f"{low:g} to {high:g}: check the units of both (70B is 70e9)"
+        )
+    trained = known.training if known else None
+    used = trained.hardware if trained else None
+    chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
+    prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
+    published = trained.mfu if trained and trained.hardware == chip.name else None
+    share = next(m for m in (mfu, published, DEFAULT_MFU) if m is not None)
+
+    if known:
+        flops, convention = all_conventions(known.model, known.seq_len, d), "palm"
+    else:
+        flops, convention = {"6nd": six_nd(n, d)}, "6nd"
+    hours = chip_hours(flops[convention], chip, share)
+    sources: dict[str, Any] = {"flops": {key: CONVENTIONS[key] for key in flops}}
+    if known:
+        sources |= {"model": known.source, "model_differs": known.differs}
+    if trained:
+        sources["training"] = trained.source
+    return {
+        "model": name,
+        "params": n,
+        "tokens": d,
+        "seq_len": known.seq_len if known else None,
+        "tokens_per_param": d / n,
+        "flops": flops,
+        "convention": convention,
+        "hardware": dataclasses.asdict(chip),
+        "mfu": share,
+        "mfu_source": "given" if mfu is not None else "published" if published else ASSUMED_MFU,
+        "prices": prices,
+        "price_source": chip.price_source if price is None else "given",
+        "ideal": {"chip_hours": hours, "dollars": [hours * p for p in prices]},
+        "campaign": _campaign(known, d, chip, flops[convention], prices),
+        "laws": compare_laws(n, d),
+        "sources": sources,
+    }
+
+
+RANGES = {"params": (1e3, 1e15), "tokens": (1e3, 1e21), "price": (1e-6, 1e6)}  # beyond: a slip
+
+
+def _positive(what: str, value: float | None) -> float:
+    if value is None or not 0 < value < math.inf:
+        raise ConfigError(f"{what} is {value}; it must be a finite number above 0")
+    low, high = RANGES[what]
+    if not low <= value <= high:
+        raise ConfigError(
+            f"{what} is {value:g}; it must be from {low:g} to {high:g} (70 billion is 70e9)"
+        )
+    return float(value)
+
+
+def _tokens(name: str | None, known: Preset | None, tokens: float | None) -> float:
+    if tokens is not None:
+        return _positive("tokens", tokens)
+    if known and known.training:
+        return known.training.tokens
+    raise ConfigError(
+        f"no published number of training tokens for {name or 'a bare number of parameters'}; "
+        "give --tokens"
+    )
+
+
+def _campaign(
+    known: Preset | None, tokens: float, chip: Hardware, flops: float, prices: list[float]
+) -> dict[str, Any] | None:
+    """The published chip-hours priced, if this is the run that they were spent on."""
+    run = known.training if known else None
+    if run is None or run.chip_hours is None:
+        return None
+    if run.hardware != chip.name or run.tokens != tokens:
+        return None
+    return {
+        "chip_hours": float(run.chip_hours),
+        "effective_mfu": flops / (run.chip_hours * 3600.0 * chip.flops),
+        "dollars": [run.chip_hours * p for p in prices],
+        "estimate": list(run.dollars) if run.dollars else None,
+        "estimate_prices": [x / run.chip_hours for x in run.dollars] if run.dollars else None,
+    }
+
+
+def compare_laws(params: float, tokens: float) -> list[dict[str, Any]]:
+    """A run against the optimum of every published law, with C = 6 N D and N all parameters.
+
+    Returns one dictionary a law: law, source, a (exponent of N* in C);
+      tokens_wanted, flops_wanted: D* and C* at which N is optimal; tokens_ratio: D / D*, below 1
+      when undertrained; params_best, tokens_best: N* and D* for the C that was spent;
+      loss, loss_best (nats a token) of the run and of that split, loss_gap, and compute_needed, the
+      share of C with which the optimum reaches the run's loss: None where the law has no loss.
+    """
+    flops = six_nd(params, tokens)
+    rows = []
+    for name, frontier in FRONTIERS.items():
+        wanted = frontier.tokens(params)
+        n_star, d_star = frontier.compute_optimal(flops)
+        row: dict[str, Any] = {
+            "law": name,
+            "source": frontier.source,
+            "a": frontier.a,
+            "tokens_wanted": wanted,
+            "flops_wanted": six_nd(params, wanted),
+            "tokens_ratio": tokens / wanted,
+            "params_best": n_star,
+            "tokens_best": d_star,
+            **dict.fromkeys(("loss", "loss_best", "loss_gap", "compute_needed")),
+        }
+        if frontier.law:
+            loss = float(frontier.law.loss(params, tokens))
+            best = float(frontier.law.loss(n_star, d_star))
+            needed = frontier.same_loss(loss)
+            row |= {
+                "loss": loss,
+                "loss_best": best,
+                "loss_gap": loss - best,
+                "compute_needed": needed / flops if needed else None,
+            }
+        rows.append(row)
+    return rows
+
+
+def undertrained_table() -> list[dict[str, Any]]:
+    """Every preset with published training tokens, from the fewest tokens a parameter to the most.
+
+    Returns rows of model, params, tokens, tokens_per_param, flops (6 N D), source, and `ratios`: D
+    over the D* that each law wants for that many parameters; below 1 is undertrained.
+    """
+    rows = []
+    for name, known in PRESETS.items():
+        if known.training is None:
+            continue
+        n, d = known.params, known.training.tokens
+        rows.append(
+            {
+                "model": name,
+                "params": n,
+                "tokens": d,
+                "tokens_per_param": d / n,
+                "flops": six_nd(n, d),
+                "source": known.training.source,
+                "ratios": {law: d / f.tokens(n) for law, f in FRONTIERS.items()},
+            }
+        )
+    return sorted(rows, key=lambda row: row["tokens_per_param"])
+
+
+def serving(params: float, tokens: float, inference_tokens: float) -> dict[str, Any]:
+    """The model of the same loss that is cheapest to train and then serve (Sardana 2023), under
+    every published law that has a loss.
+
+    Returns {"tokens": D_inf, "laws": [{law, loss, params, tokens, flops, given_flops, saving}]},
+    FLOPs as 6 N D + 2 N D_inf, `saving` as a share of the given model's.
+
+    Raises:
+      ConfigError: inference_tokens is negative, not finite or over 1e24.
+    """
+    if inference_tokens > 1e24:
+        raise ConfigError(f"inference_tokens is {inference_tokens:g}; it must be 1e24 at most")
+    rows = []
+    given = 6.0 * params * tokens + 2.0 * params * inference_tokens
+    for name, frontier in FRONTIERS.items():
+        if frontier.law is None:
+            continue
+        loss = float(frontier.law.loss(params, tokens))
+        try:
+            best = inference_optimal(frontier.law, inference_tokens, loss=loss)
+        except FitError as e:
+            raise ConfigError(str(e)) from None
+        rows.append(
+            {
+                "law": name,
+                "loss": loss,
+                "params": best.params,
+                "tokens": best.tokens,
+                "flops": best.flops,
+                "given_flops": given,
+                "saving": 1 - best.flops / given,
+            }
+        )
+    return {"tokens": inference_tokens, "laws": rows}

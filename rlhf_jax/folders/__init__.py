@@ -1,1 +1,0 @@
-"""The files of one run folder; `rlhf_jax.runs` says what lies where."""

@@ -1,1 +1,0 @@
-"""What a cell of each kind does, from its parents' folders to its own results."""

@@ -1,0 +1,168 @@
+"""What a running cell has at hand, and how models of finished cells are read back. What jobs read
+of data (`rlhf_jax.kinds.needs`) imports no jax, so `plan` reads it in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rlhf_jax.data.chat import prompt_ids
+from rlhf_jax.data.corpus import Corpus
+from rlhf_jax.data.files import LeftOut
+from rlhf_jax.data.packing import left_padded
+from rlhf_jax.data.prompts import prompts_from
+from rlhf_jax.kinds.ensemble.cell import Ensemble
+from rlhf_jax.kinds.sft.cell import SFT
+from rlhf_jax.kinds.task import TaskConfig
+from rlhf_jax.study.callables import call_for_scores, call_for_texts
+from rlhf_jax.study.cell import Cell, names_cell
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.graph import Study
+from rlhf_jax.study.runs import CellFolder, Heartbeat
+
+if TYPE_CHECKING:
+    from rlhf_jax.rl.scores import Reward
+    from rlhf_jax.train import Runtime
+
+
+class TaskPrompts(NamedTuple):
+    """Prompts as texts and as token ids (n, P), BOS included, padded on the left."""
+
+    texts: list[str]
+    ids: np.ndarray
+
+
+@dataclass
+class Context:
+    """One cell's surroundings."""
+
+    study: Study
+    cell: Cell
+    folders: dict[str, CellFolder]  # of every cell of the study, by name
+    corpus: Corpus
+    runtime: Runtime
+    beat: Heartbeat
+    left_out: dict[str, str] = field(
+        default_factory=dict
+    )  # file -> rows that were not used, and why
+
+    def leave_out(self, where: str, left: LeftOut, unread: Sequence[str] = ()) -> None:
+        """Says, in the log and in the cell's results, which rows of a file could not be used, and
+        which fields are not read."""
+        said = [str(left)] if left.rows else []
+        if unread:
+            said.append(f"fields that are not read: {ascii(', '.join(unread))[1:-1][:300]}")
+        if said:
+            known = self.left_out.get(where)
+            self.left_out[where] = "; ".join([*([known] if known else []), *said])
+            self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
+
+    def noted(self, notes: Sequence[str]) -> dict[str, list[str]]:
+        """Notes on labels or scores, logged, and as the cell's report has them: not at all where
+        there are none."""
+        for note in notes:
+            self.runtime.log(f"{self.cell.name}: {note}")
+        return {"notes": list(notes)} if notes else {}
+
+    @property
+    def folder(self) -> CellFolder:
+        return self.folders[self.cell.name]
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.study.model_of(self.cell)
+
+    def language_model(self, name: str) -> Any:
+        """Parameters of a finished pretraining, SFT or PPO cell, on this cell's mesh."""
+        cfg = self.study.model_of(self.study[name])
+        return read_model(self.folders[name], cfg, self.runtime)
+
+    def reward(self, name: str) -> Reward:
+        """The reward that a cell's field names: a reward cell, an ensemble of them, a model of
+        critiques, or a callable."""
+        from rlhf_jax.rl.critique import verdict_reward
+        from rlhf_jax.rl.scores import Member, callable_reward, model_reward
+
+        if not names_cell(name):
+            where = f"{self.cell.name}.reward"
+            return callable_reward(
+                partial(call_for_scores, name, where), self.corpus.tokenizer.decode
+            )
+        cell, names = self.study[name], self.study.reward_models(name)
+        cfgs = [self.study.model_of(self.study[n]) for n in names]
+        members = []
+        for n, cfg in zip(names, cfgs, strict=True):
+            report = self.folders[n].result("judge" if isinstance(cell, SFT) else "report")
+            if report is None:
+                raise ConfigError(
+                    f"{self.cell.name}.reward = {name!r}, which has learned no verdicts; let it "
+                    f"learn from critiques with verdicts, or name a reward cell"
+                )
+            params = read_model(self.folders[n], cfg, self.runtime)
+            members.append(Member(params, report["gain"], report["bias"]))
+        if isinstance(cell, SFT):
+            tokenizer, template = self.corpus.tokenizer, cell.task.template
+            return verdict_reward(members[0], cfgs[0], tokenizer, self.runtime.axes, template)
+        how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
+        return model_reward(members, cfgs, self.runtime.axes, *how)
+
+    def prompts(self, task: TaskConfig, split: str, n: int, seed: int) -> TaskPrompts:
+        """`n` prompts of a task from a split."""
+        if not task.prompts:
+            found = prompts_from(self.corpus, split, n, task.prompt_len, seed, task.response_len)
+            ids = np.array([p.prompt_ids for p in found], np.int32)
+            return TaskPrompts([p.prompt for p in found], ids)
+        where = f"{self.cell.name}.task.prompts"
+        texts = call_for_texts(task.prompts, where, split, n, seed, count=n)
+        encoded = [prompt_ids(self.corpus.tokenizer, t, task.template) for t in texts]
+        return TaskPrompts(texts, left_padded(encoded, task.prompt_len))
+
+    def gold(
+        self, task: TaskConfig, prompts: Sequence[str], responses: Sequence[str]
+    ) -> np.ndarray:
+        """The labeller's scores (n,) of responses to prompts."""
+        return call_for_scores(task.gold, f"{self.cell.name}.task.gold", prompts, responses)
+
+
+def task_of(study: Study, cell: Cell) -> TaskConfig | None:
+    """The task that a cell's model, or what it started from, learned; None: text alone."""
+    while not hasattr(cell, "task"):
+        if not cell.parents():
+            return None
+        cell = study[cell.parents()[0]]
+    task: TaskConfig = cell.task
+    return task
+
+
+def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
+    """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average
+    if it keeps one, without a value head."""
+    import jax
+
+    from rlhf_jax.model import param_axes
+    from rlhf_jax.model.sharding import shardings
+    from rlhf_jax.train.loop import final_checkpoint
+
+    def laid_out(shapes: Any) -> Any:
+        """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is
+        read."""
+        if "policy" in shapes:
+            wanted = "ema" if "ema" in shapes else "policy"
+            return {
+                n: laid_out(t) if n == wanted else jax.tree.map(lambda _: ..., t)
+                for n, t in shapes.items()
+            }
+        layout = shardings(runtime.mesh, param_axes(cfg, "scalar" in shapes), runtime.axes)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
+        )
+
+    params = final_checkpoint(folder, laid_out)
+    if "policy" not in params:
+        return params
+    policy = params["ema"] if "ema" in params else params["policy"]
+    return {n: p for n, p in policy.items() if n != "scalar"}

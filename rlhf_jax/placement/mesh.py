@@ -1,0 +1,146 @@
+"""Meshes as text, and whether a study's shapes lie on one. Without jax: launchers ask before they
+start anything. `rlhf_jax.model.sharding` has the sharding table that these rules follow from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from rlhf_jax.kinds.dpo.cell import DPO
+from rlhf_jax.kinds.ensemble.cell import Ensemble
+from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.kinds.pretrain.cell import Pretrain
+from rlhf_jax.kinds.reward.cell import Reward
+from rlhf_jax.kinds.sft.cell import SFT
+from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.study.graph import Study
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`fsdp=4,tensor=2` as a mesh shape; the empty text has no axes.
+
+    Raises:
+      ConfigError: an unknown axis, one given twice, or a size that is not a whole number of at
+          least 1.
+    """
+    shape: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES:
+            raise ConfigError(f"mesh {text!r}: unknown axis {name!r}.{suggest(name, MESH_AXES)}")
+        if name in shape:
+            raise ConfigError(f"mesh {text!r}: {name} is given twice; give each axis once")
+        if not (size.isascii() and size.isdigit()) or int(size) < 1:
+            raise ConfigError(
+                f"mesh {text!r}: {name} = {size!r} is not a number of devices of at least 1; "
+                f"expected for instance fsdp=4,tensor=2"
+            )
+        shape[name] = int(size)
+    return shape
+
+
+def full_mesh(text: str, devices: int | None) -> dict[str, int]:
+    """The size of every axis. What is left over of `devices` lies on `data`, if that is not given;
+    None: of a CPU, which has as many devices as are asked for.
+
+    Raises:
+      ConfigError: it needs more devices than there are, or they cannot be divided so.
+    """
+    given = parse_mesh(text)
+    shape = {axis: given.get(axis, 1) for axis in MESH_AXES}
+    needs = math.prod(shape.values())
+    if devices is None:
+        return shape
+    if needs > devices:
+        raise ConfigError(
+            f"mesh {text!r} needs {needs} devices; there are {devices}. Choose smaller axes"
+        )
+    if "data" not in given:
+        if devices % needs:
+            raise ConfigError(
+                f"mesh {text!r}: {needs} does not divide the {devices} devices; give data too, or "
+                f"axes whose product does"
+            )
+        shape["data"] = devices // needs
+    return shape
+
+
+def check_placement(
+    study: Study, cells: Iterable[str], mesh: Mapping[str, int], accumulate: int = 1
+) -> None:
+    """Refuses a mesh, or a number of micro-batches, that does not divide what lies on it.
+
+    Args:
+      cells: names of those that would run. mesh: the size of every axis.
+
+    Raises:
+      ConfigError: names the cell, its field and value, and the mesh axis.
+    """
+    chosen = set(cells)
+    for cell in (c for c in study.order() if c.name in chosen):
+        for owner in (
+            cell.name,
+            *cell.parents(),
+            *study.reward_models(getattr(cell, "reward", "")),
+        ):
+            _check_model(study, study[owner], mesh)
+        for field, rows, micro in _row_counts(study, cell):
+            _check_rows(field, rows, mesh, accumulate if micro else 1)
+
+
+def _check_model(study: Study, cell: Cell, mesh: Mapping[str, int]) -> None:
+    while not isinstance(cell, Pretrain):
+        cell = study[cell.parents()[0]]
+    for axis, sizes in _sharded(cell.model).items():
+        for field, size in sizes.items():
+            if size % mesh[axis]:
+                fits = [n for n in range(1, mesh[axis]) if size % n == 0]
+                raise ConfigError(
+                    f"{cell.name}.model.{field} = {size} does not divide over {axis} = "
+                    f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
+                    f"multiple of {mesh[axis]}"
+                )
+
+
+def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
+    """By mesh axis, the dimensions that the sharding table lays on it, with names of the model's
+    fields."""
+    tensor = {
+        "heads": model.heads,
+        "kv_heads": model.K,
+        "ff": model.F,
+        "vocab": model.vocab,
+        "width": model.width,  # the residual stream between layers
+    }
+    return {"fsdp": {"width": model.width}, "tensor": tensor}
+
+
+def _row_counts(study: Study, cell: Cell) -> Iterator[tuple[str, int, bool]]:
+    """(what, rows, whether they are split into micro-batches) of the batches that a cell puts on
+    the mesh."""
+    if isinstance(cell, Pretrain | SFT | Reward | DPO):
+        yield f"{cell.name}.batch", cell.batch, True
+    elif isinstance(cell, Ensemble):
+        yield from (row for m in cell.members for row in _row_counts(study, study[m]))
+    elif isinstance(cell, PPO):
+        yield f"{cell.name}.batch", cell.batch, False
+        rows = cell.batch * cell.samples // cell.minibatches
+        yield f"{cell.name}: batch x samples / minibatches", rows, True
+        if cell.ptx_coef:
+            yield f"{cell.name}.ptx_batch", cell.ptx_batch, True
+
+
+def _check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int) -> None:
+    parts = {"data": mesh["data"], "fsdp": mesh["fsdp"], "--accumulate": accumulate}
+    over = math.prod(parts.values())
+    if rows % over == 0:
+        return
+    said = " x ".join(f"{name} {n}" for name, n in parts.items() if n > 1)
+    near = sorted({max(1, rows // over) * over, (rows // over + 1) * over})
+    raise ConfigError(
+        f"{field} = {rows} rows do not divide into {said} = {over} parts; choose a product that "
+        f"divides {rows}, or rows of {' or '.join(map(str, near))} (another run id)"
+    )

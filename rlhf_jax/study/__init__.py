@@ -1,0 +1,14 @@
+"""What is to be computed, and what has been."""
+
+from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, OptimConfig
+from rlhf_jax.study.graph import Analysis, Study, load_study
+
+__all__ = [
+    "Analysis",
+    "ConfigError",
+    "CorpusConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Study",
+    "load_study",
+]

@@ -1,0 +1,132 @@
+"""JSON files that are written whole or not at all, and known to be what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.study.config import ConfigError, content_id, to_json
+
+WHAT_TO_DO = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "files may not grow as large here (`ulimit -f`); raise that limit",
+    errno.EROFS: "the disk can be read alone; name a folder on another one",
+    errno.EACCES: "this user may not do that there; name another folder or change its permissions",
+    errno.EPERM: "this user may not do that there; name another folder or change its permissions",
+    errno.ENAMETOOLONG: "the path is too long; name a shorter one",
+    errno.ENOTDIR: "a part of the path is a file; name a folder",
+    errno.EEXIST: "something of that name is there already; name another",
+    errno.EISDIR: "that is a folder; name a file",
+}
+
+
+# What a disk's refusal looks like in the errors of libraries.
+PHRASES = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+HALF_AN_ARRAY = re.compile(r"^\d+ requested and \d+ written$")  # numpy's
+
+
+class Damaged(ConfigError):
+    """A file of the runs folder that is not what was written."""
+
+
+def disk_words(error: BaseException) -> str:
+    """What a disk refused, and what to do about it; empty: the error is of another kind. Libraries
+    raise errors of their own for a full disk, with the system's words in them."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in WHAT_TO_DO:
+            where = f"{at.filename}: " if at.filename else ""
+            return f"{where}{os.strerror(at.errno)}: {WHAT_TO_DO[at.errno]}"
+        found = [number for phrase, number in PHRASES.items() if phrase in str(at)]
+        if found or (isinstance(at, OSError) and HALF_AN_ARRAY.match(str(at))):
+            number = found[0] if found else errno.ENOSPC
+            return f"{os.strerror(number)}: {WHAT_TO_DO[number]}"
+        at = at.__cause__ or at.__context__
+    return ""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Atomic: readers see the old file or the new one, whole. Leaves nothing behind if it fails."""
+    write_text(path, json.dumps(to_json(data), indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of any text, in UTF-8, lines as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with open(tmp, "w", encoding="utf-8", newline="") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError as e:
+        if e.errno and not e.filename:
+            e.filename = str(path)
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON, or None where there is no file.
+
+    Raises:
+      Damaged: it is not JSON.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError as e:
+        raise Damaged(f"{path} is damaged: it is not JSON ({e})") from None
+
+
+def write_sealed(path: Path, record: dict[str, Any]) -> None:
+    """An object with the digest of its content in it."""
+    write_json(path, {**record, "digest": content_id(record, 64)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without the digest, or None where there is no file. Older versions
+    wrote no digest; then none is checked.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
+    found = read_json(path)
+    if found is None and not path.exists():
+        return None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} is damaged: expected an object, found {str(found)[:40]}")
+    record = {k: v for k, v in found.items() if k != "digest"}
+    old = "digest" not in found and "digests" not in found
+    if not old and found.get("digest") != _digest_of_json(record):
+        raise Damaged(f"{path} is damaged: its content is not what was written")
+    return record
+
+
+def _digest_of_json(record: dict[str, Any]) -> str:
+    """`content_id(record, 64)` of what was read from JSON, whose keys are strings."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sweep(folder: Path, older: float = 0.0) -> None:
+    """Removes what killed processes left: hidden files and folders, older than so many seconds."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,492 @@
+"""A study is a graph of cells, plus what to conclude from them.
+
+A cell is one unit of work, described by science alone. Its run id is a hash of that description
+with its parents' ids and the corpus hash in it, so equal work has one folder and is done once.
+Cells name their parents; `Study` checks the graph before anything runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+import graphlib
+import importlib.util
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from rlhf_jax.kinds.ensemble.cell import Ensemble
+from rlhf_jax.kinds.pretrain.cell import Pretrain
+from rlhf_jax.study.callables import (
+    ARGUMENTS,
+    check_call,
+    file_hash,
+    importable,
+    is_callable,
+    line_of,
+    passed,
+    raised,
+    said,
+)
+from rlhf_jax.study.cell import Cell, names_cell
+from rlhf_jax.study.config import (
+    Checked,
+    ConfigError,
+    CorpusConfig,
+    ModelConfig,
+    assignment,
+    check_names,
+    content_id,
+    override,
+    shown,
+    suggest,
+    to_json,
+)
+from rlhf_jax.study.ranges import INT32, Count, Name, Range, Title
+
+if TYPE_CHECKING:
+    from rlhf_jax.data.recipes import Digests
+
+
+@dataclass(frozen=True)
+class Analysis(Checked):
+    """What to conclude from some cells (names or globs).
+
+    kind: `isoflop`, compute-optimal sizes by the approaches of Hoffmann 2022; `lr_check`, one size
+    at several learning rates; `lr_law`, several sizes and batches at several learning rates;
+    `data_constrained`, repeated text; `overoptimization`, best-of-n and PPO cells against the
+    rewards that they name, seeds of one reward (names that differ in `-s3` or a last `-3` alone)
+    together.
+
+    Of an isoflop analysis: `params` and `flops` are what counts as N and C. `loss` says where
+    losses at
+    equal C come from: `heldout`, the cells of each planned budget; `ends`, a size's held-out losses
+    at its horizons, interpolated; `curve`, its training curve (cells that continue each other
+    joined), read on the way as Kaplan 2020 did. `window`: approach 2 leaves a budget's runs out of
+    its parabola beyond this factor of its best size; None: every run counts.
+    """
+
+    LABEL = "analysis"
+    kind: Literal["isoflop", "lr_check", "lr_law", "data_constrained", "overoptimization"]
+    cells: tuple[str, ...]
+    label: Annotated[str, Title()] = ""
+    params: Literal["total", "non_embedding"] = "total"
+    flops: Literal["exact", "6nd", "kaplan", "palm", "porian", "porian_attention"] = "exact"
+    loss: Literal["heldout", "ends", "curve"] = "heldout"
+    window: Annotated[float, Range(1, above=True)] | None = 4.0
+
+    def check(self) -> None:
+        check_names(self.cells, "analysis.cells")
+        if self.kind != "isoflop":
+            for name in ("params", "flops", "loss", "window"):
+                self.unused(name, "kind = 'isoflop'")
+
+
+@dataclass(frozen=True)
+class Study(Checked):
+    """A directed acyclic graph of cells over one corpus. Construction checks everything that can be
+    checked without data and raises ConfigError."""
+
+    LABEL = "study"
+    name: Annotated[str, Name()]
+    cells: tuple[Cell, ...]
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    analyses: tuple[Analysis, ...] = ()
+    title: Annotated[str, Title()] = ""
+    members: Count = (
+        16  # of a population at most (`rlhf_jax.study.populations`); 1: each cell alone
+    )
+
+    def check(self) -> None:
+        if not self.cells:
+            raise ConfigError(f"study {self.name!r} has no cells; expected at least one")
+        known = {"corpus": "corpus"}  # whose fields overrides call so
+        for i, cell in enumerate(self.cells):
+            if expected := Name().problem(cell.name):
+                raise ConfigError(
+                    f"study.cells[{i}].name = {shown(cell.name)}; expected {expected}"
+                )
+            other = known.setdefault(cell.name.casefold(), cell.name)
+            if other == "corpus":
+                raise ConfigError(
+                    f"study.cells[{i}] is named {cell.name!r}, as overrides call the corpus"
+                )
+            if len(known) < i + 2:
+                raise ConfigError(
+                    f"two cells are named {cell.name}"
+                    + f" and {other}" * (other != cell.name)
+                    + "; names are unique, and differ in more than capitals, which some file systems do not "
+                    "tell apart"
+                )
+        self.order()
+        for cell in self.cells:
+            self._check(cell)
+        for analysis in self.analyses:
+            self.select(analysis.cells)
+
+    def __getitem__(self, name: str) -> Cell:
+        if (cell := self._by_name.get(name)) is not None:
+            return cell
+        raise ConfigError(
+            f"no cell {name!r} in study {self.name!r}."
+            + suggest(name, [c.name for c in self.cells])
+        )
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
+
+    def order(self) -> list[Cell]:
+        """Cells, parents first. Cycles and unknown parents are ConfigErrors."""
+        return list(self._order)
+
+    @functools.cached_property
+    def _order(self) -> list[Cell]:
+        graph = {c.name: c.parents() for c in self.cells}
+        for child, parents in graph.items():
+            for parent in parents:
+                if parent not in graph:
+                    raise ConfigError(
+                        f"cell {child!r} starts from {parent!r}, which is not in the study."
+                        + suggest(parent, [n for n in graph if n != child])
+                    )
+        try:
+            names = list(graphlib.TopologicalSorter(graph).static_order())
+        except graphlib.CycleError as e:
+            raise ConfigError(
+                f"cells depend on each other in a circle: {' -> '.join(e.args[1])}"
+            ) from None
+        return [self[n] for n in names]
+
+    def select(self, patterns: Sequence[str]) -> list[Cell]:
+        """Cells whose name matches one of the globs; a pattern that matches nothing is an error."""
+        chosen: set[str] = set()
+        for p in patterns:
+            matches = {p} & self._by_name.keys() or set(fnmatch.filter(self._by_name, p))
+            if not matches:
+                raise ConfigError(
+                    f"no cell matches {p!r}.{suggest(p, [c.name for c in self.cells])}"
+                )
+            chosen |= matches
+        return [c for c in self.cells if c.name in chosen]
+
+    def model_of(self, cell: Cell) -> ModelConfig:
+        """The shape of the model that a cell trains or runs."""
+        while not isinstance(cell, Pretrain):
+            cell = self[cell.parents()[0]]
+        return cell.model
+
+    def reward_models(self, name: str) -> tuple[str, ...]:
+        """The reward cells behind a name: itself, or an ensemble's members; none of a callable."""
+        if not names_cell(name):
+            return ()
+        cell = self[name]
+        return cell.members if isinstance(cell, Ensemble) else (name,)
+
+    def _check(self, cell: Cell) -> None:
+        for fld, kinds in cell.PARENTS.items():
+            elsewhere = type(cell).__dataclass_fields__[fld].metadata.get("outside")
+            for named in cell.named(fld):
+                if not names_cell(named):
+                    if elsewhere and named:
+                        continue
+                    raise ConfigError(
+                        f"{cell.name}.{fld} = {named!r}; expected the name of a cell: letters, "
+                        "digits, '-' and '_'"
+                    )
+                if self[named].KIND not in kinds:
+                    raise ConfigError(
+                        f"{cell.name}.{fld} = {named!r} is a {self[named].KIND} cell; "
+                        f"expected one of: {', '.join(kinds)}"
+                    )
+        model = self.model_of(cell)
+        if model.vocab != self.corpus.vocab:
+            raise ConfigError(
+                f"{cell.name}: model.vocab = {model.vocab}, but the tokenizer has corpus.vocab = "
+                f"{self.corpus.vocab}; they must be equal"
+            )
+        task = getattr(cell, "task", None)
+        longest = task.prompt_len + task.response_len if task else self.corpus.seq_len
+        if longest > model.max_positions:
+            raise ConfigError(
+                f"{cell.name}: sequences of {longest} tokens, but model.max_positions = "
+                f"{model.max_positions}; shorten them or raise it"
+            )
+        if isinstance(cell, Pretrain):
+            self._check_tokens(cell)
+
+    def _check_tokens(self, cell: Pretrain) -> None:
+        step = cell.batch * self.corpus.seq_len
+        if cell.unique_tokens is not None and cell.unique_tokens < self.corpus.seq_len:
+            raise ConfigError(
+                f"{cell.name}: unique_tokens = {cell.unique_tokens} is less than one row "
+                f"({self.corpus.seq_len})"
+            )
+        if cell.tokens < step:
+            raise ConfigError(
+                f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
+            )
+        if cell.tokens // step > INT32:
+            raise ConfigError(
+                f"{cell.name}: tokens = {cell.tokens:,} are {cell.tokens // step:,} steps of "
+                f"{step:,} tokens; expected at most {INT32:,}. Raise batch or lower tokens"
+            )
+        if cell.continues:
+            parent = self[cell.continues]
+            assert isinstance(parent, Pretrain)
+            for path, own, before in _differing(cell, parent):
+                raise ConfigError(
+                    f"{cell.name}.{path} = {own!r}, but {parent.name!r}, which it continues, has "
+                    f"{before!r}; model and batch must agree: set both"
+                )
+            for name in ("seed", "unique_tokens"):
+                own, before = getattr(cell, name), getattr(parent, name)
+                if own != before and not cell.repeat:
+                    raise ConfigError(
+                        f"{cell.name}.{name} = {own}, but it continues {parent.name!r}, which has "
+                        f"{before}: another order, in which text comes twice. Set {name} = "
+                        f"{before}, or repeat = True to allow that"
+                    )
+            if cell.tokens < parent.tokens + step:
+                raise ConfigError(
+                    f"{cell.name} continues {parent.name!r}, which has seen {parent.tokens} tokens "
+                    f"already; tokens = {cell.tokens} counts those too and must be larger"
+                )
+
+    def check_corpus(self, train_tokens: int) -> None:
+        """Refuse cells that would see text twice without having asked for it (`repeat`), or that
+        ask for more unique tokens than there are."""
+        for cell in self.cells:
+            if not isinstance(cell, Pretrain):
+                continue
+            if (cell.unique_tokens or 0) > train_tokens:
+                raise ConfigError(
+                    f"{cell.name}: unique_tokens = {cell.unique_tokens:,}, but the corpus has "
+                    f"{train_tokens:,} training tokens; add sources or lower it"
+                )
+            unique = cell.unique_tokens or train_tokens
+            if not cell.repeat and cell.tokens > unique:
+                raise ConfigError(
+                    f"{cell.name}: tokens = {cell.tokens:,}, but there are {unique:,} unique "
+                    "training tokens; add sources, lower tokens, or set repeat=true"
+                )
+
+    @functools.cached_property
+    def outside(self) -> dict[str, str]:
+        """Content hash of every callable and file of records that cells name, as it was when first
+        asked for, so that a run id does not change while its cell runs.
+
+        Raises:
+            ConfigError: one that is not there, or whose content cannot be read.
+        """
+        from rlhf_jax.data.recipes import Digests  # numpy: not for every command
+
+        return self.remembered(Digests(None))
+
+    def remembered(self, digests: Digests) -> dict[str, str]:
+        """`outside`, where what is gone is as `digests` remember it; what that is goes to standard
+        error."""
+        from rlhf_jax.data.integrity import warn
+
+        found = {}
+        named = {
+            (name, is_file): where
+            for c in self.cells
+            for where, name, is_file in _outside(c, c.name)
+        }
+        for (name, is_file), where in sorted(named.items()):
+            try:
+                found[name], gone = digests.of(name, is_file)
+            except ConfigError as e:
+                raise ConfigError(f"{where}: {e}") from e
+            if gone:
+                warn(f"no longer there: {name}; cells that have used it stay what they are")
+        digests.save()
+        return found
+
+    def unchanged(self, path: str) -> str:
+        """The path of a file of records, which must be what it was when run ids were made.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if file_hash(path) != self.outside[path]:
+            raise ConfigError(f"{path} has changed since this run began; run the study again")
+        return path
+
+    def run_ids(self, corpus_hash: str) -> dict[str, str]:
+        """Cell name -> run id."""
+        if corpus_hash not in self._run_ids:
+            self._run_ids[corpus_hash] = self._make_run_ids(corpus_hash)
+        return dict(self._run_ids[corpus_hash])
+
+    @functools.cached_property
+    def _run_ids(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def _make_run_ids(self, corpus_hash: str) -> dict[str, str]:
+        ids: dict[str, str] = {}
+        for cell in self.order():
+            science = _science(cell, ids, self.outside)
+            data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
+            ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
+        return ids
+
+
+def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
+    """(field, name, whether it is a file rather than a callable) of what a cell names that is no
+    cell."""
+    if not _names_others(obj.__class__):
+        return
+    parents = getattr(obj, "PARENTS", {})
+    for f in fields(obj):
+        value, allowed, path = getattr(obj, f.name), f.metadata.get("outside"), f"{where}.{f.name}"
+        if is_dataclass(value):
+            yield from _outside(value, path)
+        elif allowed and value != "":
+            for named in obj.named(f.name) if f.name in parents else (value,):
+                if not (f.name in parents and names_cell(named)):
+                    called = allowed == "callable" or (allowed == "records" and is_callable(named))
+                    yield path, named, not called
+
+
+@functools.cache
+def _names_others(cls: type) -> bool:
+    """Whether a field, or one of a configuration in it, can name a callable or a file."""
+    hints = get_type_hints(cls)
+    return any(
+        f.metadata.get("outside") or (is_dataclass(hints[f.name]) and _names_others(hints[f.name]))
+        for f in fields(cls)
+    )
+
+
+def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str, Any]:
+    """The fields of a cell as they enter its run id: ids for names of cells, content for files of
+    records, and import path and content for callables."""
+    found: dict[str, Any] = {}
+    parents = getattr(obj, "PARENTS", {})
+    files = {name for _, name, is_file in _outside(obj, "") if is_file}
+    for f in fields(obj):
+        value = getattr(obj, f.name)
+        if f.name == "name" or (f.metadata.get("added") and value == f.default):
+            continue
+        if f.name in parents:
+            named = [outside[n] if n in files else ids.get(n, n) for n in obj.named(f.name)]
+            found[f.name] = named if isinstance(value, tuple) else named[0] if named else None
+        else:
+            found[f.name] = _science(value, ids, outside) if is_dataclass(value) else to_json(value)
+        if f.metadata.get("outside") and value in outside and value not in files:
+            found[f.name + "_source"] = outside[value]
+    return found
+
+
+def load_study(
+    path: str | Path,
+    tiny: bool = False,
+    overrides: Sequence[str] = (),
+    runs: str | Path | None = None,
+) -> Study:
+    """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The
+    file can import its neighbours, as a script can.
+
+    Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or
+    `corpus.field=value`. `runs`: the root of run folders, which remembers the content of files of
+    records that are gone.
+    """
+    from rlhf_jax.data.recipes import Digests
+
+    path = Path(path)
+    if not os.path.isfile(path):
+        near = sorted(Path("experiments").glob("*.py"))
+        folder = ", which is a folder" if os.path.isdir(path) else ""
+        known = suggest(str(path), [str(p) for p in near]) if near else ""
+        raise ConfigError(f"no study file {path}{folder}.{known}")
+    study = _overridden(_described(path, tiny), overrides)
+    # What is not there, or cannot be called, is refused before anything is done.
+    _check_callables(study)
+    vars(study)["outside"] = study.remembered(Digests(Path(runs) / "data" if runs else None))
+    return study
+
+
+def _described(path: Path, tiny: bool) -> Study:
+    """The study of a file. What the file prints goes to standard error: standard output is a
+    command's own."""
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; a study's name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+            function = getattr(module, "study", None)
+            if function is None:
+                raise ConfigError("it has no function study(tiny: bool) -> Study; write one")
+            check_call(function, "study", (), ("tiny",))
+            study = function(tiny=tiny)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # of the user's file, whatever it is; sys.exit too
+        elsewhere = "" if isinstance(e, ConfigError) else raised(e, path)
+        raise ConfigError(f"{path}{passed(e, path)}: {said(e)}{elsewhere}") from e
+    if not isinstance(study, Study):
+        forgot = " (is `return` missing?)" if study is None else ""
+        raise ConfigError(
+            f"{path}{line_of(function)}: study() returns {type(study).__name__}{forgot}; expected "
+            f"a Study of rlhf_jax.study"
+        )
+    return study
+
+
+def _check_callables(study: Study) -> None:
+    """Refuses callables that cannot take what they will be given; those that are gone are known."""
+    named = [("corpus.sources", name) for name in study.corpus.sources if is_callable(name)]
+    for cell in study.cells:
+        named += [
+            (where, name) for where, name, is_file in _outside(cell, cell.name) if not is_file
+        ]
+    checked: set[tuple[str, tuple[str, ...]]] = set()
+    for where, name in named:
+        arguments = ARGUMENTS.get(where.rpartition(".")[2])
+        if arguments is None or (name, arguments) in checked:
+            continue
+        if (function := importable(name)) is not None:
+            check_call(function, f"{where} = {name!r}", arguments)
+        checked.add((name, arguments))
+
+
+def _differing(cell: Pretrain, parent: Pretrain) -> Iterator[tuple[str, Any, Any]]:
+    """(field, a cell's, its parent's) of what has to be equal for the one to continue the other."""
+    pairs = [
+        ("batch", cell, parent),
+        *((f.name, cell.model, parent.model) for f in fields(cell.model)),
+    ]
+    for name, own, before in pairs:
+        if getattr(own, name) != getattr(before, name):
+            path = name if own is cell else f"model.{name}"
+            yield path, getattr(own, name), getattr(before, name)
+
+
+def _overridden(study: Study, overrides: Sequence[str]) -> Study:
+    """The study with all overrides, which are checked together."""
+    changes: dict[str, list[str]] = defaultdict(list)
+    for text in overrides:
+        (head, *rest), _ = assignment(text)
+        if not rest:
+            raise ConfigError(f"override {text!r}: expected CELL.field=value or corpus.field=value")
+        for name in [head] if head == "corpus" else [c.name for c in study.select([head])]:
+            changes[name].append(text.partition(".")[2])
+    if not changes:
+        return study
+    corpus = override(study.corpus, changes.pop("corpus", ()), "corpus")
+    cells = tuple(
+        override(c, changes[c.name], c.name) if c.name in changes else c for c in study.cells
+    )
+    return replace(study, cells=cells, corpus=corpus)
