@@ -5,9 +5,6 @@ Both show what the run folders say (heartbeat.json, done.json, failed.json), not
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -20,23 +17,12 @@ from rich.text import Text
 
 from launch.graph import Graph, Job
 from rlhf_jax.report.headline import headline
-from rlhf_jax.study.runs import STALE_SECONDS, CellFolder, Damaged
+from rlhf_jax.report.terminal import STYLES, duration, number
+from rlhf_jax.study.runs import STALE_SECONDS, Damaged
 
 LINE_SECONDS = 30.0  # between two lines of a running cell
 REFRESH_SECONDS = 1.0
 QUIET_SECONDS = 120.0  # without progress, a running cell is said to stand still
-STYLES = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "bold red",
-    "ready": "default",
-    "elsewhere": "cyan",
-    "kept": "green",
-    "damaged": "bold red",
-    "blocked": "yellow",
-    "stopped": "yellow",
-    "waiting": "dim",
-}
 
 
 @dataclass(frozen=True)
@@ -59,20 +45,6 @@ def heartbeat(job: Job) -> dict[str, Any]:
     """The heartbeat of the process that runs the cell now; an earlier process's is left out."""
     beat = job.folder.heartbeat()
     return beat if job.state == "elsewhere" or beat.get("time", 0) >= job.began else {}
-
-
-def last_metrics(folder: CellFolder) -> dict[str, Any]:
-    """The last whole row of metrics.jsonl, without reading the others; nothing where it is
-    unreadable."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(folder.path / "metrics.jsonl", "rb") as f,
-    ):
-        f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
-        lines = f.read().split(b"\n")
-        found = json.loads(lines[-2]) if len(lines) > 1 else {}
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def row(job: Job, graph: Graph) -> Row:
@@ -117,21 +89,6 @@ def _finished(job: Job) -> Row:
         return Row(job.name, job.kind, "damaged", detail=str(e))
     state, said = "kept" if "kept" in done else "done", found.text() if found else ""
     return Row(job.name, job.kind, state, seconds=done.get("seconds"), detail=said)
-
-
-def duration(seconds: float | None) -> str:
-    """`8 s`, `3 m 20 s`, `2 h 05 m`."""
-    if seconds is None:
-        return ""
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s} s"
-    return f"{s // 60} m {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} m"
-
-
-def number(value: float | None, form: str) -> str:
-    """A number, or nothing where it is not known."""
-    return "" if value is None else format(value, form)
 
 
 class Silent:

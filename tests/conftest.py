@@ -10,8 +10,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: fits use tin
 
 import pytest
 
-from launch import local
+from launch.local import Local, LocalOptions
 from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward
+from rlhf_jax.placement.launchers import Launch
 from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
 from rlhf_jax.study.runs import Runs
@@ -123,15 +124,17 @@ class FakeLaunch:
         self.worker_command = (sys.executable, str(self.script), str(self.control))
 
     def run(self, **options) -> int:
-        options = {"workers": 2, "display": "lines", **options}
-        return local.run(
+        of = {"workers": 2, **options}
+        places = LocalOptions(**{n: of.pop(n) for n in ("workers", "threads") if n in of})
+        launch = Launch(
             self.study,
             self.path,
-            runs=self.runs,
-            corpus_hash="corpus",
+            self.runs,
+            "corpus",
             worker_command=self.worker_command,
-            **options,
+            **{"display": "lines", **of},
         )
+        return Local(launch, places).run()
 
     def tell(self, cell: str, what: str) -> None:
         (self.control / cell).write_text(what)

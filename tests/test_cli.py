@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from launch import local
 from rlhf_jax import cli
 from rlhf_jax.kinds import Pretrain
+from rlhf_jax.placement import launchers
 from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
 from rlhf_jax.study import Study
+from rlhf_jax.study.command import again
 from rlhf_jax.study.runs import find_cell, write_json
 
 
@@ -32,10 +33,7 @@ def command(fake, monkeypatch):
     report = types.ModuleType("rlhf_jax.report.html")
     report.build = lambda folder, root: folder / "report.html"
     monkeypatch.setitem(sys.modules, "rlhf_jax.report.html", report)
-    real = local.run
-    monkeypatch.setattr(
-        local, "run", lambda *a, **k: real(*a, **k, worker_command=fake.worker_command)
-    )
+    monkeypatch.setattr(launchers, "WORKER", fake.worker_command)
 
     def call(name: str, *words: str) -> int:
         return cli.main([name, str(fake.path), "--runs", str(fake.runs.root), *words])
@@ -280,8 +278,8 @@ def test_wrong_usage_exits_2(words, capsys):
 
 def test_the_continuation_does_not_force_again():
     words = ["run", "s.py", "--force", "a", "b*", "--only", "c", "--force=d", "x.y=1"]
-    assert cli._again(words) == "rlhf-jax run s.py --only c x.y=1"
-    assert cli._again(["run", "s.py", "--force", "a", "x.y=1"]) == "rlhf-jax run s.py x.y=1"
+    assert again(words) == "rlhf-jax run s.py --only c x.y=1"
+    assert again(["run", "s.py", "--force", "a", "x.y=1"]) == "rlhf-jax run s.py x.y=1"
 
 
 def test_fit_reads_any_table(tmp_path, capsys):

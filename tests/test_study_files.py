@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(plan, monkeypatch):
     def denied(*_args, **_options):
         raise PermissionError(13, "Permission denied", "runs/x")
 
-    monkeypatch.setattr(cli, "_make_plan", denied)
+    monkeypatch.setattr("rlhf_jax.placement.cli._make_plan", denied)
     code, _, err = plan(HEAD + "def study(tiny):\n" + GOOD)
     assert code == 2 and err.startswith("rlhf-jax: runs/x: Permission denied: ")
     _, _, err = plan(None, "--debug")

@@ -21,19 +21,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
-
+from rlhf_jax.placement.machine import tpu_here
 
 MALLOC = ("hugetlb=1", "mmap_max=0", "trim_threshold=1000000000000", "arena_max=1")
 
@@ -60,11 +48,6 @@ def _add(env: dict[str, str], name: str, separator: str, setting: str) -> None:
     known = [s for s in env.get(name, "").split(separator) if s]
     if setting.split("=")[0] not in (s.split("=")[0] for s in known):
         env[name] = separator.join([*known, setting])
-
-
-def tpu_here() -> bool:
-    """Whether this machine has the device files of a TPU."""
-    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def without_tpu() -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,13 +16,54 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.display import STYLES, duration, last_metrics, number
 from rlhf_jax.laws.learning_rate import LAW_IN_WORDS
 from rlhf_jax.report.headline import headline
 from rlhf_jax.study.plan import StudyPlan
 from rlhf_jax.study.runs import CellFolder
 
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "ready": "default",
+    "elsewhere": "cyan",
+    "queued": "default",
+    "kept": "green",
+    "damaged": "bold red",
+    "blocked": "yellow",
+    "stopped": "yellow",
+    "waiting": "dim",
+}
 ROWS = 300  # of a table that rich lays out, which takes a millisecond a row
+
+
+def last_metrics(folder: CellFolder) -> dict[str, Any]:
+    """The last whole row of metrics.jsonl, without reading the others; nothing where it is
+    unreadable."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(folder.path / "metrics.jsonl", "rb") as f,
+    ):
+        f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
+        lines = f.read().split(b"\n")
+        found = json.loads(lines[-2]) if len(lines) > 1 else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `3 m 20 s`, `2 h 05 m`."""
+    if seconds is None:
+        return ""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} m {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} m"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or nothing where it is not known."""
+    return "" if value is None else format(value, form)
 
 
 def _console() -> Console:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_jax.placement.cpu import cores
+from rlhf_jax.placement.machine import cores
 from rlhf_jax.study.runs import cpu_name
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.placement.cpu import cores
+from rlhf_jax.placement.machine import cores
 from rlhf_jax.study.config import ConfigError, suggest, to_json
 from rlhf_jax.tools.bench.machine import machine
 from rlhf_jax.tools.bench.peers import ours
