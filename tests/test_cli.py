@@ -13,32 +13,11 @@ import pytest
 
 from rlhf_jax import cli
 from rlhf_jax.kinds import Pretrain
-from rlhf_jax.placement import launchers
 from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
 from rlhf_jax.study import Study
 from rlhf_jax.study.command import again
 from rlhf_jax.study.runs import find_cell, write_json
-
-
-@pytest.fixture
-def command(fake, monkeypatch):
-    """The command line over a corpus that needs no preparation, the fake worker, and no report."""
-    corpus = types.SimpleNamespace(content_hash="corpus", tokens=lambda split: 1000)
-    module = types.ModuleType("rlhf_jax.data.corpus")
-    module.find = lambda cfg, root: corpus
-    module.prepare = lambda cfg, root, log: corpus
-    monkeypatch.setattr("rlhf_jax.kinds.needs.check_data", lambda *given: [])
-    monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
-    report = types.ModuleType("rlhf_jax.report.html")
-    report.build = lambda folder, root: folder / "report.html"
-    monkeypatch.setitem(sys.modules, "rlhf_jax.report.html", report)
-    monkeypatch.setattr(launchers, "WORKER", fake.worker_command)
-
-    def call(name: str, *words: str) -> int:
-        return cli.main([name, str(fake.path), "--runs", str(fake.runs.root), *words])
-
-    return call
 
 
 def test_run_runs_everything_and_names_the_report(command, fake, capsys):
