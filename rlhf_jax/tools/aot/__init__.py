@@ -5,7 +5,3 @@ there.
 `program` counts FLOPs, bytes and collectives, `roofline` times them on one of the `chips`,
 `forecast` reports.
 """
-
-from rlhf_jax.tools.aot.cli import add_arguments, command
-
-__all__ = ["add_arguments", "command"]

@@ -278,14 +278,4 @@ class Program:
 
 
 if __name__ == "__main__":
-    program = Program()
-    serve(
-        {
-            "load": program.load,
-            "export": program.export,
-            "once": program.once,
-            "time": program.time,
-            "reward_step": program.reward_step,
-            "peak": program.peak,
-        }
-    )
+    serve(Program())
