@@ -1,5 +1,5 @@
-"""The loop of a launch, whatever launcher starts the cells: hands out tasks, follows events, retries
-killed workers, stops on signals, and says what is left."""
+"""The loop of a launch, for every launcher: hands out tasks, follows events, retries killed
+workers, stops on signals, and says what is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from launch.launcher import Launcher
 
 TICK_SECONDS = 0.25
-# After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and for up to STOP_LIMIT while
+# After Ctrl-C or SIGTERM a worker may save its cell for STOP_SECONDS, and up to STOP_LIMIT while
 # its heartbeat is fresh: a large checkpoint takes minutes.
 STOP_SECONDS, STOP_LIMIT = 20.0, 1800.0
 ATTEMPTS = 3  # a cell has failed when so many of its workers were killed

@@ -133,6 +133,9 @@ def test_the_rest_of_the_devices_go_to_data():
 
 
 def test_the_compilers_refusal_is_read():
-    words = "E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (43.42G) exceeds available HBM"
+    words = (
+        "E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (43.42G) "
+        "exceeds available HBM"
+    )
     memory, said = _refused(words, {})
     assert memory["total"] == int(43.42 * 2**30) and said == words

@@ -244,9 +244,11 @@ def test_sft_refuses_records_that_are_not_what_their_cell_wrote(
 def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm):
     folder = CellFolder(tmp_path / "parent-0")
     arrays = {
-        "prompts": np.ones((2, 3)), "responses": np.ones((2, 2, 4)),
-        "mask": np.ones((2, 2, 4)), "ranks": np.array([[0, 1], [1, 0]]),
-    }  # fmt: skip
+        "prompts": np.ones((2, 3)),
+        "responses": np.ones((2, 2, 4)),
+        "mask": np.ones((2, 2, 4)),
+        "ranks": np.array([[0, 1], [1, 0]]),
+    }
     for split in rankings.SPLITS:
         save_arrays(folder, split, arrays)
     folder.finish(seconds=1.0)

@@ -1,17 +1,17 @@
 """Run folders: where a cell's work lives, who holds it, and what state it is in.
 
-RUNS/data/...                                   corpora and tokenizers, by content hash
-RUNS/cells/<name>-<run_id>/config.json          the cell
-                           provenance.json      commit, versions, hardware, when
-                           metrics.jsonl        the source of truth
+RUNS/data/...                               corpora and tokenizers, by content hash
+RUNS/cells/<name>-<run_id>/config.json      the cell
+                           provenance.json  commit, versions, hardware, when
+                           metrics.jsonl    the source of truth
                            checkpoints/ results/
-                           checkpoint.json      its last checkpoint, once it has trained
-                           lock                 held by the process that runs it; never removed
-                           heartbeat.json       who runs it, how far it is
-                           failed.json          why it stopped, if it did
-                           done.json            written last: the cell is done
-                           kept.json            in its place where results are all there is (`--kept`)
-RUNS/studies/<name>/                            study.json, fits, figures, report.html
+                           checkpoint.json  its last checkpoint, once it has trained
+                           lock             held by the process that runs it; never removed
+                           heartbeat.json   who runs it, how far it is
+                           failed.json      why it stopped, if it did
+                           done.json        written last: the cell is done
+                           kept.json        instead of it where only results are here (`--kept`)
+RUNS/studies/<name>/                        study.json, fits, figures, report.html
 
 done.json holds the SHA-256 of every other file that the cell wrote, and of itself. Whoever reads
 one of those files checks it (`CellFolder.read`).

@@ -1,5 +1,5 @@
-"""The machine that a benchmark runs on: programs measured in turns, what other programs took from it
-meanwhile, and what a command uses. No jax here."""
+"""The machine of a benchmark: programs measured in turns, what other programs took meanwhile, and
+what a command uses. No jax here."""
 
 from __future__ import annotations
 

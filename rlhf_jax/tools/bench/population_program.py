@@ -1,4 +1,4 @@
-"""Many members of a shape as one program, as a process that `rlhf_jax.tools.bench.train` talks to."""
+"""Many members of a shape as one program, in a process that `bench.population` talks to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product's training step on a shape, as a process that `rlhf_jax.tools.bench.train` talks to."""
+"""The product's training step on a shape, in a process that `bench.train` talks to."""
 
 from __future__ import annotations
 
