@@ -8,7 +8,7 @@ corrections, critiques and orderings, and every way from each to a better policy
 |---|---|---|
 | demonstrations | true continuations that they like | SFT |
 | corrections | edits of the policy's samples | SFT on edits; edit over sample: DPO, rewards |
-| critiques | critique, verdict and perhaps revision of each sample | SFT on all; verdicts as reward |
+| critiques | critique, verdict, perhaps revision of each sample | SFT on all; verdict as reward |
 | orderings | rankings of the samples of a prompt | DPO; reward model and PPO |
 
 Corrections, critiques and orderings are of the same samples, 4 to a prompt. People, who are
