@@ -106,6 +106,8 @@ def test_the_models_of_a_study_are_each_taken_once(study):
     assert [(w.name, w.batch, w.seq_len) for w in wanted(study, "again")] == [("again", 4, 256)]
     with pytest.raises(ConfigError, match="there are: small, again, huge"):
         wanted(study, "large")
+    with pytest.raises(ConfigError, match="--cell base is of a study file; llama-8b is a preset"):
+        wanted("llama-8b", "base")
     with pytest.raises(ConfigError, match="Did you mean 'llama-8b'"):
         wanted("llama8b", None)
 

@@ -7,14 +7,17 @@ import json
 import sys
 import time
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
 from launch import display
 from launch.graph import Graph
-from launch.local import Local, Worker
+from launch.local import Local, LocalOptions, Worker
+from launch.task import Task
 from rlhf_jax.kinds import SFT, Compare, Pretrain, Reward
 from rlhf_jax.placement import machine
+from rlhf_jax.placement.launchers import Launch
 from rlhf_jax.report import terminal
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
@@ -209,6 +212,22 @@ def test_a_worker_gets_its_threads_devices_and_all_cells_of_a_population(tmp_pat
     assert events.get(timeout=60) == (worker, None)
     said = worker.log.read_text()
     assert said.startswith("3 ") and "device_count=5" in said and said.endswith("m0 m1\n")
+
+
+def test_a_cpu_is_split_into_a_device_a_core_for_a_population_alone(fake, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    started = []
+
+    def worker(command, threads, log, events, slot, devices):
+        started.append(devices)
+        return SimpleNamespace(cells=[], devices=devices, slot=slot, give=lambda cells: None)
+
+    monkeypatch.setattr("launch.local.Worker", worker)
+    for mesh, cells in (("", ("a", "b")), ("", ("a",)), ("data=2", ("a", "b"))):
+        launch = Launch(fake.study, fake.path, fake.runs, "corpus", mesh=mesh)
+        Local(launch, LocalOptions(workers=1)).start(Task(cells))
+    assert started == [8, 1, 2]
 
 
 def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):

@@ -16,6 +16,7 @@ from rlhf_jax.study import command
 from rlhf_jax.study.config import ConfigError, argument
 from rlhf_jax.study.files import Damaged, read_json
 from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.provenance import git
 from rlhf_jax.study.ranges import Seed, Size, Temperature
 from rlhf_jax.study.runs import Runs, find_cell
 from rlhf_jax.study.runs import status as states
@@ -30,7 +31,7 @@ def status(args: argparse.Namespace) -> int:
     """Prints every cell's state. Returns 1 where a file of a finished cell is damaged."""
     study, runs = command.load(args)
     found = states(study, runs, command.corpus_hash_of(study, runs, args))
-    head = terminal.head_commit()
+    head = git("rev-parse", "HEAD")
     for row in found["cells"]:
         if row["run_id"] is None:
             continue
