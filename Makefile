@@ -1,5 +1,5 @@
-# make demo | test | lint | format | clean. Each creates the environment first if need be;
-# make device-check takes python3 if there is none.
+# make demo | test | lint | format | clean. Each creates the environment first if there is none;
+# make device-check uses python3 then.
 #
 # PYTHON=/path/to/python  another interpreter    VENV=dir  another place for the environment
 # ARGS="..."              passed on, for instance: make demo ARGS="--tiny --runs runs/try"
@@ -19,7 +19,8 @@ help:
 	@echo "make lint    check style and types;  make format  rewrite to the style"
 	@echo "make clean   remove the environment $(VENV); runs are kept"
 	@echo "The environment is made with the best Python found, or with PYTHON=/path/to/python"
-	@echo "(to change it: make clean first)."
+	@echo "(to change it: make clean first). It holds the command rlhf-jax:"
+	@echo "    source $(BIN)/activate     then rlhf-jax ...;  or $(BIN)/rlhf-jax ..."
 
 demo: $(READY)
 	$(BIN)/rlhf-jax run experiments/demo.py $(ARGS)
@@ -44,10 +45,10 @@ clean:
 	rm -rf $(VENV)
 
 # Interpreters in order of preference. 3.13 and 3.12 get the newest jax, which trains about twice as
-# fast on a CPU as the last one for 3.11, and every compiled dependency has wheels for them; 3.14 does
-# not have all of those everywhere. A name on PATH may be a shim that refuses to run, so each one is
-# tried, and pyenv's own folders are looked into as well. An interpreter whose installation fails (a
-# wheel that is missing) gives way to the next. An environment that is there already is kept.
+# fast on a CPU as the last one for 3.11, and all compiled dependencies have wheels for them; for 3.14
+# some are missing on some platforms. A name on PATH may be a shim that refuses to run, so each one is
+# tried, and pyenv's own folders are searched too. Where the installation fails (a missing wheel) the
+# next interpreter is tried. An existing environment is kept.
 define CREATE
 fits() {
   "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -64,12 +65,17 @@ candidates() {
 install() {
   "$(BIN)/python" -m pip install --quiet --no-input --disable-pip-version-check -e ".[dev]"
 }
-if fits "$(BIN)/python" && install; then touch "$(READY)"; exit 0; fi
+ready() {
+  touch "$(READY)"
+  echo "Ready. The command rlhf-jax: source $(BIN)/activate, or call $(BIN)/rlhf-jax"
+  exit 0
+}
+if fits "$(BIN)/python" && install; then ready; fi
 for python in $$(candidates); do
   fits "$$python" || continue
   echo "Creating $(VENV) with $$("$$python" --version) ($$python) ..."
-  if rm -rf "$(VENV)" && "$$python" -m venv "$(VENV)" && install; then touch "$(READY)"; exit 0; fi
-  echo "$$python does not do: the installation failed"
+  if rm -rf "$(VENV)" && "$$python" -m venv "$(VENV)" && install; then ready; fi
+  echo "The installation with $$python failed; trying the next one"
 done
 rm -rf "$(VENV)"
 echo "No Python could be used: 3.11 or newer with venv and pip is needed (3.13 is best)." >&2

@@ -10,8 +10,8 @@ Compiled here: our step, with the same batch, mesh and remat, by today's compile
 
 The one constant of the roofline, the share of the peak that matmuls reach, is fitted on three
 configurations by least squares on log step time and tried on the fourth. `calibration.json` has the
-four errors, and the constant from all four, which `rlhf_jax.tools.aot.roofline.MATMUL` repeats. (A second
-constant, for the interconnect, went to its bound of 1 in three of the four fits and made the
+four errors, and the constant from all four, which `rlhf_jax.tools.aot.roofline.MATMUL` repeats. (A
+second constant, for the interconnect, went to its bound of 1 in three of the four fits and made the
 largest error larger: it was dropped.)
 
 What came out:

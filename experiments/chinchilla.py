@@ -1,9 +1,9 @@
 """Compute-optimal size and tokens, by the three approaches of Hoffmann 2022 on the same runs.
 
     rlhf-jax run experiments/chinchilla.py --only 'c2e11*' 'c4_*' 'c1_01*' 'c2_28*' 'c5_*'
-    rlhf-jax predict experiments/chinchilla.py --at 1.15330078125e13      (before the largest budget is run)
+    rlhf-jax predict experiments/chinchilla.py --at 1.15330078125e13   (before the largest budget)
     rlhf-jax run experiments/chinchilla.py
-    rlhf-jax run experiments/chinchilla.py --tiny                         the same code in two minutes
+    rlhf-jax run experiments/chinchilla.py --tiny                       the same code in two minutes
 
 Cost: 1.5e14 FLOPs, a little over an hour on 2 CPU cores. Six budgets a factor of 2.25 apart, 2e11
 to 1.15e13 FLOPs; one ladder of nine sizes, 14k to 1.07M parameters, each trained to at least three

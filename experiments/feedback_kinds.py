@@ -7,8 +7,8 @@ corrections, critiques and orderings, and every way from each to a better policy
 | kind | what people give for 512 prompts | what learns from it |
 |---|---|---|
 | demonstrations | true continuations that they like | SFT |
-| corrections | edits of the policy's samples | SFT on the edits; edit over sample: DPO, reward model and PPO |
-| critiques | a critique, a verdict and perhaps a revision of each sample | SFT on all three; its verdicts as the reward of PPO |
+| corrections | edits of the policy's samples | SFT on edits; edit over sample: DPO, rewards |
+| critiques | critique, verdict, perhaps revision of each sample | SFT on all; verdict as reward |
 | orderings | rankings of the samples of a prompt | DPO; reward model and PPO |
 
 Corrections, critiques and orderings are of the same samples, 4 to a prompt. People, who are

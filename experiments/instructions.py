@@ -68,11 +68,11 @@ WORDS = """king house land hand heart father son day earth head eyes world work 
     team tent test thick thin third thousand thread throat throw thumb ticket tiger tin toe tool top touch
     town toy trade train travel trip trouble trunk try twelve uncle useful view visit wait walk want warm
     wash watch wave wax weather week weight well west wet wheat wheel whistle white wide wild win window
-    wing wish wolf woman wool worth yard yellow"""
+    wing wish wolf woman wool worth yard yellow"""  # noqa: E501
 GOOD = """good happy kind glad sweet brave wise gentle honest noble merry beautiful wonderful friendly cheerful
-    excellent pleasant great fair true holy perfect"""
+    excellent pleasant great fair true holy perfect"""  # noqa: E501
 BAD = """bad sad cruel angry ugly wicked bitter foolish evil terrible horrible sick false guilty lonely dreadful
-    awful stupid miserable poor weak dead"""
+    awful stupid miserable poor weak dead"""  # noqa: E501
 REAL = frozenset(f"{WORDS} {GOOD} {BAD}".split())
 SYLLABLES = (  # of made-up words: what they begin with, a vowel, what they end with
     "b c d f g h k l m n p r s t w br ch cr dr fr gr pl pr sh sl st th tr",

@@ -74,13 +74,23 @@ def study(tiny: bool = False) -> Study:
         for seed in SEEDS[:1] if tiny else SEEDS:
             name = f"{algorithm}-{seed}"
             learner = PPO(
-                name, policy="walker", reward=SCORE, task=task, seed=seed, algorithm=algorithm,
-                critic="policy", iterations=5 if tiny else 120, batch=16 if grouped else 128,
-                samples=8 if grouped else 1, epochs=4 if algorithm == "ppo" else 1, kl_coef=0.0,
-                no_eos="keep", optim=OptimConfig(
+                name,
+                policy="walker",
+                reward=SCORE,
+                task=task,
+                seed=seed,
+                algorithm=algorithm,
+                critic="policy",
+                iterations=5 if tiny else 120,
+                batch=16 if grouped else 128,
+                samples=8 if grouped else 1,
+                epochs=4 if algorithm == "ppo" else 1,
+                kl_coef=0.0,
+                no_eos="keep",
+                optim=OptimConfig(
                     lr=1e-3, schedule="linear", final=0.0, weight_decay=0.0, eps=1e-5, b2=0.999
                 ),
-            )  # fmt: skip
+            )
             evaluate = Evaluate(
                 f"eval-{name}",
                 before="walker",

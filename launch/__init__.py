@@ -1,1 +1,1 @@
-"""Launchers: take a study and execute its graph somewhere. They never import jax."""
+"""Launchers: each runs the cells of a study somewhere. They never import jax."""

@@ -1,13 +1,10 @@
-"""How a launch shows itself: a live table of the graph on a terminal, plain lines elsewhere.
+"""The display of a launch: a live table of the graph on a terminal, plain lines elsewhere.
 
-Both show what the run folders say (heartbeat.json, done.json, failed.json), not what was intended.
+Both read the run folders (heartbeat.json, done.json, failed.json).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -20,29 +17,18 @@ from rich.text import Text
 
 from launch.graph import Graph, Job
 from rlhf_jax.report.headline import headline
-from rlhf_jax.study.runs import STALE_SECONDS, CellFolder, Damaged
+from rlhf_jax.report.terminal import STYLES, duration, number
+from rlhf_jax.study.runs import STALE_SECONDS, Damaged
 
-LINE_SECONDS = 30.0  # between two lines of a running cell
+LINE_SECONDS = 30.0  # between two lines about a running cell
 REFRESH_SECONDS = 1.0
-QUIET_SECONDS = 120.0  # without progress, a running cell is said to stand still
-STYLES = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "bold red",
-    "ready": "default",
-    "elsewhere": "cyan",
-    "kept": "green",
-    "damaged": "bold red",
-    "blocked": "yellow",
-    "stopped": "yellow",
-    "waiting": "dim",
-}
+QUIET_SECONDS = 120.0  # after that without progress the display says so
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell as shown. `detail` is its headline result, the reason, the phase, or what it waits
-    for."""
+    """One cell as shown. detail: its headline result, the reason of a failure, its phase, or what
+    it waits for."""
 
     name: str
     kind: str
@@ -56,29 +42,15 @@ class Row:
 
 
 def heartbeat(job: Job) -> dict[str, Any]:
-    """The heartbeat of the process that runs the cell now; an earlier process's is left out."""
+    """The heartbeat of the process that runs the cell now; empty if an earlier one wrote it."""
     beat = job.folder.heartbeat()
     return beat if job.state == "elsewhere" or beat.get("time", 0) >= job.began else {}
 
 
-def last_metrics(folder: CellFolder) -> dict[str, Any]:
-    """The last whole row of metrics.jsonl, without reading the others; nothing where it is
-    unreadable."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(folder.path / "metrics.jsonl", "rb") as f,
-    ):
-        f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
-        lines = f.read().split(b"\n")
-        found = json.loads(lines[-2]) if len(lines) > 1 else {}
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def row(job: Job, graph: Graph) -> Row:
-    """What is known of a cell."""
+    """The row of a cell."""
     if job.state == "done":
-        if job.shown is None:  # its results are read once
+        if job.shown is None:
             job.shown = _finished(job)
         return job.shown
     if job.state in ("running", "elsewhere"):
@@ -119,21 +91,6 @@ def _finished(job: Job) -> Row:
     return Row(job.name, job.kind, state, seconds=done.get("seconds"), detail=said)
 
 
-def duration(seconds: float | None) -> str:
-    """`8 s`, `3 m 20 s`, `2 h 05 m`."""
-    if seconds is None:
-        return ""
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s} s"
-    return f"{s // 60} m {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} m"
-
-
-def number(value: float | None, form: str) -> str:
-    """A number, or nothing where it is not known."""
-    return "" if value is None else format(value, form)
-
-
 class Silent:
     """Shows nothing."""
 
@@ -144,14 +101,14 @@ class Silent:
         pass
 
     def say(self, text: str) -> None:
-        """A message beside the graph."""
+        """Shows a message beside the graph."""
 
     def show(self, graph: Graph, workers: int, last: bool = False) -> None:
-        """The graph as it is now. Cheap to call often."""
+        """Shows the graph as it is now. Cheap to call often."""
 
 
 class Lines(Silent):
-    """One line when a cell starts, ends or is held up, and one in a while for a running one."""
+    """One line when a cell changes its state, and one every LINE_SECONDS for a running cell."""
 
     def __init__(self) -> None:
         self.told: dict[str, tuple[str, str | None]] = {}
@@ -238,7 +195,7 @@ class LiveTable(Silent):
         rows = [row(job, graph) for job in graph.jobs.values()]
         room = max(6, self.live.console.height - 7)
         folded: list[str] = []
-        for state in ("done", "waiting", "ready", "blocked"):  # give way to what moves
+        for state in ("done", "waiting", "queued", "ready", "blocked"):  # hidden first
             if not last and len(rows) > room:
                 if count := sum(r.state == state for r in rows):
                     folded.append(f"{count} {state}")

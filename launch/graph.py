@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.plan import remaining_paths, wall_seconds
 from rlhf_jax.study.populations import populations
 from rlhf_jax.study.runs import CellFolder
+from rlhf_jax.study.selection import needed
 
 RETRY_SECONDS = 2.0  # between two looks at a cell that another process holds
 
 
 @dataclass
 class Job:
-    """A cell in this launch. States: done, ready, running (by a worker of ours), elsewhere (held by
-    another process), failed, blocked (by an ancestor's failure), waiting, stopped."""
+    """A cell in this launch. States: done, ready, queued (at a launcher that waits for the parents
+    itself), running (by a worker of ours), elsewhere (held by another process), failed, blocked (by
+    an ancestor's failure), waiting, stopped."""
 
     name: str
     kind: str
@@ -31,10 +30,10 @@ class Job:
     state: str = "waiting"
     reason: str | None = None
     began: float = 0.0
-    members: int = 1  # that it runs with, itself included
+    members: int = 1  # cells that run in the same task, itself included
     deaths: int = 0  # workers that were killed in it
-    retry_at: float = 0.0
-    shown: Any = None  # how it is shown once it is done
+    retry_at: float = 0.0  # when to look again at a cell that is held elsewhere
+    shown: Any = None  # the row of a done cell, whose results are read once
 
 
 @dataclass
@@ -88,48 +87,65 @@ class Graph:
                     job.state, job.reason = "failed", seen.get("reason")
                 elif seen["state"] != "running":
                     job.state = "waiting"  # its holder is gone: ours again
-            if job.state not in ("waiting", "ready"):
+            if job.state not in ("waiting", "ready", "queued"):
                 continue
             states = [self.jobs[p] for p in job.parents if p in self.jobs]
             bad = [p for p in states if p.state in ("failed", "blocked")]
             if bad:
                 job.state = "blocked"
-                root = (
-                    bad[0].reason if bad[0].state == "blocked" else f"parent {bad[0].name} failed"
-                )
-                job.reason = root
-            elif all(p.state == "done" for p in states):
+                first = bad[0]
+                failed = f"parent {first.name} failed"
+                job.reason = first.reason if first.state == "blocked" else failed
+            elif job.state != "queued" and all(p.state == "done" for p in states):
                 job.state = "ready"
 
-    def next_ready(self) -> list[Job]:
+    def next_ready(self, ahead: bool = False) -> list[Job]:
         """The ready cell with the longest chain of work after it, with the others of its
         population; none if nothing is ready. A population is not begun while one of it waits for
-        its parents."""
+        its parents. `ahead`: cells whose parents are queued or running are ready too."""
         left = {j.name: j.seconds for j in self.jobs.values() if j.state != "done"}
         paths = remaining_paths(left, {j.name: j.parents for j in self.jobs.values()})
+        begun = ("done", "queued", "running") if ahead else ("done",)
+
+        def could(job: Job) -> bool:
+            parents = (self.jobs[p].state in begun for p in job.parents if p in self.jobs)
+            return job.state == "ready" or (ahead and job.state == "waiting" and all(parents))
+
         ready = [
             j
             for j in self.jobs.values()
-            if j.state == "ready" and all(k.state != "waiting" for k in self._population(j))
+            if could(j) and all(could(k) or k.state != "waiting" for k in self._population(j))
         ]
         first = max(ready, key=lambda j: (paths[j.name], j.name), default=None)
-        return [j for j in self._population(first) if j.state == "ready"] if first else []
+        return [j for j in self._population(first) if could(j)] if first else []
 
     def _population(self, job: Job) -> list[Job]:
         names = self.together.get(job.name, (job.name,))
         return [self.jobs[n] for n in names if n in self.jobs]
 
+    def undone_parents(self, jobs: Sequence[Job]) -> tuple[str, ...]:
+        """Parents of these cells, in this launch, that are not done."""
+        names = dict.fromkeys(p for j in jobs for p in j.parents if p in self.jobs)
+        return tuple(n for n in names if self.jobs[n].state != "done")
+
+    def named(self, state: str) -> list[str]:
+        """The cells in a state."""
+        return [j.name for j in self.jobs.values() if j.state == state]
+
     def open(self) -> bool:
         """Whether something is left that can still happen."""
-        return any(j.state in ("ready", "running", "elsewhere") for j in self.jobs.values())
+        return any(
+            j.state in ("ready", "queued", "running", "elsewhere") for j in self.jobs.values()
+        )
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[Job], state: str = "running", members: int = 0) -> None:
+        """They run now, or are queued. members: cells of their task (default: these)."""
         for job in jobs:
-            job.state, job.began, job.reason = "running", time.time(), None
-            job.members = len(jobs)
+            job.state, job.began, job.reason = state, time.time(), None
+            job.members = members or len(jobs)
 
     def again(self, job: Job) -> None:
-        """Its worker was killed: it waits for another one."""
+        """Its worker was killed: the cell waits for another one."""
         job.state, job.reason = "waiting", None
 
     def finish(self, job: Job, outcome: str, reason: str | None) -> None:
@@ -168,65 +184,3 @@ class Graph:
             left[job.name] = seconds
         parents = {n: j.parents for n, j in self.jobs.items()}
         return max(longest, wall_seconds(left, parents, workers))
-
-
-def needed(
-    study: Study, done: set[str], only: Sequence[str] = (), kept: Collection[str] = ()
-) -> set[str]:
-    """The cells that `only` (globs; none: all) selects and are neither `done` nor `kept`, with the
-    ancestors that they need: of a kept cell there are results and no checkpoints to start from."""
-    todo: set[str] = set()
-    queue = [cell.name for cell in study.select(only or ["*"]) if cell.name not in kept]
-    while queue:
-        if (name := queue.pop()) not in todo and name not in done:
-            todo.add(name)
-            queue += study[name].parents()
-    return todo
-
-
-def forgotten(study: Study, force: Sequence[str]) -> set[str]:
-    """The cells that `force` (globs) selects and all that start from them."""
-    doomed = {c.name for c in study.select(force)}
-    for cell in study.order():
-        if doomed & set(cell.parents()):
-            doomed.add(cell.name)
-    return doomed
-
-
-def clear(study: Study, folders: dict[str, CellFolder], force: Sequence[str]) -> list[str]:
-    """Forgets the cells that `force` (globs) selects and all that start from them.
-
-    Raises:
-      ConfigError: a live process holds one of them; then nothing has been cleared.
-    """
-    doomed = forgotten(study, force)
-    _allow_open_files(len(doomed) + 64)
-    with ExitStack() as locks:
-        # Equal cells share a folder.
-        one_each = {folders[name].path: name for name in sorted(doomed)}
-        for name in one_each.values():
-            folder = folders[name]
-            if folder.path.is_dir() and not locks.enter_context(folder.held()):
-                raise ConfigError(
-                    f"cell {name!r} is being run by another process; nothing was cleared. "
-                    "Stop that process first, then use --force again"
-                )
-        names = [c.name for c in study.order() if c.name in doomed]
-        for name in names:  # whoever is killed here leaves none done without its files
-            folders[name].unfinish()
-        for name in names:
-            folders[name].clear()
-    return names
-
-
-def _allow_open_files(count: int) -> None:
-    """Raises ConfigError where this process may not have so many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or count <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and count > hard:
-        raise ConfigError(
-            f"--force would clear {count - 64:,} cells at once, but a process may open {hard:,} "
-            f"files here (ulimit -n); name fewer cells at a time"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: fits use tiny matrices
 
 import pytest
 
-from launch import local
+from launch.local import Local, LocalOptions
+from rlhf_jax import cli
 from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward
+from rlhf_jax.placement import launchers
+from rlhf_jax.placement.launchers import Launch
 from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
 from rlhf_jax.study.runs import Runs
@@ -123,15 +127,17 @@ class FakeLaunch:
         self.worker_command = (sys.executable, str(self.script), str(self.control))
 
     def run(self, **options) -> int:
-        options = {"workers": 2, "display": "lines", **options}
-        return local.run(
+        of = {"workers": 2, **options}
+        places = LocalOptions(**{n: of.pop(n) for n in ("workers", "threads") if n in of})
+        launch = Launch(
             self.study,
             self.path,
-            runs=self.runs,
-            corpus_hash="corpus",
+            self.runs,
+            "corpus",
             worker_command=self.worker_command,
-            **options,
+            **{"display": "lines", **of},
         )
+        return Local(launch, places).run()
 
     def tell(self, cell: str, what: str) -> None:
         (self.control / cell).write_text(what)
@@ -152,6 +158,26 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
     here = str(Path(__file__).parent.parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     return FakeLaunch(tmp_path)
+
+
+@pytest.fixture
+def command(fake, monkeypatch):
+    """The command line over a corpus that needs no preparation, the fake worker, and no report."""
+    corpus = types.SimpleNamespace(content_hash="corpus", tokens=lambda split: 1000)
+    module = types.ModuleType("rlhf_jax.data.corpus")
+    module.find = lambda cfg, root: corpus
+    module.prepare = lambda cfg, root, log: corpus
+    monkeypatch.setattr("rlhf_jax.kinds.needs.check_data", lambda *given: [])
+    monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
+    report = types.ModuleType("rlhf_jax.report.html")
+    report.build = lambda folder, root: folder / "report.html"
+    monkeypatch.setitem(sys.modules, "rlhf_jax.report.html", report)
+    monkeypatch.setattr(launchers, "WORKER", fake.worker_command)
+
+    def call(name: str, *words: str) -> int:
+        return cli.main([name, str(fake.path), "--runs", str(fake.runs.root), *words])
+
+    return call
 
 
 @pytest.fixture

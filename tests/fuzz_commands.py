@@ -22,14 +22,16 @@ def study(tiny: bool) -> Study:
     model = ModelConfig(layers=1, width=16, heads=2, vocab=300, max_positions=32)
     cells = (
         Pretrain("base", model=model, tokens=20_000, batch=8, repeat=True),
-        SFT("sft", base="base", task=TaskConfig(prompt_len=8, response_len=8), examples=16, batch=8),
+        SFT("sft", base="base", task=TaskConfig(8, 8), examples=16, batch=8),
     )
-    return Study("fuzz", cells, CorpusConfig(sources=("text.txt",), vocab=300, seq_len=32, heldout_tokens=64))
+    corpus = CorpusConfig(sources=("text.txt",), vocab=300, seq_len=32, heldout_tokens=64)
+    return Study("fuzz", cells, corpus)
 '''
 TABLE = "params,tokens,loss\n" + "".join(
     f"{n},{d},{1.7 + 400 * n**-0.34 + 400 * d**-0.28}\n"
-    for n in (1e6, 3e6, 1e7, 3e7) for d in (1e7, 1e8, 1e9)
-)  # fmt: skip
+    for n in (1e6, 3e6, 1e7, 3e7)
+    for d in (1e7, 1e8, 1e9)
+)
 BROKEN_STUDIES = {
     "raises.py": "def study(tiny):\n    return 1 / 0\n",
     "exits.py": "import sys\nsys.exit(3)\n",
@@ -41,7 +43,7 @@ BROKEN_STUDIES = {
     "imports.py": "import nowhere_to_be_found\n",
     "recursion.py": "def study(tiny):\n    return study(tiny)\n",
     "generator.py": "def study(tiny):\n    yield 1\n",
-    "no_cells.py": "from rlhf_jax.study import Study\ndef study(tiny):\n    return Study('x', ())\n",
+    "no_cells.py": "from rlhf_jax.study import *\ndef study(tiny):\n    return Study('x', ())\n",
     "text.md": "# no Python\n",
 }
 JUNK = (

@@ -106,6 +106,8 @@ def test_the_models_of_a_study_are_each_taken_once(study):
     assert [(w.name, w.batch, w.seq_len) for w in wanted(study, "again")] == [("again", 4, 256)]
     with pytest.raises(ConfigError, match="there are: small, again, huge"):
         wanted(study, "large")
+    with pytest.raises(ConfigError, match="--cell base is of a study file; llama-8b is a preset"):
+        wanted("llama-8b", "base")
     with pytest.raises(ConfigError, match="Did you mean 'llama-8b'"):
         wanted("llama8b", None)
 
@@ -133,6 +135,9 @@ def test_the_rest_of_the_devices_go_to_data():
 
 
 def test_the_compilers_refusal_is_read():
-    words = "E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (43.42G) exceeds available HBM"
+    words = (
+        "E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (43.42G) "
+        "exceeds available HBM"
+    )
     memory, said = _refused(words, {})
     assert memory["total"] == int(43.42 * 2**30) and said == words

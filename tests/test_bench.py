@@ -13,9 +13,9 @@ import pytest
 from rlhf_jax import cli
 from rlhf_jax.cost.flops import flops_per_token, param_counts
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.tools.bench import add_arguments, agreement, command, measure, peers, tables, train
-from rlhf_jax.tools.bench.rows import batch_of, random_rows
-from rlhf_jax.tools.bench.shapes import LADDER, Shape, chosen
+from rlhf_jax.tools.bench import agreement, peers, tables, train
+from rlhf_jax.tools.bench.cli import BENCHMARKS, add_arguments, command
+from rlhf_jax.tools.bench.shapes import LADDER, Shape, batch_of, chosen, random_rows
 
 TINY = Shape("tiny", 1, 32, 16, 384, 2, 64)
 ROOT = Path(__file__).parent.parent
@@ -61,10 +61,10 @@ def test_rows_are_the_same_each_time_and_targets_are_the_next_tokens():
     [
         ("train --shapes 2x65", "Did you mean '2x64'"),
         ("train --against torch --rounds 4", "needs at least 5"),
-        ("compile --rounds 0", "must be at least 1"),
-        ("decode --threads 0", "must be at least 1"),
+        ("population --rounds 0", "must be at least 1"),
+        ("ppo --threads 0", "must be at least 1"),
         ("train --against tensorflow", "Known: torch"),
-        ("data --against torch", "--against is of bench train"),
+        ("population --against torch", "--against is of bench train"),
         ("train --torch-python python", "needs --against torch"),
         ("train --against torch --torch-python nowhere/python", "python3.11 -m venv .venv-torch"),
     ],
@@ -89,7 +89,7 @@ def test_an_interpreter_without_torch_is_told_how_to_get_it(tmp_path):
 
 
 def test_the_command_line_stays_light():
-    program = "import sys, rlhf_jax.cli; print({'jax', 'numpy', 'rich.table'} & set(sys.modules))"
+    program = "import sys, rlhf_jax.cli; print({'jax', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert "jax'" not in done.stdout and "numpy" not in done.stdout, done.stdout + done.stderr
 
@@ -177,7 +177,7 @@ def quietly(_):
 
 def measured(what, capsys):
     """The row of the tiny shape, after it has been shown."""
-    found = measure.BENCHMARKS[what]([TINY], settings(rounds=2), quietly)
+    found = BENCHMARKS[what]([TINY], settings(rounds=2), quietly)
     tables.show(what, found)
     assert "tiny" in capsys.readouterr().out
     assert [row["name"] for row in found["shapes"]] == ["tiny"] and found["threads"] == 1
@@ -206,24 +206,6 @@ def test_a_population_computes_what_a_cell_computes_and_is_measured(capsys):
     for name in ("sequential", "workers", "population"):
         assert row[name] > 0
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-
-
-def test_sampling_is_measured(capsys):
-    row = measured("decode", capsys)
-    assert row["tokens_per_second"] > 0 and 0 < row["tokens"] <= 64 * 32
-    assert row["prefill_seconds"] > 0 and row["compile_seconds"] > 0
-
-
-def test_reading_batches_is_measured(capsys):
-    row = measured("data", capsys)
-    assert row["read_seconds"] > 0 and row["place_seconds"] > 0
-    expected = (row["read_seconds"] + row["place_seconds"]) / row["step_seconds"]
-    assert row["share_of_step"] == pytest.approx(expected)
-
-
-def test_compiling_and_finding_the_program_again_are_measured(capsys):
-    row = measured("compile", capsys)
-    assert row["lower_seconds"] > 0 and 0 < row["cached_seconds"] < row["compile_seconds"]
 
 
 # --- torch -------------------------------------------------------------------------------------

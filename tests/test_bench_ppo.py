@@ -200,8 +200,8 @@ def test_trl_agrees_and_is_compared_turn_by_turn(trl, capsys):
     ("before", "after", "said"),
     [
         ("rms_norm_eps=1e-6", "rms_norm_eps=1e-2", "reference differs"),
-        ("stop_token=None, **ppo", 'stop_token=None, **{**ppo, "lam": 0.5}', "policy_loss differs"),
-        ("stop_token=None, **ppo", 'stop_token=None, **{**ppo, "adam_beta1": 0.0}', "(moved|loss)"),
+        (" **ppo,", ' **{**ppo, "lam": 0.5},', "policy_loss differs"),
+        (" **ppo,", ' **{**ppo, "adam_beta1": 0.0},', "(moved|loss)"),
     ],
 )
 def test_a_fault_in_trls_program_is_refused(trl, tmp_path, before, after, said):

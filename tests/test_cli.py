@@ -11,36 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from launch import local
 from rlhf_jax import cli
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
 from rlhf_jax.study import Study
+from rlhf_jax.study.command import again
 from rlhf_jax.study.runs import find_cell, write_json
-
-
-@pytest.fixture
-def command(fake, monkeypatch):
-    """The command line over a corpus that needs no preparation, the fake worker, and no report."""
-    corpus = types.SimpleNamespace(content_hash="corpus", tokens=lambda split: 1000)
-    module = types.ModuleType("rlhf_jax.data.corpus")
-    module.find = lambda cfg, root: corpus
-    module.prepare = lambda cfg, root, log: corpus
-    monkeypatch.setattr("rlhf_jax.kinds.needs.check_data", lambda *given: [])
-    monkeypatch.setitem(sys.modules, "rlhf_jax.data.corpus", module)
-    report = types.ModuleType("rlhf_jax.report.html")
-    report.build = lambda folder, root: folder / "report.html"
-    monkeypatch.setitem(sys.modules, "rlhf_jax.report.html", report)
-    real = local.run
-    monkeypatch.setattr(
-        local, "run", lambda *a, **k: real(*a, **k, worker_command=fake.worker_command)
-    )
-
-    def call(name: str, *words: str) -> int:
-        return cli.main([name, str(fake.path), "--runs", str(fake.runs.root), *words])
-
-    return call
 
 
 def test_run_runs_everything_and_names_the_report(command, fake, capsys):
@@ -280,8 +257,8 @@ def test_wrong_usage_exits_2(words, capsys):
 
 def test_the_continuation_does_not_force_again():
     words = ["run", "s.py", "--force", "a", "b*", "--only", "c", "--force=d", "x.y=1"]
-    assert cli._again(words) == "rlhf-jax run s.py --only c x.y=1"
-    assert cli._again(["run", "s.py", "--force", "a", "x.y=1"]) == "rlhf-jax run s.py x.y=1"
+    assert again(words) == "rlhf-jax run s.py --only c x.y=1"
+    assert again(["run", "s.py", "--force", "a", "x.y=1"]) == "rlhf-jax run s.py x.y=1"
 
 
 def test_fit_reads_any_table(tmp_path, capsys):

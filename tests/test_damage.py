@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import local
+from launch import local, loop
 from rlhf_jax import cli
 from rlhf_jax import worker as execute
 from rlhf_jax.data.feedback import Comparison, Demonstration, write
 from rlhf_jax.kinds import BestOfN, Compare, Feedback, rankings
 from rlhf_jax.kinds.sampling import save_arrays
 from rlhf_jax.kinds.sft import job as sft
+from rlhf_jax.placement import launchers
 from rlhf_jax.study.config import to_json
 from rlhf_jax.study.runs import (
     CellFolder,
@@ -69,10 +70,7 @@ def world(fake, monkeypatch):
     monkeypatch.setattr(load, "Corpus", lambda *a: types.SimpleNamespace(tokenizer=None))
     monkeypatch.setattr(load, "keep_compiled", lambda folder: None)
     monkeypatch.setattr(load, "sample_text", lambda *a: "said")
-    real = local.run
-    monkeypatch.setattr(
-        local, "run", lambda *a, **k: real(*a, **k, worker_command=fake.worker_command)
-    )
+    monkeypatch.setattr(launchers, "WORKER", fake.worker_command)
     for cell in fake.study.cells:
         folder = fake.folder(cell.name)
         model = to_json(fake.study.model_of(cell))
@@ -246,9 +244,11 @@ def test_sft_refuses_records_that_are_not_what_their_cell_wrote(
 def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm):
     folder = CellFolder(tmp_path / "parent-0")
     arrays = {
-        "prompts": np.ones((2, 3)), "responses": np.ones((2, 2, 4)),
-        "mask": np.ones((2, 2, 4)), "ranks": np.array([[0, 1], [1, 0]]),
-    }  # fmt: skip
+        "prompts": np.ones((2, 3)),
+        "responses": np.ones((2, 2, 4)),
+        "mask": np.ones((2, 2, 4)),
+        "ranks": np.array([[0, 1], [1, 0]]),
+    }
     for split in rankings.SPLITS:
         save_arrays(folder, split, arrays)
     folder.finish(seconds=1.0)
@@ -314,7 +314,8 @@ def test_a_kept_cell_speaks_no_word(fake, capsys):
 def test_signal_handlers_put_into_queues_that_may_be_interrupted():
     """`queue.Queue.put` takes a lock that the interrupted thread may hold; `SimpleQueue.put` does
     not."""
-    for module in (execute, local):
+    for module in (execute, local, loop):
         source = Path(module.__file__).read_text()
-        assert "signal.signal(" in source and "SimpleQueue()" in source
+        assert ("signal.signal(" in source) == (module is not local)
+        assert ("SimpleQueue()" in source) == (module is not loop)  # its handler puts nothing
         assert "queue.Queue" not in source and "import Queue" not in source

@@ -58,12 +58,26 @@ def test_golden_chat_of_several_turns():
     a, b, c, d, e, f, s, space = (ids(x)[0] for x in "abcdefs ")
     golden = [
         (BOS, 0),
-        (USER, 0), (s, 0), (END, 0),
-        (USER, 0), (a, 0), (b, 0), (END, 0),
-        (ASSISTANT, 0), (space, 1), (c, 1), (EOS, 1),
-        (USER, 0), (d, 0), (END, 0),
-        (ASSISTANT, 0), (space, 1), (e, 1), (f, 1), (EOS, 1),
-    ]  # fmt: skip
+        (USER, 0),
+        (s, 0),
+        (END, 0),
+        (USER, 0),
+        (a, 0),
+        (b, 0),
+        (END, 0),
+        (ASSISTANT, 0),
+        (space, 1),
+        (c, 1),
+        (EOS, 1),
+        (USER, 0),
+        (d, 0),
+        (END, 0),
+        (ASSISTANT, 0),
+        (space, 1),
+        (e, 1),
+        (f, 1),
+        (EOS, 1),
+    ]
     assert list(zip(got.ids, got.mask, strict=True)) == golden
 
 
@@ -153,8 +167,11 @@ def test_masked_examples_pack_to_what_each_is_alone(mesh):
     small = [
         ([BOS, 8, 9, 10, EOS, 11, 12, EOS], [0, 0, 0, 1, 1, 0, 1, 1]),
         ([BOS, 13, 14, EOS], [0, 0, 1, 1]),
-        ([BOS, USER, 15, END, ASSISTANT, 16, EOS, USER, 17, END, ASSISTANT, 18], [0] * 5 + [1, 1] + [0] * 4 + [1]),
-    ]  # fmt: skip
+        (
+            [BOS, USER, 15, END, ASSISTANT, 16, EOS, USER, 17, END, ASSISTANT, 18],
+            [0] * 5 + [1, 1] + [0] * 4 + [1],
+        ),
+    ]
     examples = [example_ids(LETTERS, "a", "b")._replace(ids=i, mask=m) for i, m in small]
     sizes = np.ones(64, np.int32)
     packed = pack_masked(examples, 16, sizes)

@@ -20,9 +20,8 @@ from rlhf_jax.study.runs import Runs, read_json
 __all__ = ["mesh"]
 
 STUDY = """
-from rlhf_jax.kinds import DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.study import CorpusConfig, ModelConfig
-from rlhf_jax.study.config import from_json
+from rlhf_jax.kinds import *
+from rlhf_jax.study.config import CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, {corpus!r})
@@ -42,7 +41,8 @@ def study(tiny):
         Compare("compare", k=3, **asked),
         Compare("again", k=2, seed=1, **asked),
         Reward("reward-a", base="base", comparisons="compare", batch=4, loss="plackett_luce"),
-        Reward("reward-b", base="base-b", comparisons="compare", batch=4, earlier=("again",), centre=0.01),
+        Reward("reward-b", base="base-b", comparisons="compare", batch=4, earlier=("again",),
+            centre=0.01),
         Ensemble("worst", members=rewards, combine="worst"),
         PPO("ppo", policy="base", reward="worst", iterations=2, batch=4, epochs=1, critic="shared",
             ema=0.9, ptx_coef=0.5, ptx_batch=4, score_at="after", **same),

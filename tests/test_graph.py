@@ -7,16 +7,22 @@ import json
 import sys
 import time
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
-from launch import display, local
-from launch.graph import Graph, clear
-from launch.worker import Worker
+from launch import display
+from launch.graph import Graph
+from launch.local import Local, LocalOptions, Worker
+from launch.task import Task
 from rlhf_jax.kinds import SFT, Compare, Pretrain, Reward
+from rlhf_jax.placement import machine
+from rlhf_jax.placement.launchers import Launch
+from rlhf_jax.report import terminal
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
 from rlhf_jax.study.runs import CellFolder, Runs, write_json
+from rlhf_jax.study.selection import clear
 
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)
 
@@ -153,7 +159,7 @@ def test_what_is_shown_of_a_finished_cell_is_what_it_ended_with(job):
     rows = [{"step": s, "loss": 9.0 - s, "tokens_per_second": 100.0 * s} for s in (1, 2, 3)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (job.folder.path / "metrics.jsonl").write_text(lines + '{"step": 4, "lo')
-    assert display.last_metrics(job.folder) == rows[-1]
+    assert terminal.last_metrics(job.folder) == rows[-1]
     write_json(job.folder.results / "heldout.json", {"loss": 2.5, "stderr": 0.25})
     job.folder.finish(seconds=75.0)
     job.state = "done"
@@ -191,7 +197,7 @@ def test_a_waiting_cell_names_what_it_waits_for(tmp_path):
     ],
 )
 def test_durations_at_their_borders(seconds, text):
-    assert display.duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 # --- what a worker is started with ----------------------------------------------------------------
@@ -208,23 +214,30 @@ def test_a_worker_gets_its_threads_devices_and_all_cells_of_a_population(tmp_pat
     assert said.startswith("3 ") and "device_count=5" in said and said.endswith("m0 m1\n")
 
 
-def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):
+def test_a_cpu_is_split_into_a_device_a_core_for_a_population_alone(fake, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     started = []
 
-    class Stop(Exception):
-        pass
+    def worker(command, threads, log, events, slot, devices):
+        started.append(devices)
+        return SimpleNamespace(cells=[], devices=devices, slot=slot, give=lambda cells: None)
 
-    def launch(graph, workers, threads, command, *_):
-        started.append((workers, threads, command))
-        raise Stop
+    monkeypatch.setattr("launch.local.Worker", worker)
+    for mesh, cells in (("", ("a", "b")), ("", ("a",)), ("data=2", ("a", "b"))):
+        launch = Launch(fake.study, fake.path, fake.runs, "corpus", mesh=mesh)
+        Local(launch, LocalOptions(workers=1)).start(Task(cells))
+    assert started == [8, 1, 2]
 
-    monkeypatch.setattr(local, "_Launch", launch)
-    monkeypatch.setattr(local.machine, "cores", lambda: 8)
-    with pytest.raises(Stop):
-        fake.run(tiny=True, overrides=["members=1"], workers=2, wandb="offline")
-    ((workers, threads, command),) = started
-    assert (workers, threads) == (2, 4)
-    said = command[len(fake.worker_command) :]
+
+def test_a_worker_loads_the_study_that_was_asked_for(fake, monkeypatch):
+    started = []
+    monkeypatch.setattr(Local, "run", lambda launcher: started.append(launcher))
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    fake.run(tiny=True, overrides=["members=1"], workers=2, wandb="offline")
+    (launcher,) = started
+    assert (launcher.workers, launcher.threads) == (2, 4)
+    said = launcher.command[len(fake.worker_command) :]
     assert said == [
         str(fake.path),
         "--tiny",

@@ -1,4 +1,4 @@
-"""Guarantees of `rlhf_jax.kinds.sft.job`: where its examples come from, and what is wrong with them."""
+"""Guarantees of `rlhf_jax.kinds.sft.job`: where examples come from, and which are refused."""
 
 import dataclasses
 import json

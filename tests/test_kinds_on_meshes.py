@@ -21,11 +21,8 @@ from rlhf_jax.study.populations import populations
 from rlhf_jax.study.runs import Runs
 
 STUDY = """
-from rlhf_jax.kinds import (
-    DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Feedback, Pretrain, Prompting, Reward, TaskConfig,
-)
-from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig
-from rlhf_jax.study.config import from_json
+from rlhf_jax.kinds import *
+from rlhf_jax.study.config import CorpusConfig, ModelConfig, OptimConfig, from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, THE_CORPUS)

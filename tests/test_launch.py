@@ -13,9 +13,11 @@ import time
 import pytest
 from rich.console import Console
 
-from launch import local, machine
-from launch.display import LiveTable, duration
+from launch import loop
+from launch.display import LiveTable
 from launch.graph import Graph
+from rlhf_jax.placement import machine
+from rlhf_jax.report.terminal import duration
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.runs import CellFolder, Heartbeat, read_json
 
@@ -230,8 +232,8 @@ def signalled(fake, monkeypatch, signals: int, **cells: str) -> int:
 
 
 def test_a_worker_that_saves_for_long_is_waited_for_and_one_that_hangs_is_not(fake, monkeypatch):
-    monkeypatch.setattr(local, "STOP_SECONDS", 0.5)
-    monkeypatch.setattr(local, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(loop, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(loop, "STALE_SECONDS", 1.5)
     assert signalled(fake, monkeypatch, 1, a="sleep 60 slow 4", b="sleep 60 hang") == 130
     assert "stopped a" in fake.log() and "stopped b" not in fake.log()
 

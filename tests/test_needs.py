@@ -420,10 +420,8 @@ def test_cells_that_need_no_failing_callable_run(mine, tmp_path, monkeypatch, ca
         mine.path.read_text().replace("Evaluate(", other, 1).replace("import other,", "import ")
     )
     asked = []
-    monkeypatch.setattr(
-        "launch.local.run", lambda *given, **options: asked.append(options["only"]) or 0
-    )
-    monkeypatch.setattr(cli, "_build_report", lambda *given: None)
+    monkeypatch.setattr("launch.local.Local.run", lambda it: asked.append(it.launch.only) or 0)
+    monkeypatch.setattr("rlhf_jax.placement.cli.build_report", lambda *given: None)
     assert mine.call("run", f"last.reward={module}:nan") == 2
     assert asked == [["other"]]  # neither the cell, nor the base that serves it alone
     assert capsys.readouterr().err.count(f"{module}.py, line ") == 2  # before, and at the end

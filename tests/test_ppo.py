@@ -181,10 +181,17 @@ def test_rewards_are_read_at_the_last_valid_token_and_normalised(mesh):
 
 CFG = dataclasses.replace(LEARNED, vocab=16)
 CELL = PPO(
-    "p", task=TaskConfig(4, 6), batch=32, minibatches=2, epochs=2, iterations=25, kl_coef=0.0,
-    no_eos="keep", temperature=0.9,
+    "p",
+    task=TaskConfig(4, 6),
+    batch=32,
+    minibatches=2,
+    epochs=2,
+    iterations=25,
+    kl_coef=0.0,
+    no_eos="keep",
+    temperature=0.9,
     optim=OptimConfig(lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.0, b2=0.999),
-)  # fmt: skip
+)
 REWARDED = 7
 CLEAN, TEMPERATURE, POSITIONS, MASK = range(4)
 

@@ -243,12 +243,19 @@ def test_figures_of_evaluations_hold_their_numbers(evaluations):
 
 PPO_METRICS = [
     {
-        "step": i + 1, "reward_gold": 0.1 + i, "reward_proxy": 10.1 + i, "kl": 20.1 + i, "entropy": 30.1 - i,
-        "distinct_2": 40.1 - i, "response_length": 50.1 - i, "max_ratio_error": (0.001, 0.004, 0.002)[i],
-        "max_logprob_gap": (0.5, 0.25, 0.125)[i], "stop_rate": (0.75, 0.5, 0.875)[i],
+        "step": i + 1,
+        "reward_gold": 0.1 + i,
+        "reward_proxy": 10.1 + i,
+        "kl": 20.1 + i,
+        "entropy": 30.1 - i,
+        "distinct_2": 40.1 - i,
+        "response_length": 50.1 - i,
+        "max_ratio_error": (0.001, 0.004, 0.002)[i],
+        "max_logprob_gap": (0.5, 0.25, 0.125)[i],
+        "stop_rate": (0.75, 0.5, 0.875)[i],
     }
     for i in range(3)
-]  # fmt: skip
+]
 
 
 def test_ppo_cells_have_their_first_and_last_iteration_and_their_worst_health(tmp_path):
@@ -435,10 +442,16 @@ def optimised(tmp_path):
     made = Made(tmp_path)
     made.add("sft", "sft")
     curve = [
-        {"n": n, "kl": kl, "gold": gold, "gold_gain": gold - 0.2, "gold_gain_interval": [gold - 0.3, gold - 0.1],
-         "proxy": proxy}
+        {
+            "n": n,
+            "kl": kl,
+            "gold": gold,
+            "gold_gain": gold - 0.2,
+            "gold_gain_interval": [gold - 0.3, gold - 0.1],
+            "proxy": proxy,
+        }
         for n, kl, gold, proxy in ((1, 0.0, 0.2, 1.0), (2, 0.16, 0.7, 2.0), (4, 0.64, 0.6, 3.0))
-    ]  # fmt: skip
+    ]
     found = {
         "curve": curve,
         "prompts": 40,
@@ -521,8 +534,13 @@ def test_over_optimization_is_drawn_and_fitted_against_the_root_of_the_kl(optimi
     best, ppo = study.cell("bon-s0"), study.cell("ppo")
     assert proxy_of(study, best).name == "rm-s0"
     seen = [overoptimization._points(c) for c in (best, ppo)]
-    for run, d, gold, proxy in zip(seen, ([0, 0.4, 0.8], [0, 0.5]), ([0.2, 0.7, 0.6], [0.5, 0.75]),
-                                   ([1.0, 2, 3], [4.0, 6.0]), strict=True):  # fmt: skip
+    for run, d, gold, proxy in zip(
+        seen,
+        ([0, 0.4, 0.8], [0, 0.5]),
+        ([0.2, 0.7, 0.6], [0.5, 0.75]),
+        ([1.0, 2, 3], [4.0, 6.0]),
+        strict=True,
+    ):
         np.testing.assert_allclose(run.d, d)
         np.testing.assert_allclose(run.gold, gold)
         np.testing.assert_allclose(run.proxy, proxy)

@@ -68,13 +68,17 @@ class Bench:
 
     def study(self, *cells):
         wide = replace(MODEL, width=24)
-        return Study("rewards", (
-            Pretrain("base", model=MODEL, batch=2, tokens=2 * 32 * 2),
-            Pretrain("wide", model=wide, batch=2, tokens=2 * 32 * 2),
-            Compare("compare", policy="base", task=TASK, prompts=48, heldout_prompts=24, k=3),
-            Compare("later", policy="base", task=TASK, prompts=8, heldout_prompts=4, k=4),
-            *cells,
-        ), self.corpus.cfg)  # fmt: skip
+        return Study(
+            "rewards",
+            (
+                Pretrain("base", model=MODEL, batch=2, tokens=2 * 32 * 2),
+                Pretrain("wide", model=wide, batch=2, tokens=2 * 32 * 2),
+                Compare("compare", policy="base", task=TASK, prompts=48, heldout_prompts=24, k=3),
+                Compare("later", policy="base", task=TASK, prompts=8, heldout_prompts=4, k=4),
+                *cells,
+            ),
+            self.corpus.cfg,
+        )
 
     def context(self, study, name):
         folders = self.runs.folders(study, self.corpus.content_hash)

@@ -69,7 +69,7 @@ ENTRY %main (a: bf16[8,128], b: bf16[512,256], e: bf16[256,512]) -> bf16[8,128] 
   %loop = (s32[], bf16[8,128]{1,0}, bf16[512,256]{1,0}, bf16[256,512]{1,0}) while(%begin), condition=%condition, body=%body
   ROOT %end = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_loop_counts_as_often_as_it_turns():
@@ -149,7 +149,7 @@ ENTRY %main (m: s8[1,4,4], q: bf16[2,8,2048,128]) -> bf16[2,8,2048,128] {
   %q = bf16[2,8,2048,128] parameter(1)
   ROOT %splash_mha_fwd_segmented = bf16[2,8,2048,128] custom-call(%m, %q, %q, %q), custom_call_target="tpu_custom_call"
 }
-""")
+""")  # noqa: E501
     blocks = 10 / 16  # of 4 x 4
     assert program.total_flops() == 2 * (2 * 2 * 8 * 2048 * 2048 * 128) * blocks
 

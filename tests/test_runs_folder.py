@@ -10,14 +10,11 @@ import subprocess
 import sys
 
 import pytest
-import test_cli
 
 from rlhf_jax import cli
 from rlhf_jax import worker as execute
 from rlhf_jax.report.export import export
 from rlhf_jax.study.runs import CellFolder, disk_words, write_json
-
-command = test_cli.command
 
 COMMANDS = ("plan", "run", "status", "report", "fit", "generate")
 

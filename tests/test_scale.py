@@ -9,13 +9,13 @@ import resource
 
 import pytest
 
-from launch.graph import clear, needed
 from rlhf_jax.cli import main
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig
 from rlhf_jax.study.plan import make_plan, remaining_paths, wall_seconds
 from rlhf_jax.study.runs import Runs
+from rlhf_jax.study.selection import clear, needed
 from rlhf_jax.tools.bench.scale_study import finish_cells, write_study
 
 SIZES = (30, 60, 120)

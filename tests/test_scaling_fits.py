@@ -61,11 +61,20 @@ def test_an_independent_optimizer_finds_no_lower_objective():
 
     best = min(
         minimize(
-            objective, start, method="Nelder-Mead",
-            options={"maxiter": 6000, "maxfev": 6000, "xatol": 1e-9, "fatol": 1e-11, "adaptive": True},
-        ).fun / 1e4
+            objective,
+            start,
+            method="Nelder-Mead",
+            options={
+                "maxiter": 6000,
+                "maxfev": 6000,
+                "xatol": 1e-9,
+                "fatol": 1e-11,
+                "adaptive": True,
+            },
+        ).fun
+        / 1e4
         for start in ([6.0, 7.0, 0.5, 0.34, 0.34], [5.0, 6.0, 0.6, 0.3, 0.3])
-    )  # fmt: skip
+    )
     ours = fit_parametric(table, resamples=0).objective
     assert best >= ours * (1 - 1e-9)
     assert best < ours * 1.05

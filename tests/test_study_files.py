@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_jax import cli
 
-HEAD = "from rlhf_jax.kinds import *\nfrom rlhf_jax.study import *\nfrom rlhf_jax.study import Study\n\n"
+HEAD = "from rlhf_jax.kinds import *\nfrom rlhf_jax.study import *\n\n\n"
 GOOD = "    return Study('s', (Pretrain('a', tokens=65536),))\n"
 
 
@@ -94,12 +94,14 @@ WRONG = {
     ),
     "a bad repr": (
         HEAD
-        + "class X:\n    def __repr__(self): 1 / 0\n\ndef study(tiny):\n    return Study('s', (Pretrain('a', tokens=X()),))\n",
+        + "class X:\n    def __repr__(self): 1 / 0\n\n"
+        + "def study(tiny):\n    return Study('s', (Pretrain('a', tokens=X()),))\n",
         "line 9: a.tokens: expected int, got <X instance",
     ),
     "a string for a list": (
         HEAD
-        + "def study(tiny):\n    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))\n",
+        + "def study(tiny):\n"
+        + "    return Study('s', (Pretrain('a'),), CorpusConfig(sources=('a.txt')))\n",
         "line 6: corpus.sources: expected a list, got 'a.txt' (a comma after it",
     ),
 }
@@ -168,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(plan, monkeypatch):
     def denied(*_args, **_options):
         raise PermissionError(13, "Permission denied", "runs/x")
 
-    monkeypatch.setattr(cli, "_make_plan", denied)
+    monkeypatch.setattr("rlhf_jax.placement.cli._make_plan", denied)
     code, _, err = plan(HEAD + "def study(tiny):\n" + GOOD)
     assert code == 2 and err.startswith("rlhf-jax: runs/x: Permission denied: ")
     _, _, err = plan(None, "--debug")
@@ -185,7 +187,10 @@ def environment(tmp_path: Path, libtpu: bool, **given: str) -> dict[str, str]:
         (tmp_path / "libtpu.py").write_text("raise SystemExit('imported')\n")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))} | given
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    code = "import json; from rlhf_jax.placement import cpu; cpu.tpu_here = lambda: False; print(json.dumps(cpu.without_tpu()))"
+    code = (
+        "import json; from rlhf_jax.placement import cpu; cpu.tpu_here = lambda: False; "
+        "print(json.dumps(cpu.without_tpu()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     return json.loads(done.stdout)
 

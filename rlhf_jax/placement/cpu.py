@@ -1,18 +1,18 @@
-"""What is set before a process computes on a CPU. All of it is here; none of it changes a result
-beyond rounding.
+"""What is set before a process computes on a CPU. None of it changes a result beyond rounding.
 
-| setting                             | why                                                               |
-|-------------------------------------|-------------------------------------------------------------------|
-| NPROC, OMP and OPENBLAS threads     | how many threads the process may use                              |
-| --xla_cpu_multi_thread_eigen=false  | with one thread: no pool to hand work to                          |
-| --xla_force_host_platform_device_   | in a worker for populations: a device a core, for members to lie  |
-|   count                             | on (it makes XLA use that many threads, whatever NPROC says)      |
-| glibc.malloc.hugetlb=1              | the step's buffers in huge pages (Linux, transparent huge pages   |
-|                                     | `madvise` or `always`; ignored elsewhere)                         |
-| glibc.malloc.mmap_max=0,            | the memory of a step is kept for the next one: without, it goes   |
-|   trim_threshold, arena_max=1       | back to the kernel after each step, and a tenth of a step is      |
-|                                     | spent on taking and clearing it again. The price: 1.3 to 2.5      |
-|                                     | times the memory (blocks that have been freed are not given back) |
+| setting                                      | why                                              |
+|----------------------------------------------|--------------------------------------------------|
+| NPROC, OMP and OPENBLAS threads              | how many threads the process may use             |
+| --xla_cpu_multi_thread_eigen=false           | with one thread: no thread pool                  |
+| --xla_force_host_platform_device_count       | in a worker for populations: one device a core,  |
+|                                              | for the members (XLA then uses that many         |
+|                                              | threads, whatever NPROC says)                    |
+| glibc.malloc.hugetlb=1                       | the step's buffers in huge pages (Linux, where   |
+|                                              | transparent huge pages are `madvise` or `always`)|
+| glibc.malloc.mmap_max=0, trim_threshold,     | the memory of a step is kept for the next one:   |
+|   arena_max=1                                | returning it to the kernel and clearing it again |
+|                                              | costs a tenth of a step. The price: 1.3 to 2.5   |
+|                                              | times the memory                                 |
 """
 
 from __future__ import annotations
@@ -21,19 +21,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
-
+from rlhf_jax.placement.machine import tpu_here
 
 MALLOC = ("hugetlb=1", "mmap_max=0", "trim_threshold=1000000000000", "arena_max=1")
 
@@ -60,11 +48,6 @@ def _add(env: dict[str, str], name: str, separator: str, setting: str) -> None:
     known = [s for s in env.get(name, "").split(separator) if s]
     if setting.split("=")[0] not in (s.split("=")[0] for s in known):
         env[name] = separator.join([*known, setting])
-
-
-def tpu_here() -> bool:
-    """Whether this machine has the device files of a TPU."""
-    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def without_tpu() -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""What the command line prints: plans, states, fits and next-token distributions as tables."""
+"""Tables that commands print: plans, states, fits, next-token distributions."""
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import json
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -13,17 +14,58 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.display import STYLES, duration, last_metrics, number
 from rlhf_jax.laws.learning_rate import LAW_IN_WORDS
 from rlhf_jax.report.headline import headline
 from rlhf_jax.study.plan import StudyPlan
 from rlhf_jax.study.runs import CellFolder
 
-ROWS = 300  # of a table that rich lays out, which takes a millisecond a row
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "ready": "default",
+    "elsewhere": "cyan",
+    "queued": "default",
+    "kept": "green",
+    "damaged": "bold red",
+    "blocked": "yellow",
+    "stopped": "yellow",
+    "waiting": "dim",
+}
+ROWS = 300  # larger tables are printed without rich, which takes a millisecond a row
+
+
+def last_metrics(folder: CellFolder) -> dict[str, Any]:
+    """The last whole row of metrics.jsonl, without reading the others; empty where it is
+    unreadable."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(folder.path / "metrics.jsonl", "rb") as f,
+    ):
+        f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
+        lines = f.read().split(b"\n")
+        found = json.loads(lines[-2]) if len(lines) > 1 else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `3 m 20 s`, `2 h 05 m`."""
+    if seconds is None:
+        return ""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} m {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} m"
+
+
+def number(value: float | None, form: str) -> str:
+    """A formatted number; empty where it is unknown."""
+    return "" if value is None else format(value, form)
 
 
 def _console() -> Console:
-    """Wide where the output is not a terminal, so that tables are not cut."""
+    """180 columns where the output is no terminal, so that tables are not cut."""
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
@@ -46,7 +88,7 @@ def show(title: str, table: Table) -> None:
 
 
 def _plain(table: Table) -> str:
-    """The table without colours and folds."""
+    """The table as text, without colours and line breaks in cells."""
     columns = []
     for column in table.columns:
         texts = [str(cell) for cell in (column.header, *column.cells)]
@@ -64,7 +106,7 @@ def _bytes(count: float) -> str:
 
 
 def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
-    """Every cell's cost, totals, and how far to trust them."""
+    """Prints every cell's cost, the totals, and what the times are based on."""
     table = table_of(
         ("cell", "kind", "state"),
         ("parameters", "sequences", "tokens", "FLOPs", "memory", "disk", "time"),
@@ -112,8 +154,7 @@ def print_plan(plan: StudyPlan, corpus_known: bool) -> None:
 
 
 def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> None:
-    """The runs of a scaling study under every FLOP convention, and what they would cost
-    elsewhere."""
+    """Prints the runs of a scaling study under every FLOP convention, with their price."""
     conventions = list(rows[0]["flops"])
     table = table_of(
         ("run",),
@@ -155,8 +196,8 @@ def print_grid(rows: Sequence[dict[str, Any]], hardware: str, mfu: float) -> Non
 
 
 def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
-    """Adds to a cell's row: of a finished one its headline result and who made it, of others the
-    last batch."""
+    """Adds to a cell's row its headline result and commits if it is finished, else its last
+    metrics."""
     if "loss" in row:
         row["training_loss"] = row.pop("loss")
     if row["state"] not in ("done", "kept"):
@@ -175,20 +216,8 @@ def describe(row: dict[str, Any], folder: CellFolder, head: str | None) -> None:
     row["other_commit"] = head is not None and row["commits"] not in ([], [head])
 
 
-def head_commit() -> str | None:
-    """The checkout's commit, if this is a checkout."""
-    run = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return run.stdout.strip() if run.returncode == 0 else None
-
-
 def print_status(found: dict[str, Any]) -> None:
-    """The cells of `rlhf_jax.study.runs.status` with what is to be said of each."""
+    """Prints the cells of `rlhf_jax.study.runs.status`, each with a remark."""
     table = table_of(("cell", "kind", "state"), ("step", "training loss", "tokens/s"))
     table.add_column("result", overflow="fold")
     for row in found["cells"]:
@@ -231,7 +260,7 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def print_fit(title: str, fit: dict[str, Any]) -> None:
-    """The numbers of a fitted law with their intervals, refusals and notes."""
+    """Prints the numbers of a fitted law with intervals, refusals and notes."""
     table = table_of(("",), ("fit", "95% interval"))
     intervals = fit.get("intervals") or {}
     found = {**fit, **(fit.get("parameters") or {}), **(fit.get("derived") or {})}
@@ -258,7 +287,7 @@ def print_fit(title: str, fit: dict[str, Any]) -> None:
 
 
 def print_prediction(said: dict[str, Any]) -> None:
-    """N*, D* and loss at a budget to come, by each approach."""
+    """Prints N*, D* and loss at a larger budget, by each approach."""
     table = table_of(("approach",), ("a", "N*", "95%", "D*", "95%", "loss", "95%"))
     for approach, of in said["approaches"].items():
         if of.get("refused"):
@@ -281,7 +310,7 @@ def print_prediction(said: dict[str, Any]) -> None:
 
 
 def print_next_tokens(prompt: str, likeliest: Sequence[tuple[str, float]]) -> None:
-    """A next-token distribution with bars."""
+    """Prints a next-token distribution with bars."""
     table = table_of(("token",), ("probability",))
     table.add_column("")
     for token, probability in likeliest:

@@ -11,26 +11,27 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlhf_jax.study.config import ConfigError, content_id, to_json
 
+NO_PERMISSION = "this user has no permission; name another folder or change its permissions"
 WHAT_TO_DO = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
     errno.EFBIG: "files may not grow as large here (`ulimit -f`); raise that limit",
-    errno.EROFS: "the disk can be read alone; name a folder on another one",
-    errno.EACCES: "this user may not do that there; name another folder or change its permissions",
-    errno.EPERM: "this user may not do that there; name another folder or change its permissions",
+    errno.EROFS: "the disk is read-only; name a folder on another one",
+    errno.EACCES: NO_PERMISSION,
+    errno.EPERM: NO_PERMISSION,
     errno.ENAMETOOLONG: "the path is too long; name a shorter one",
     errno.ENOTDIR: "a part of the path is a file; name a folder",
     errno.EEXIST: "something of that name is there already; name another",
     errno.EISDIR: "that is a folder; name a file",
 }
 
-
-# What a disk's refusal looks like in the errors of libraries.
+# The system's words for these, which libraries put into errors of their own.
 PHRASES = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
 HALF_AN_ARRAY = re.compile(r"^\d+ requested and \d+ written$")  # numpy's
 
@@ -40,8 +41,7 @@ class Damaged(ConfigError):
 
 
 def disk_words(error: BaseException) -> str:
-    """What a disk refused, and what to do about it; empty: the error is of another kind. Libraries
-    raise errors of their own for a full disk, with the system's words in them."""
+    """What the disk refused, and what to do about it; empty: the error is of another kind."""
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, OSError) and at.errno in WHAT_TO_DO:
@@ -56,17 +56,25 @@ def disk_words(error: BaseException) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Atomic: readers see the old file or the new one, whole. Leaves nothing behind if it fails."""
+    """JSON, by `writing`."""
     write_text(path, json.dumps(to_json(data), indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same of any text, in UTF-8, lines as they are."""
+    """Text in UTF-8, line ends unchanged, by `writing`."""
+    with writing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its name when the block ends: readers see the old content or the new
+    one, whole. If the block fails nothing is left behind, and the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(tmp, "w", encoding="utf-8", newline="") as f:
-            f.write(text)
+        with open(tmp, "wb") as f:
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -100,8 +108,8 @@ def write_sealed(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, without the digest, or None where there is no file. Older versions
-    wrote no digest; then none is checked.
+    """What `write_sealed` wrote, without the digest; None where there is no file. Files of older
+    versions have no digest, and are not checked.
 
     Raises:
       Damaged: it is not what was written.
@@ -119,13 +127,13 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def _digest_of_json(record: dict[str, Any]) -> str:
-    """`content_id(record, 64)` of what was read from JSON, whose keys are strings."""
+    """`content_id(record, 64)` of an object read from JSON, without converting it again."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sweep(folder: Path, older: float = 0.0) -> None:
-    """Removes what killed processes left: hidden files and folders, older than so many seconds."""
+    """Removes the temporary files and folders of killed processes, `older` than so many seconds."""
     for path in folder.glob(".*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older:

@@ -24,11 +24,11 @@ WRITTEN = ("config.json", "provenance.json", "metrics.jsonl")  # by a cell, besi
 
 @dataclass(frozen=True)
 class CellFolder:
-    """One cell's folder. It may not exist yet. name: the cell's, in messages."""
+    """One cell's folder, which may not exist yet. name: of the cell, for messages."""
 
     path: Path
     name: str = field(default="", compare=False)
-    # done.json as `snapshot` found it.
+    # done.json as `snapshot` read it.
     _record: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -62,8 +62,7 @@ class CellFolder:
         return None
 
     def snapshot(self) -> CellFolder:
-        """This folder with the record of a finished cell read once, for a reader of many of its
-        files. Raises Damaged."""
+        """This folder with done.json read once, for reading many files. Raises Damaged."""
         return replace(self, _record=self.record())
 
     def done(self) -> bool:
@@ -171,29 +170,28 @@ class CellFolder:
 
     @property
     def cell_name(self) -> str:
-        """The cell's name in the study at hand, or else the one that its folder bears."""
+        """The cell's name in this study, or else in the folder's name."""
         return self.name or self.path.name.rpartition("-")[0] or self.path.name
 
     # --- who holds it ------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
-        """Hold the cell for this process; yields False where another process holds it already, or a
-        folder of the same run id under another name. The kernel lets go when the process dies,
-        however it dies."""
+        """Holds the cell for this process, until the process dies. Yields False where another
+        process holds it, or a folder of the same run id under another name."""
         self.path.mkdir(parents=True, exist_ok=True)
         path, end = self.path / "lock", time.monotonic() + 5.0
         while True:
             with open(path, "ab") as f:
                 try:
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:  # it may be `in_use` that looks at it just now
+                except OSError:  # perhaps `in_use` has it for a moment
                     if self.in_use() or time.monotonic() > end:
                         yield False
                         return
                     time.sleep(0.01)
                     continue
-                if _lies_at(f.fileno(), path):  # it is still the cell's lock file
+                if _lies_at(f.fileno(), path):  # nobody has replaced the lock file
                     yield not self._has_twin()
                     return
 
@@ -204,7 +202,7 @@ class CellFolder:
                 fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # no lock file, or none of ours
+        except OSError:  # no lock file, or not readable for this user
             return False
         return False
 
@@ -215,17 +213,16 @@ class CellFolder:
         return any(t.path != self.path and (t.done() or t.in_use()) for t in twins)
 
     def heartbeat(self) -> dict[str, Any]:
-        """heartbeat.json, or nothing where it is not there or unreadable: it is written anew."""
+        """heartbeat.json; empty where it is missing or unreadable."""
         with contextlib.suppress(Damaged, OSError):
             beat = read_sealed(self.path / "heartbeat.json") or {}
             return beat if isinstance(beat.get("time"), int | float) else {}
         return {}
 
     def state(self) -> dict[str, Any]:
-        """`state` is done, kept, running, failed, waiting or damaged (its done.json is), with what
-        is known beside it. A cell is running while a process holds its lock; on other hosts, while
-        its heartbeat is fresh. `silent_seconds`: how old the heartbeat of a running cell is, if it
-        is stale."""
+        """`state` (done, kept, running, failed, waiting, or damaged where done.json is) and further
+        facts. A cell is running while a process holds its lock; on other hosts, while its heartbeat
+        is fresh. `silent_seconds`: the age of a running cell's heartbeat, if it is stale."""
         broken = ""
         try:
             if (record := self.record()) is not None:
@@ -254,13 +251,13 @@ class CellFolder:
     # --- forgetting --------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget the cell's work (`--force`): first that it is done, so that whoever is killed here
-        leaves no finished cell without its files. The lock file stays: we hold it."""
+        """Removes all but the lock file, which we hold (`--force`). done.json goes first, so that a
+        process killed here leaves no done cell without its files."""
         self.unfinish()
         for path in list(self.path.iterdir()) if self.path.is_dir() else []:
             if path.name == "lock":
                 continue
-            if path.is_dir():  # gone at once, not file by file
+            if path.is_dir():  # renamed first: it is gone at once, not file by file
                 hidden = path.with_name(f".cleared-{path.name.lstrip('.')}-{os.getpid()}")
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -268,7 +265,7 @@ class CellFolder:
                 path.unlink(missing_ok=True)
 
     def unfinish(self) -> None:
-        """The cell is no longer done, nor its results kept."""
+        """Removes done.json and kept.json."""
         for name in (DONE, KEPT):
             (self.path / name).unlink(missing_ok=True)
 
@@ -278,7 +275,7 @@ def _digest(data: bytes) -> str:
 
 
 def _lies_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that the path names now."""
+    """Whether the path still names this open file."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     return False

@@ -19,11 +19,11 @@ STALE_SECONDS = 20.0  # a heartbeat older than this is a dead process's
 
 
 def alive(beat: dict[str, Any]) -> bool:
-    """Whether the process that wrote a heartbeat lives, as far as can be seen from here."""
+    """Whether the process that wrote a heartbeat may be alive."""
     if beat.get("ended"):
         return False
     if beat.get("host") != socket.gethostname():
-        return True  # on another machine: a fresh heartbeat is all we can see
+        return True  # on another machine its heartbeat is all that is known
     pid = beat.get("pid")
     if not isinstance(pid, int) or pid < 1:
         return False
@@ -33,7 +33,7 @@ def alive(beat: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    with contextlib.suppress(OSError):  # a killed process that nobody has waited for yet
+    with contextlib.suppress(OSError):  # a zombie: killed, and not yet waited for
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state not in "ZX"
     return True
@@ -62,7 +62,7 @@ class Heartbeat:
                 return
 
     def _write(self, **facts: Any) -> None:
-        """A disk that is full for a while costs heartbeats, not the cell."""
+        """On a full disk a heartbeat is left out, and the cell goes on."""
         with contextlib.suppress(OSError):
             beat = {**self.beat, "time": time.time(), **facts}
             write_sealed(self.folder.path / "heartbeat.json", beat)
@@ -76,5 +76,5 @@ class Heartbeat:
         self._thread.join()
         if self.folder.done():
             (self.folder.path / "heartbeat.json").unlink(missing_ok=True)
-        else:  # the process may live on, with another cell
+        else:  # the process may go on with another cell
             self._write(ended=True)

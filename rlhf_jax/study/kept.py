@@ -1,8 +1,8 @@
-"""Results that the repository keeps stand in for run folders that are gone (`--kept`).
+"""Run folders restored from results that the repository keeps (`--kept`).
 
-`rlhf-jax report --export` writes them. A cell comes back with its configuration, results and
-provenance, of its metrics at most those that figures are made from, and no checkpoints: reports and
-status use it, and it runs again when a cell has to run that starts from it (`launch.graph.needed`).
+`rlhf-jax report --export` writes those results. A restored cell has its configuration, results and
+provenance, the metrics that figures are made from, and no checkpoints: reports and status use it,
+and it runs again when a cell that starts from it has to run (`rlhf_jax.study.selection.needed`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import json
 from pathlib import Path
 
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.files import read_json, write_json, write_text
+from rlhf_jax.study.folder import KEPT, CellFolder
 from rlhf_jax.study.graph import Study
-from rlhf_jax.study.runs import KEPT, CellFolder, Runs, read_json, write_json
+from rlhf_jax.study.runs import Runs
 
-BEGUN = (
-    "done.json",
-    "failed.json",
-    "heartbeat.json",
-    "checkpoints",
-)  # one of them: it has run here
+# A cell with one of these has run here.
+BEGUN = ("done.json", "failed.json", "heartbeat.json", "checkpoints")
 
 
 def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]:
-    """Folders for the study's cells that an export in `kept` (`results` beside the study file)
-    holds results of and RUNS does not, by run id. Returns the names of those that came back.
+    """Writes folders for the cells, by run id, that have results in an export in `kept` (`results`
+    beside the study file) and have not run in RUNS. Returns their names.
 
     Raises:
       ConfigError: nothing is kept there.
@@ -46,7 +44,7 @@ def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]
 
 
 def _restore(folder: CellFolder, cell: dict, path: Path) -> None:
-    """kept.json is written last."""
+    """Writes kept.json last."""
     folder.clear()
     for stem, content in cell["results"].items():
         write_json(folder.results / f"{stem}.json", content)
@@ -55,5 +53,5 @@ def _restore(folder: CellFolder, cell: dict, path: Path) -> None:
     if columns := cell.get("metrics"):
         rows = zip(*columns.values(), strict=True)
         lines = (json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
-        (folder.path / "metrics.jsonl").write_text("".join(lines))
+        write_text(folder.path / "metrics.jsonl", "".join(lines))
     folder.finish(KEPT, **cell["done"], kept=str(path))

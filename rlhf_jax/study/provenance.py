@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 
+def git(*words: str) -> str | None:
+    """What git says of the checkout of this code; None if it is none."""
+    here = Path(__file__).parent
+    run = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
 def provenance() -> dict[str, Any]:
     """Where a result came from: commit, dependency versions, hardware, time."""
-
-    def git(*args: str) -> str | None:
-        here = Path(__file__).parent
-        run = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
-        return run.stdout.strip() if run.returncode == 0 else None
-
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    usable = len(affinity(0))
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
     return {
         "commit": git("rev-parse", "HEAD"),
@@ -28,7 +31,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {p: metadata.version(p) for p in packages},
         "host": socket.gethostname(),
-        "hardware": f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} of {os.cpu_count()} cores",
+        "hardware": f"{cpu_name()}, {usable} of {os.cpu_count()} cores",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

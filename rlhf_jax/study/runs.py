@@ -1,17 +1,17 @@
 """Run folders: where a cell's work lives, who holds it, and what state it is in.
 
-RUNS/data/...                                   corpora and tokenizers, by content hash
-RUNS/cells/<name>-<run_id>/config.json          the cell
-                           provenance.json      commit, versions, hardware, when
-                           metrics.jsonl        the source of truth
+RUNS/data/...                               corpora and tokenizers, by content hash
+RUNS/cells/<name>-<run_id>/config.json      the cell
+                           provenance.json  commit, versions, hardware, when
+                           metrics.jsonl    the source of truth
                            checkpoints/ results/
-                           checkpoint.json      its last checkpoint, once it has trained
-                           lock                 held by the process that runs it; never removed
-                           heartbeat.json       who runs it, how far it is
-                           failed.json          why it stopped, if it did
-                           done.json            written last: the cell is done
-                           kept.json            in its place where results are all there is (`--kept`)
-RUNS/studies/<name>/                            study.json, fits, figures, report.html
+                           checkpoint.json  its last checkpoint, once it has trained
+                           lock             held by the process that runs it; never removed
+                           heartbeat.json   who runs it, how far it is
+                           failed.json      why it stopped, if it did
+                           done.json        written last: the cell is done
+                           kept.json        instead of it where only results are here (`--kept`)
+RUNS/studies/<name>/                        study.json, fits, figures, report.html
 
 done.json holds the SHA-256 of every other file that the cell wrote, and of itself. Whoever reads
 one of those files checks it (`CellFolder.read`).
@@ -62,15 +62,15 @@ __all__ = [
     "write_study",
 ]
 
-PROBE_BYTES = 64 * 1024  # that must find room in a runs folder before anything is begun
-LEFTOVER_SECONDS = 3600.0  # a temporary file that is older than this is a dead process's
+PROBE_BYTES = 64 * 1024  # written into a runs folder as a test before anything is begun
+LEFTOVER_SECONDS = 3600.0  # an older temporary file is a dead process's
 
 
 class Runs:
     """The root of all run folders.
 
     Raises:
-      ConfigError: checkpoints cannot be written below the root; orbax takes its path for a pattern.
+      ConfigError: checkpoints cannot be written below the root: orbax reads its path as a pattern.
     """
 
     def __init__(self, root: str | Path = "runs") -> None:
@@ -90,13 +90,13 @@ class Runs:
             raise ConfigError(f"--runs {path}: {disk_words(e) or e}") from None
 
     def _nearest(self) -> Path:
-        """The root, or what is there on the way to it."""
+        """The root, or the nearest of its parents that exists."""
         path = self.root.absolute()
         return next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
 
     def check(self, write: bool = False) -> None:
-        """Refuses a root that cannot be made, or, to `write`, one in which nothing can be written.
-        Nothing is left behind.
+        """Refuses a root that cannot be made, or, with `write`, one where nothing can be written.
+        Leaves nothing behind.
 
         Raises:
           ConfigError: says why.
@@ -112,8 +112,8 @@ class Runs:
             raise ConfigError(f"--runs {self.root}: {what} ({disk_words(e) or e})") from None
 
     def cell(self, name: str, run_id: str) -> CellFolder:
-        """The folder of a run id; another study may have made it under another name. Of several
-        (two studies began the same work at once) the one with the work in it."""
+        """The folder of a run id; another study may have made it under another name. Where two
+        studies began the same cell at once, the folder with the work in it."""
         return self._cell(name, run_id, sorted((self.root / "cells").glob(f"*-{run_id}")))
 
     def _cell(self, name: str, run_id: str, paths: Sequence[Path]) -> CellFolder:
@@ -126,8 +126,8 @@ class Runs:
         return found[0]
 
     def current(self, folder: CellFolder) -> CellFolder:
-        """Where a cell's work is now: since we looked, another study may have begun it under
-        another name."""
+        """Where a cell's work is now: another study may have begun it since, under another
+        name."""
         name, _, run_id = folder.path.name.rpartition("-")
         return replace(self.cell(name, run_id), name=folder.name)
 
@@ -149,8 +149,7 @@ class Runs:
 
 
 def claim_study(study: Study, runs: Runs, source: str | Path, ids: Mapping[str, str]) -> str:
-    """What to say before `write_study` writes the study's folder: what is replaced; empty: nothing
-    is.
+    """What `write_study` would replace in the study's folder, in words; empty: nothing.
 
     Args:
       source: the study's file. ids: its run ids by cell.

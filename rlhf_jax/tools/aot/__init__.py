@@ -1,11 +1,6 @@
-"""`rlhf-jax aot`: a training step compiled for TPUs that are not here, and what it would need
-there.
+"""`rlhf-jax aot`: a training step compiled for TPUs without having them, and what it would need.
 
 `cli` reads the command, `compile` runs libtpu's compiler, `hlo` reads the program it makes,
 `program` counts FLOPs, bytes and collectives, `roofline` times them on one of the `chips`,
 `forecast` reports.
 """
-
-from rlhf_jax.tools.aot.cli import add_arguments, command
-
-__all__ = ["add_arguments", "command"]

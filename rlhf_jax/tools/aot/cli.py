@@ -72,6 +72,8 @@ def wanted(what: str, cell: str | None) -> list[Wanted]:
     """The models that PRESET_OR_STUDY names: of a study, each distinct one that is pretrained."""
     if what in PRESETS or not what.endswith(".py"):
         p = preset(what)
+        if cell is not None:
+            raise ConfigError(f"--cell {cell} is of a study file; {what} is a preset: leave it out")
         return [Wanted(what, p.model, p.seq_len, None)]
     from rlhf_jax.kinds.pretrain.cell import Pretrain
     from rlhf_jax.study.graph import load_study

@@ -18,7 +18,7 @@ from rlhf_jax.tools.aot.hlo import Computation, Op, first_group, parse
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Matmuls of each splash attention kernel: scores and values; then with the scores once more.
 SPLASH_MATMULS = {"fwd": 2, "dq": 3, "dkv": 4}
-FREE = (
+FREE = {
     "parameter",
     "constant",
     "tuple",
@@ -26,7 +26,7 @@ FREE = (
     "bitcast",
     "after-all",
     "partition-id",
-)
+}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax.placement.cpu import worker_environment
 from rlhf_jax.study.config import ConfigError
 
-Operation = Callable[..., dict[str, Any]]
 LAST_WORDS = 1500  # characters of a dead process's stderr that are shown
 
 
@@ -104,12 +104,33 @@ def ours(program: str, threads: int, devices: int = 1) -> Peer:
     return Peer("rlhf-jax", command, threads, fresh, devices)
 
 
-def serve(operations: Mapping[str, Operation]) -> None:
-    """The other side: answers questions until its input closes. What libraries print goes to
-    stderr."""
+def serve(program: Any) -> None:
+    """The other side: answers questions by the methods of `program` until its input closes. What
+    libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         arguments = json.loads(line)
-        answer = operations[arguments.pop("op")](**arguments)
+        answer = getattr(program, arguments.pop("op"))(**arguments)
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def interpreter(other: str, python: str | None, ask: str, install: str) -> tuple[Path, str]:
+    """(an interpreter that has the packages of `other`, what it prints for the program `ask`);
+    default: that of `.venv-OTHER` in the checkout.
+
+    Raises:
+      ConfigError: it is not there, or `ask` fails; says how to get it.
+    """
+    root = Path(__file__).resolve().parents[3]
+    path = Path(python) if python else root / f".venv-{other}" / "bin" / "python"
+    try:
+        done = subprocess.run([path, "-c", ask], capture_output=True, text=True)
+    except OSError:
+        raise ConfigError(
+            f"--against {other}: no Python at {path}. Get it with: {install}"
+        ) from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        raise ConfigError(f"--against {other}: {path} says {said!r}. Get it with: {install}")
+    return path, done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Many members of a shape as one program, as a process that `rlhf_jax.tools.bench.train` talks to."""
+"""Many members of a shape as one program, in a process that `bench.population` talks to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from rlhf_jax.model import Axes, init
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study.config import from_json
 from rlhf_jax.tools.bench.peers import serve
-from rlhf_jax.tools.bench.rows import batch_of, random_rows
-from rlhf_jax.tools.bench.shapes import Shape
+from rlhf_jax.tools.bench.shapes import Shape, batch_of, random_rows
 from rlhf_jax.tools.bench.train_program import BATCHES, OPTIM, PLANNED_STEPS, peak_memory
 from rlhf_jax.train import Population, init_state, train_step
 
@@ -57,5 +56,4 @@ class Program:
 
 
 if __name__ == "__main__":
-    program = Program()
-    serve({"load": program.load, "steps": program.steps})
+    serve(Program())

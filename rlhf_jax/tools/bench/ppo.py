@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,11 +21,10 @@ import numpy as np
 
 from rlhf_jax.cost.flops import param_counts
 from rlhf_jax.study.config import ConfigError, ModelConfig, to_json
-from rlhf_jax.tools.bench.machine import machine
-from rlhf_jax.tools.bench.peers import Asked, Peer, ours
+from rlhf_jax.tools.bench.machine import Answer, in_rounds, machine
+from rlhf_jax.tools.bench.peers import Asked, Peer, interpreter, ours
 from rlhf_jax.tools.bench.shapes import Shape
 from rlhf_jax.tools.bench.train import Log, Row, Settings
-from rlhf_jax.tools.bench.turns import Answer, in_rounds
 
 TRL_PEER = Path(__file__).with_name("trl_peer.py")
 TRL = "1.9.0"  # whose trainer the other side drives: its functions have no stable interface
@@ -46,17 +44,9 @@ def find_trl(python: str | None) -> list[str]:
     Raises:
       ConfigError: it is not there, or has no torch or another TRL; says how to get them.
     """
-    root = Path(__file__).resolve().parents[3]
-    path = Path(python) if python else root / ".venv-trl" / "bin" / "python"
     ask = "from importlib.metadata import version; version('torch'); print(version('trl'))"
-    try:
-        done = subprocess.run([path, "-c", ask], capture_output=True, text=True)
-    except OSError:
-        raise ConfigError(f"--against trl: no Python at {path}. Get it with: {INSTALL}") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-        raise ConfigError(f"--against trl: {path} says {said!r}. Get it with: {INSTALL}")
-    if (found := done.stdout.strip()) != TRL:
+    path, found = interpreter("trl", python, ask, INSTALL)
+    if found != TRL:
         raise ConfigError(
             f"--against trl: {path} has trl {found}, and the trainer of trl {TRL} is measured. Get "
             f"it with: {INSTALL}"

@@ -1,4 +1,4 @@
-"""The product's PPO iteration on a shape, as a process that `rlhf_jax.tools.bench.ppo` talks to.
+"""The product's PPO iteration on a shape, in a process that `bench.ppo` talks to.
 
 Of the compiled iteration, generation and the rollout are compiled by themselves too, from the
 functions that it is made of: scoring is the rollout less generation, updating the iteration less
@@ -278,14 +278,4 @@ class Program:
 
 
 if __name__ == "__main__":
-    program = Program()
-    serve(
-        {
-            "load": program.load,
-            "export": program.export,
-            "once": program.once,
-            "time": program.time,
-            "reward_step": program.reward_step,
-            "peak": program.peak,
-        }
-    )
+    serve(Program())

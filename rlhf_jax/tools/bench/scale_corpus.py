@@ -1,5 +1,6 @@
-"""Time and memory of preparing corpora of growing size: `python -m rlhf_jax.tools.bench.scale_corpus 20
-60 200`.
+"""Time and memory of preparing corpora of growing size.
+
+    python -m rlhf_jax.tools.bench.scale_corpus 20 60 200
 
 The text is generated: words of random syllables by Zipf's law, whose number of kinds grows with the
 text, sentences and paragraphs of varied length, and one document in fifty nearly a copy of another,

@@ -32,12 +32,17 @@ def study(tiny: bool) -> Study:
     cells = []
     for i in range(CELLS):
         size, rest = i % 10, i // 10
-        model = ModelConfig(layers=1 + size % 5, width=32 * (1 + size // 5), heads=2, vocab=300, max_positions=32)
+        width = 32 * (1 + size // 5)
+        model = ModelConfig(
+            layers=1 + size % 5, width=width, heads=2, vocab=300, max_positions=32
+        )
         tokens = 32 * 8 * (20 + 10 * (rest % 25))
         cells.append(Pretrain(f"s{size}-{rest}", model=model, tokens=tokens, batch=8, repeat=True,
                               seed=rest // 25, optim=OptimConfig(lr=1e-3)))
-    corpus = CorpusConfig(sources=(str(Path(__file__).with_name("text.jsonl")),), vocab=300, seq_len=32, heldout_tokens=256,
-                          validation=0.1, test=0.1)
+    text = str(Path(__file__).with_name("text.jsonl"))
+    corpus = CorpusConfig(
+        sources=(text,), vocab=300, seq_len=32, heldout_tokens=256, validation=0.1, test=0.1
+    )
     return Study("scale", tuple(cells), corpus, ANALYSES)
 """
 COMMANDS: dict[str, list[str]] = {

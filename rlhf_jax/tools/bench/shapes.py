@@ -1,10 +1,12 @@
-"""The ladder of model shapes that every benchmark runs on. Standard library alone: the command line
-imports it."""
+"""The model shapes that every benchmark runs on, and the tokens that it feeds to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 
@@ -24,32 +26,22 @@ class Shape:
     @property
     def model(self) -> ModelConfig:
         """GPT-2's architecture without biases in linear layers."""
-        return ModelConfig(
-            layers=self.layers,
-            width=self.width,
-            heads=self.width // self.head_width,
-            vocab=self.vocab,
-            positions="learned",
-            max_positions=self.seq_len,
-            norm="layer",
-            activation="gelu",
-            tied=True,
-        )
+        return self._transformer(positions="learned", norm="layer", activation="gelu")
 
     @property
     def llama(self) -> ModelConfig:
-        """Llama's architecture with tied embeddings: ours and Transformers' alike, to the last
-        norm."""
+        """Llama's architecture with tied embeddings: ours and Transformers' are the same."""
+        return self._transformer(positions="rope", norm="rms", activation="swiglu")
+
+    def _transformer(self, **architecture: Any) -> ModelConfig:
         return ModelConfig(
             layers=self.layers,
             width=self.width,
             heads=self.width // self.head_width,
             vocab=self.vocab,
-            positions="rope",
             max_positions=self.seq_len,
-            norm="rms",
-            activation="swiglu",
             tied=True,
+            **architecture,
         )
 
     @property
@@ -81,3 +73,23 @@ def chosen(names: Sequence[str] | None, ladder: Sequence[Shape] = LADDER) -> lis
         if name not in known:
             raise ConfigError(f"unknown shape {name!r}.{suggest(name, known)}")
     return [s for s in ladder if names is None or s.name in names]
+
+
+def random_rows(shape: Shape, count: int, seed: int = 0) -> np.ndarray:
+    """`count` batches of token ids: (count, B, T+1) int32, uniform over the vocabulary."""
+    size = (count, shape.batch, shape.seq_len + 1)
+    return np.random.default_rng(seed).integers(0, shape.vocab, size, np.int32)
+
+
+def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A training batch of rows (B, T+1): one document a row, every target counted."""
+    tokens, targets = rows[:, :-1].copy(), rows[:, 1:].copy()
+    ones = np.ones_like(tokens)
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "segments": ones,
+        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        "weights": ones.astype(np.float32),
+        "bytes": ones,
+    }

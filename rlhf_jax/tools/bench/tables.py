@@ -9,90 +9,30 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# (heading, key of a row, how its number is written); a column whose key no row has is left out.
-Column = tuple[str, str, str]
-COLUMNS: dict[str, tuple[Column, ...]] = {
-    "train": (
-        ("tokens/s", "ours", ",.0f"),
-        ("torch", "torch", ",.0f"),
-        ("eager", "torch_eager", ",.0f"),
-        ("compiled", "torch_compiled", ",.0f"),
-        ("ratio", "ratio", ".2f"),
-        ("lowest", "ratio_low", ".2f"),
-        ("highest", "ratio_high", ".2f"),
-        ("ceiling", "ceiling", ".2f"),
-        ("FLOP/s", "model_flops_per_second", ".3g"),
-        ("of peak", "fraction_of_peak", ".1%"),
-        ("torch's", "torch_fraction_of_peak", ".1%"),
-        ("compile s", "compile_seconds", ".1f"),
-        ("torch's", "torch_compile_seconds", ".1f"),
-        ("memory MB", "peak_memory_bytes", "MB"),
-        ("others", "others_share_of_cpu", ".0%"),
-    ),
-    "population": (
-        ("one by one", "sequential", ",.0f"),
-        ("workers", "workers", ",.0f"),
-        ("population", "population", ",.0f"),
-        ("ratio", "ratio", ".2f"),
-        ("lowest", "ratio_low", ".2f"),
-        ("highest", "ratio_high", ".2f"),
-        ("to workers", "ratio_to_workers", ".2f"),
-        ("lowest", "ratio_to_workers_low", ".2f"),
-        ("highest", "ratio_to_workers_high", ".2f"),
-        ("memory MB", "peak_memory_bytes", "MB"),
-        ("others", "others_share_of_cpu", ".0%"),
-    ),
-    "ppo": (
-        ("ms", "ours.total", "ms"),
-        ("generate", "ours.generate", "ms"),
-        ("score", "ours.score", "ms"),
-        ("update", "ours.update", "ms"),
-        ("tokens/s", "ours.tokens_per_second", ",.0f"),
-        ("trl ms", "trl.total", "ms"),
-        ("generate", "trl.generate", "ms"),
-        ("score", "trl.score", "ms"),
-        ("update", "trl.update", "ms"),
-        ("tokens/s", "trl.tokens_per_second", ",.0f"),
-        ("ratio", "ratio", ".2f"),
-        ("lowest", "ratio_low", ".2f"),
-        ("highest", "ratio_high", ".2f"),
-        ("decoding", "decode_ratio", ".2f"),
-        ("floor", "share_of_floor", ".1%"),
-        ("reward step", "reward_step.ratio", ".2f"),
-        ("others", "others_share_of_cpu", ".0%"),
-    ),
-    "decode": (
-        ("tokens/s", "tokens_per_second", ",.0f"),
-        ("prefill ms", "prefill_seconds", "ms"),
-        ("decode ms", "decode_seconds", "ms"),
-        ("a step, ms", "decode_step_seconds", "ms"),
-        ("compile s", "compile_seconds", ".1f"),
-    ),
-    "data": (
-        ("read ms", "read_seconds", "ms"),
-        ("place ms", "place_seconds", "ms"),
-        ("step ms", "step_seconds", "ms"),
-        ("loader / step", "share_of_step", ".2%"),
-        ("step without loader", "step_without_loader", "ms"),
-    ),
-    "compile": (
-        ("trace and lower s", "lower_seconds", ".2f"),
-        ("compile s", "compile_seconds", ".2f"),
-        ("from cache s", "cached_seconds", ".2f"),
-    ),
+# Keys of a row, `outer.inner` for what lies in a dictionary; one that no row has is left out.
+TIMES = "total generate score update tokens_per_second"
+RATIO = "ratio ratio_low ratio_high"
+COLUMNS = {
+    "train": f"ours torch torch_eager torch_compiled {RATIO} ceiling model_flops_per_second "
+    "fraction_of_peak torch_fraction_of_peak compile_seconds torch_compile_seconds "
+    "peak_memory_bytes others_share_of_cpu",
+    "population": f"sequential workers population {RATIO} ratio_to_workers ratio_to_workers_low "
+    "ratio_to_workers_high peak_memory_bytes others_share_of_cpu",
+    "ppo": " ".join(f"{side}.{time}" for side in ("ours", "trl") for time in TIMES.split())
+    + f" {RATIO} decode_ratio share_of_floor reward_step.ratio others_share_of_cpu",
 }
 
 
 def show(what: str, found: dict[str, Any]) -> None:
     """Prints the result of one benchmark."""
     rows = [_flat(row) for row in found["shapes"]]
-    columns = [c for c in COLUMNS[what] if any(c[1] in row for row in rows)]
+    columns = [key for key in COLUMNS[what].split() if any(key in row for row in rows)]
     table = Table(box=None, pad_edge=False)
     table.add_column("shape")
-    for heading, _, _ in columns:
-        table.add_column(heading, justify="right")
+    for key in columns:
+        table.add_column(_heading(key), justify="right")
     for row in rows:
-        table.add_row(row["name"], *(_written(row[key], form) for _, key, form in columns))
+        table.add_row(row["name"], *(_written(key, row[key]) for key in columns))
     # Wide where the output is not a terminal, so that the table is not cut.
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table)
@@ -133,9 +73,22 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _written(number: float, form: str) -> str:
-    if form == "ms":
-        return f"{1000 * number:,.2f}"
-    if form == "MB":
-        return f"{number / 1e6:,.0f}"
-    return format(number, form)
+def _heading(key: str) -> str:
+    unit = " ms" if key.endswith("total") else " MB" if key.endswith("_bytes") else ""
+    return key.removesuffix("_bytes").replace("_", " ").replace(".", " ") + unit
+
+
+def _written(key: str, value: float) -> str:
+    """By what the key's words say of the number."""
+    last = key.rpartition(".")[2]
+    if last in ("total", "generate", "score", "update"):
+        return f"{1000 * value:,.2f}"
+    if last.endswith("_bytes"):
+        return f"{value / 1e6:,.0f}"
+    if "share" in last or "fraction" in last:
+        return f"{value:.1%}"
+    if "flops" in last:
+        return f"{value:.3g}"
+    if "ratio" in last or last == "ceiling":
+        return f"{value:.2f}"
+    return f"{value:.1f}" if last.endswith("_seconds") else f"{value:,.0f}"

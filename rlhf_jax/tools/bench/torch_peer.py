@@ -2,8 +2,8 @@
 --against torch`. Run by the interpreter of another environment; it needs torch and numpy alone.
 
 It takes weights, batches and learning rates from the file that our side has written, and answers
-the same questions: see `rlhf_jax.tools.bench.peers`. Parameters are by their names in our tree, where the
-arrays of all layers are stacked.
+the same questions: see `rlhf_jax.tools.bench.peers`. Parameters have their names in our tree, where
+the arrays of all layers are stacked.
 
 Dimension letters: B batch, T time, D width, H heads, C head width, F feed-forward, V vocabulary.
 """

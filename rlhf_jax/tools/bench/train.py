@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.cost.flops import flops_per_token
-from rlhf_jax.study.config import ConfigError, to_json
+from rlhf_jax.study.config import to_json
 from rlhf_jax.tools.bench.agreement import STEPS, Agreement, check
-from rlhf_jax.tools.bench.machine import machine
-from rlhf_jax.tools.bench.peers import Asked, Peer, ours
+from rlhf_jax.tools.bench.machine import Answer, in_rounds, machine
+from rlhf_jax.tools.bench.peers import Asked, Peer, interpreter, ours
 from rlhf_jax.tools.bench.shapes import Shape
-from rlhf_jax.tools.bench.turns import Answer, in_rounds
 
 TORCH_PEER = Path(__file__).with_name("torch_peer.py")
 INSTALL = (
     "python3.11 -m venv .venv-torch && .venv-torch/bin/pip install torch numpy"
     "  (in the checkout; or name an interpreter that has both with --torch-python)"
 )
-BLOCK_SECONDS = (
-    1.75  # of a side's turn: thousands of times a timer's error, yet many turns a minute
-)
+# Of a side's turn: thousands of times a timer's error, and still many turns a minute.
+BLOCK_SECONDS = 1.75
 Log = Callable[[str], None]
 Row = dict[str, Any]
 
@@ -66,15 +63,7 @@ def find_torch(python: str | None) -> list[str]:
     Raises:
       ConfigError: it is not there, or has no torch or numpy; says how to get them.
     """
-    root = Path(__file__).resolve().parents[3]
-    path = Path(python) if python else root / ".venv-torch" / "bin" / "python"
-    try:
-        done = subprocess.run([path, "-c", "import torch, numpy"], capture_output=True, text=True)
-    except OSError:
-        raise ConfigError(f"--against torch: no Python at {path}. Get it with: {INSTALL}") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-        raise ConfigError(f"--against torch: {path} says {said!r}. Get it with: {INSTALL}")
+    path, _ = interpreter("torch", python, "import torch, numpy", INSTALL)
     return [str(path), str(TORCH_PEER)]
 
 

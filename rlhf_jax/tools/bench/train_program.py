@@ -1,4 +1,4 @@
-"""The product's training step on a shape, as a process that `rlhf_jax.tools.bench.train` talks to."""
+"""The product's training step on a shape, in a process that `bench.train` talks to."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study.config import OptimConfig, from_json
 from rlhf_jax.tools.bench.peers import serve
-from rlhf_jax.tools.bench.rows import batch_of, random_rows
-from rlhf_jax.tools.bench.shapes import Shape
+from rlhf_jax.tools.bench.shapes import Shape, batch_of, random_rows
 from rlhf_jax.train import gradients, init_state, make_train_step
 from rlhf_jax.train.metrics import matmul_peak
 from rlhf_jax.train.state import learning_rate
@@ -127,13 +126,4 @@ class Program:
 
 
 if __name__ == "__main__":
-    program = Program()
-    serve(
-        {
-            "load": program.load,
-            "export": program.export,
-            "steps": program.steps,
-            "gradients": program.gradients,
-            "peak": program.peak,
-        }
-    )
+    serve(Program())

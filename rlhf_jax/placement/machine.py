@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlhf_jax.placement.cpu import cores, tpu_here
 
-__all__ = ["accelerator", "cores", "default_workers", "devices"]
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
+def tpu_here() -> bool:
+    """Whether this machine has the device files of a TPU."""
+    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def accelerator() -> bool:
-    """Whether jax will find a GPU or a TPU here: its device files exist and nothing hides them."""
+    """Whether jax will find a GPU or a TPU: its device files exist and no setting hides them."""
     platforms = os.environ.get("JAX_PLATFORMS", os.environ.get("JAX_PLATFORM_NAME", ""))
     if platforms:
         return not set(platforms.split(",")) <= {"cpu"}
@@ -21,8 +35,7 @@ def accelerator() -> bool:
 
 
 def devices() -> int | None:
-    """How many GPUs or TPU chips jax will find here; None: a CPU alone, or no device files to
-    count."""
+    """How many GPUs or TPU chips jax will find; None: only a CPU, or no device files to count."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = sum(p.name.removeprefix("nvidia").isdigit() for p in Path("/dev").glob("nvidia*"))
     if gpus and hidden is not None:
@@ -34,5 +47,5 @@ def devices() -> int | None:
 
 
 def default_workers(mesh_devices: int = 1) -> int:
-    """One process a core, or a mesh of them; one in all where an accelerator is shared."""
+    """One process a core, or one a mesh of cores; one in all where an accelerator is shared."""
     return 1 if accelerator() else max(1, cores() // mesh_devices)
