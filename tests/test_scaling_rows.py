@@ -336,7 +336,7 @@ def test_parquet_is_read(tmp_path):
     [
         ("t.csv", b"PK\x03\x04....", "a spreadsheet or zip archive"),
         ("t.csv", bytes(range(256)) * 9, "is not text"),
-        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "not readable as gzip"),
+        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "t.csv.gz: damaged gzip file"),
         ("t.xlsx", b"x", "save it as CSV"),
         ("t.json", b"[" * 100_000, "nested too deeply"),
         ("t.json", b"3", "without a list of runs"),

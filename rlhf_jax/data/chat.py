@@ -5,10 +5,10 @@ A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant
 system and ends in "\\n\\nAssistant:" is one, and prompt + response is the transcript, so what the
 assistant says begins with its space. Any other prompt is a single text.
 
-| template | single prompt | conversation |
-|---|---|---|
-| plain | BOS text, answer EOS | BOS, marker and text of each turn, EOS after each of the assistant's |
-| chat | BOS USER text END ASSISTANT, answer EOS | the same for every turn; the system's are USER's |
+Template `plain` writes a single prompt as BOS text and its answer as answer EOS; a conversation as
+BOS, then the marker and text of each turn, with EOS after each of the assistant's. Template `chat`
+writes a single prompt as BOS USER text END ASSISTANT and its answer as answer EOS; a conversation
+as the same for every turn, the system's turns as USER's.
 
 Every turn of the assistant ends in EOS, not only the last: EOS alone stops generation, so the model
 must learn it as the end of an answer wherever the answer stands, and a conversation that goes on

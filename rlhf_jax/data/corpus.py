@@ -29,7 +29,7 @@ import numpy as np
 from rlhf_jax.data.collected import Collected, Document
 from rlhf_jax.data.integrity import (
     MANIFEST,
-    Damaged,
+    DamagedCorpus,
     adopted,
     damaged_files,
     decode,
@@ -42,10 +42,11 @@ from rlhf_jax.data.integrity import (
 )
 from rlhf_jax.data.loader import batch_rows, permute
 from rlhf_jax.data.packing import Batch, batch_of, pack
-from rlhf_jax.data.recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
+from rlhf_jax.data.recipes import FORMAT, locate, note_recipe, recipe, write_index
 from rlhf_jax.data.sources import PACKAGED
 from rlhf_jax.data.tokenizer import PAD, Tokenizer, every, train
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
+from rlhf_jax.study.digests import Digests
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 
@@ -89,7 +90,7 @@ class Corpus:
     def _check(self, under: str) -> None:
         """Raises Damaged if files whose names begin so are not what they were."""
         for name in damaged_files(self.folder, self.digests, under):
-            raise Damaged(self.folder, name, "its digest is another")
+            raise DamagedCorpus(self.folder, name, "its digest is another")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -263,7 +264,7 @@ def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -
 def _whole(folder: Path) -> bool:
     try:
         digests = read_manifest(folder).get("digests")
-    except Damaged:
+    except DamagedCorpus:
         return False
     return digests is not None and not damaged_files(folder, digests)
 
@@ -277,7 +278,7 @@ def _found(cfg: CorpusConfig, data: Path, log: Callable[[str], None]) -> Corpus 
         for split in (s for s in SPLITS if corpus.manifest["splits"][s]["rows"]):
             corpus.rows(split)
         corpus._check("")
-    except Damaged as e:
+    except DamagedCorpus as e:
         log(f"{e.path} is damaged; preparing the corpus again")
         return None
     note_recipe(corpus.folder, recipe(cfg, Digests(data)))

@@ -18,12 +18,14 @@ import numpy as np
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.digests import file_digest
+from rlhf_jax.study.files import Damaged, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
 
 
-class Damaged(ConfigError):
+class DamagedCorpus(Damaged):
     """A file of a corpus is not what it was."""
 
     def __init__(self, folder: Path, name: str, why: str) -> None:
@@ -52,26 +54,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a corpus.
 
     Raises:
-        Damaged: there is none, or it is not what was written.
+        DamagedCorpus: there is none, or it is not what was written.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as e:
-        raise Damaged(folder, MANIFEST, f"it cannot be read ({e})") from None
+        raise DamagedCorpus(folder, MANIFEST, f"it cannot be read ({e})") from None
     except OSError as e:
         raise _unreadable(path, e) from None
     if not isinstance(manifest, dict) or manifest.get("content_hash") != folder.name:
-        raise Damaged(folder, MANIFEST, f"it is not that of corpus {folder.name}")
+        raise DamagedCorpus(folder, MANIFEST, f"it is not that of corpus {folder.name}")
     if "digest" in manifest and manifest["digest"] != self_digest(manifest):
-        raise Damaged(folder, MANIFEST, "its digest is another")
+        raise DamagedCorpus(folder, MANIFEST, "its digest is another")
     return manifest
 
 
 def digests_of(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file of a corpus but its manifest."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): _digest(p) for p in found}
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in found}
 
 
 def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
@@ -81,7 +83,7 @@ def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
         stat = path.stat()
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digests[name])
         if _checked.get(path) != state:
-            if _digest(path) != digests[name]:
+            if file_digest(path) != digests[name]:
                 return False
             _checked[path] = state
     except (FileNotFoundError, KeyError):
@@ -98,11 +100,6 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> list[str]:
     """Those files (whose names begin with `under`) that are not what they were."""
     return [n for n in digests if n.startswith(under) and not whole(folder, n, digests)]
@@ -114,13 +111,13 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     are replaced.
 
     Raises:
-        Damaged: they are not.
+        DamagedCorpus: they are not.
     """
     from rlhf_jax.data.store import read_documents, read_rows
 
     def check(name: str, right: bool) -> None:
         if not right:
-            raise Damaged(folder, name, f"it does not belong to {MANIFEST}")
+            raise DamagedCorpus(folder, name, f"it does not belong to {MANIFEST}")
 
     with locked(folder.parent / "adopt.lock", warn):
         if "digests" in (newer := read_manifest(folder)):
@@ -138,16 +135,16 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 rows, counts = read_rows(folder, split), manifest["splits"][split]
                 check(name, _counted(rows, tokenizer) == (counts["targets"], counts["bytes"]))
                 _save(folder / f"rows-{split}.npy", rows)
-        except Damaged:
+        except DamagedCorpus:
             raise
         except (OSError, MemoryError) as e:
             if not isinstance(e, FileNotFoundError):
                 raise _unreadable(folder / name, e) from None
-            raise Damaged(folder, name, str(e)) from None
+            raise DamagedCorpus(folder, name, str(e)) from None
         except Exception as e:  # of TFDS, array_record or SentencePiece
-            raise Damaged(folder, name, f"{type(e).__name__}: {e}") from None
+            raise DamagedCorpus(folder, name, f"{type(e).__name__}: {e}") from None
         manifest = manifest | {"digests": digests_of(folder)}
-        replace(folder / MANIFEST, manifest_text(manifest))
+        write_text(folder / MANIFEST, manifest_text(manifest))
     return manifest
 
 
@@ -178,11 +175,4 @@ def locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
 def _save(path: Path, rows: np.ndarray) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.npy")
     np.save(part, rows)
-    os.replace(part, path)
-
-
-def replace(path: Path, text: str) -> None:
-    """Atomic: readers see the old file or the new one, whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

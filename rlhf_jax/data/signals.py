@@ -1,11 +1,9 @@
 """What is learned from each kind of record.
 
-| record | as (prompt, completion) | as a comparison |
-|---|---|---|
-| comparison | the best response, unless another text ties with it or it is blank | itself, unless all tie |
-| demonstration | the response | - |
-| correction | the edited response | edited over response |
-| critique | the revision; the texts below | revision over response |
+As (prompt, completion): of a comparison the best response, unless another text ties with it or it is
+blank; of a demonstration the response; of a correction the edited response; of a critique the
+revision, and the texts below. As a comparison: a comparison itself, unless all tie; of a correction
+edited over response; of a critique revision over response.
 
 Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et
 al. 2022 teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from

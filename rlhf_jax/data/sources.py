@@ -12,9 +12,14 @@ from rlhf_jax.data.files import LeftOut, is_parquet, rows, text_blocks
 from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
 from rlhf_jax.data.passages import SHARES, passages
 from rlhf_jax.study.callables import call_for_each_text, is_callable
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError, not_unicode, suggest
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
+
+
+def unpacked_name(name: str) -> str:
+    """A file's name in lower case without .gz."""
+    return name.lower().removesuffix(".gz")
 
 
 def files(source: str) -> tuple[list[Path], str]:
@@ -37,7 +42,7 @@ def files(source: str) -> tuple[list[Path], str]:
             "MODULE:FUNCTION"
         )
     for path in found:
-        if not path.name.lower().removesuffix(".gz").endswith(FORMATS):
+        if not unpacked_name(path.name).endswith(FORMATS):
             raise ConfigError(
                 f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with "
                 f".gz); give plain text a name that ends in .txt, and anything else one row of "
@@ -138,7 +143,7 @@ def _texts(
     path: Path, field: str, shares: int, say: Callable[[Path, str], None]
 ) -> Iterator[tuple[int, str]]:
     """(row number from 1, text) of one file; of a .txt file the `passages`."""
-    if path.name.lower().removesuffix(".gz").endswith(".txt"):
+    if unpacked_name(path.name).endswith(".txt"):
         yield from enumerate(passages(text_blocks(path), shares), 1)
         return
     if is_parquet(path):
@@ -169,20 +174,11 @@ def _field(row: dict, field: str) -> str:
             f"no string in field {field!r}; {has}the row has {str(list(row))[:200]}. Name the "
             f"field that holds the text with #FIELD after the path"
         )
-    if not _is_unicode(value):
+    if not_unicode(value):  # no more of it, so that the reasons of rows are the same
         raise ConfigError(
             f"not valid Unicode text in field {field!r}: it holds half of a surrogate pair"
         )
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write a text: a lone surrogate it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_column(path: Path, field: str) -> None:

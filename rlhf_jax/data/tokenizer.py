@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.config import ConfigError, not_unicode
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 CONTROL = ("<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")
@@ -33,17 +33,6 @@ _SPACE = "\u2581"  # SentencePiece writes a space as this character
 _SPACE_IDS = [FIRST_BYTE + b for b in _SPACE.encode()]
 _SAMPLE_BYTES = 20_000_000
 _COVERAGE = 0.9995
-
-
-class NotUnicode(ConfigError, UnicodeEncodeError):
-    """A text that UTF-8 cannot write: bytes in another encoding became half of a surrogate pair."""
-
-    def __str__(self) -> str:
-        near = self.object[max(0, self.start - 20) : self.end + 20]
-        return (
-            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is "
-            f"half of a surrogate pair; give the text in UTF-8"
-        )
 
 
 @dataclass(frozen=True)
@@ -95,12 +84,10 @@ class Tokenizer:
         """Token ids of a text, without BOS and EOS. No text gives a control token.
 
         Raises:
-            NotUnicode: the text holds a lone surrogate, which UTF-8 cannot write.
+            ConfigError: the text holds a lone surrogate, which UTF-8 cannot write.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise NotUnicode(*e.args) from None
+        if why := not_unicode(text):
+            raise ConfigError(why)
         if _SPACE not in text:
             return self._processor.encode(text)
         ids: list[int] = []

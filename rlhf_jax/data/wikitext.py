@@ -25,19 +25,9 @@ _MEDIA = re.compile(
     r"|\[[^\[\]]*\])*\]\]",
     re.I,
 )
-_KEEP_LAST = {
-    "lang",
-    "nowrap",
-    "transl",
-    "transliteration",
-    "abbr",
-    "quote",
-    "blockquote",
-    "cquote",
-    "smallcaps",
-    "sc",
-    "lang-en",
-}
+_KEEP_LAST = set(
+    "lang nowrap transl transliteration abbr quote blockquote cquote smallcaps sc lang-en".split()
+)
 
 
 def articles(dump: bytes) -> Iterator[tuple[str, str]]:

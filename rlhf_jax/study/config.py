@@ -309,6 +309,20 @@ def shown(value: Any) -> str:
         return f"an integer of {value.bit_length()} bits"
 
 
+def not_unicode(text: str) -> str:
+    """Why UTF-8 cannot write a text: bytes in another encoding became half of a surrogate pair.
+    Empty if it can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        near = text[max(0, e.start - 20) : e.start + 20]
+        return (
+            f"not valid Unicode text: character {e.start} of {len(text)} in {near!r} is half of a "
+            "surrogate pair; give the text in UTF-8"
+        )
+    return ""
+
+
 def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
     """Refuses a list of names with an empty one, the same one twice, or fewer than `least`."""
     if len(values) < least or not all(values):

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.laws.budgets import groups
 from rlhf_jax.laws.tables.columns import ASIDE, Column, FitError, listed
-from rlhf_jax.laws.tables.numbers import parse
+from rlhf_jax.laws.tables.numbers import number_in
 
 if TYPE_CHECKING:
     from rlhf_jax.laws.points import Points
@@ -75,7 +75,8 @@ def _repeated_data(points: Points, records: Sequence[Mapping[str, Any]]) -> list
         name = next(
             (n for n in records[0] if n.casefold() in ("epochs", "epoch", "num_epochs")), None
         )
-        epochs, law = np.array([_number(record.get(name or "")) for record in records]), ""
+        epochs = np.array([number_in(record.get(name or "")) for record in records], np.float64)
+        law = ""
         of = f"column {name!r}"
     more = int((epochs > 1.01).sum())
     if not more:
@@ -91,13 +92,6 @@ def _unusual(points: Points) -> list[str]:
     if USUAL[0] <= ratio <= USUAL[1]:
         return []
     return [f"the median run has {ratio:.3g} tokens a parameter: are the units of both right?"]
-
-
-def _number(cell: Any) -> float:
-    try:
-        return parse(cell)[0]
-    except ValueError:
-        return np.nan
 
 
 def false_budget(points: Points, column: Column) -> str:

@@ -15,100 +15,22 @@ LeftOut = list[tuple[str, str]]  # (label of the run, reason)
 
 # W&B, MLflow, SLURM (sacct cuts words: OUT_OF_ME+), and what people write; compared by their
 # beginnings.
-UNFINISHED = (
-    "crash",
-    "fail",
-    "kill",
-    "run",
-    "preempt",
-    "timeout",
-    "timed out",
-    "time out",
-    "time limit",
-    "cancel",
-    "out of me",
-    "oom",
-    "node fail",
-    "boot fail",
-    "deadline",
-    "pending",
-    "queue",
-    "schedul",
-    "interrupt",
-    "abort",
-    "diverge",
-    "error",
-    "nan",
-    "unfinished",
-    "incomplete",
-    "not ",
-    "in progress",
-    "start",
-    "suspend",
-    "stop",
-    "requeue",
-    "revoke",
-    "resiz",
-    "configur",
-    "completing",
-    "special exit",
-    "terminat",
-    "delet",
-    "lost",
-    "stall",
-    "wait",
-    "submit",
-    "evict",
-    "exception",
-    "damaged",
-    "dead",
-    "broken",
-    "partial",
-    "paused",
-    "hang",
-    "hung",
+UNFINISHED = tuple(
+    (
+        "crash,fail,kill,run,preempt,timeout,timed out,time out,time limit,cancel,out of me,oom,"
+        "node fail,boot fail,deadline,pending,queue,schedul,interrupt,abort,diverge,error,nan,"
+        "unfinished,incomplete,not ,in progress,start,suspend,stop,requeue,revoke,resiz,configur,"
+        "completing,special exit,terminat,delet,lost,stall,wait,submit,evict,exception,damaged,"
+        "dead,broken,partial,paused,hang,hung"
+    ).split(",")
 )
 FINISHED = ("finish", "complete", "done", "succe", "ok", "pass", "converge", "end", "kept", "good")
-GOOD_FLAGS = (
-    "finished",
-    "completed",
-    "done",
-    "success",
-    "succeeded",
-    "converged",
-    "included",
-    "include",
-)
+GOOD_FLAGS = "finished completed done success succeeded converged included include".split()
 BAD_FLAGS = (
-    "diverged",
-    "crashed",
-    "failed",
-    "killed",
-    "oom",
-    "nan",
-    "unstable",
-    "interrupted",
-    "preempted",
-    "aborted",
-    "excluded",
-    "exclude",
-    "earlystopped",
-    "stoppedearly",
-    "broken",
-    "incomplete",
-    "unfinished",
-)
-SUMMARIES = (
-    "mean",
-    "average",
-    "median",
-    "std",
-    "total",
-    "sum",
-    "min",
-    "max",
-    "count",
-)  # below a table
+    "diverged crashed failed killed oom nan unstable interrupted preempted aborted excluded "
+    "exclude earlystopped stoppedearly broken incomplete unfinished"
+).split()
+SUMMARIES = "mean average median std total sum min max count".split()  # below a table
 EXIT_CODES = ("exitcode", "exitstatus", "returncode")
 TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")
 MIN = {"params": 1e3, "tokens": 1e4, "flops": 1e7, "loss": 1e-4, "unique_tokens": 1.0}
@@ -123,8 +45,8 @@ MAX = {
 HINTS = {
     "params": "if they are millions, --columns 'params={0}*1e6', or name the column params_M",
     "tokens": "if they are billions, --columns 'tokens={0}*1e9', or name the column tokens_B",
-    "flops": "if they are in units of 1e18, --columns 'flops={0}*1e18', or name the column flops_1e18",
-    "loss": "a loss is in nats a token, ln of a perplexity: name a column of perplexities `perplexity`",
+    "flops": "if their unit is 1e18, --columns 'flops={0}*1e18', or name the column flops_1e18",
+    "loss": "a loss is in nats a token, ln of a perplexity: call perplexities `perplexity`",
     "unique_tokens": "they are tokens: --columns 'unique_tokens={0}*1e9' if they are billions",
     "error": "it is a share of 0 to 1: --columns 'error={0}*0.01' if they are percent",
 }
