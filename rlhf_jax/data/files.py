@@ -16,9 +16,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -51,14 +53,11 @@ class Row(NamedTuple):
     reason: str = ""
 
 
+@dataclass
 class LeftOut:
     """Rows of a file that were left out, by reason: how many, and the first."""
 
-    def __init__(self) -> None:
-        self.reasons: dict[str, list[int]] = {}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LeftOut) and self.reasons == other.reasons
+    reasons: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, number: int, reason: str) -> None:
         self.reasons.setdefault(reason, [0, number])[0] += 1
@@ -105,7 +104,7 @@ def content(path: Path) -> bytes:
         ConfigError: not readable, damaged, or of a format that is not read.
     """
     with _opened(path, utf8=False) as file:
-        return _read(path, file)
+        return file.read()
 
 
 def text_blocks(path: Path) -> Iterator[str]:
@@ -118,7 +117,7 @@ def text_blocks(path: Path) -> Iterator[str]:
     done = lines = 0
     with _opened(path) as file:
         while True:
-            block = _read(path, file, BLOCK)
+            block = file.read(BLOCK)
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as e:
@@ -158,19 +157,23 @@ def json_rows(path: Path, file: BinaryIO) -> Iterator[Row]:
     """`rows` of JSON in UTF-8: an object a line, a list of objects, or objects over several lines;
     `path` names the file in messages."""
     number, first = 0, True
-    while line := _line(path, file, number + 1):
+    while line := file.readline(MAX_LINE):
         number += 1
+        if len(line) == MAX_LINE:
+            raise ConfigError(
+                f"{path}, row {number}: longer than {MAX_LINE >> 20} MB; expected an object a line"
+            )
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.isspace():
             continue
         if first and line.lstrip().startswith(b"["):
-            yield from _list(path, line, _read(path, file))
+            yield from _list(path, line, file.read())
             return
         row = _parsed(number, line)
         if first and row.reason.startswith("not JSON") and line.lstrip().startswith(b"{"):
-            rest = _read(path, file)
-            yield from _objects(line + rest) or _lines(number, line + rest)
+            text = line + file.read()
+            yield from _objects(text) or _lines(number, text)
             return
         first = False
         yield row
@@ -258,22 +261,17 @@ def parquet_rows(path: Path, source: Any, columns: list[str] | None = None) -> I
         raise ConfigError(f"{path}, row {number + 1}: not readable as parquet: {e}") from None
 
 
-def _plain_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+def _plain_rows(batch: Any) -> list[dict[str, Any] | None]:
     """Rows of a record batch; None for one that holds bytes that are not UTF-8."""
     try:
-        found = batch.to_pylist()
+        return [
+            {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+            for row in batch.to_pylist()
+        ]
     except UnicodeDecodeError:
         if len(batch) == 1:
-            yield None
-        else:
-            for i in range(len(batch)):
-                yield from _plain_rows(batch.slice(i, 1))
-        return
-    for row in found:
-        try:
-            yield {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
-        except UnicodeDecodeError:
-            yield None
+            return [None]
+        return [row for i in range(len(batch)) for row in _plain_rows(batch.slice(i, 1))]
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -317,8 +315,7 @@ def _opened(path: Path, utf8: bool = True) -> Iterator[BinaryIO]:
             if start[:2] == b"\x1f\x8b":
                 file.seek(0)
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    with contextlib.suppress(*_DAMAGED):
-                        _check_format(path, unpacked.peek(64)[:64], utf8)
+                    _check_format(path, unpacked.peek(64)[:64], utf8)
                     yield unpacked  # type: ignore[misc]
                 return
             if path.suffix.lower() == ".gz" and start:
@@ -326,6 +323,12 @@ def _opened(path: Path, utf8: bool = True) -> Iterator[BinaryIO]:
             _check_format(path, start, utf8)
             file.seek(0)
             yield file
+    except _DAMAGED as e:
+        size, lines = _unpackable(path)
+        raise ConfigError(
+            f"{path}: damaged gzip file: {e}; {size:,} bytes of it can be unpacked, up to row "
+            f"{lines + 1}. Get the file again, or keep what `zcat` gives of it"
+        ) from None
     except OSError as e:
         raise ConfigError(f"{path}: not readable: {e.strerror or e}") from None
 
@@ -353,49 +356,20 @@ def wide_encoding(start: bytes) -> str:
     return "UTF-16-BE" if even else "UTF-16-LE"
 
 
-def _line(path: Path, file: BinaryIO, number: int) -> bytes:
-    try:
-        line = file.readline(MAX_LINE)
-    except _DAMAGED as e:
-        raise _damaged(path, e) from None
-    if len(line) == MAX_LINE:
-        raise ConfigError(
-            f"{path}, row {number}: longer than {MAX_LINE >> 20} MB; expected an object a line"
-        )
-    return line
-
-
-def _read(path: Path, file: BinaryIO, size: int = -1) -> bytes:
-    try:
-        return file.read(size)
-    except _DAMAGED as e:
-        raise _damaged(path, e) from None
-
-
-def _damaged(path: Path, error: Exception) -> ConfigError:
-    size, lines = _unpackable(path)
-    return ConfigError(
-        f"{path}: damaged gzip file: {error}; {size:,} bytes of it can be unpacked, up to row "
-        f"{lines + 1}. Get the file again, or keep what `zcat` gives of it"
-    )
-
-
 def _unpackable(path: Path) -> tuple[int, int]:
-    """Bytes and whole lines before the damage of a gzip file."""
-    size = lines = 0
-    unpack = zlib.decompressobj(31)
+    """Bytes and whole lines of a gzip file before its damage."""
+    size, lines, step, unpack = 0, 0, 4096, zlib.decompressobj(31)
     with path.open("rb") as file:
-        while block := file.read(4096):
+        while block := file.read(step):
             before = unpack.copy()
             try:
                 text, unpack = _unpacked(unpack, block)
             except zlib.error:
-                text = b""
-                with contextlib.suppress(zlib.error):
-                    for i in range(len(block)):
-                        more, before = _unpacked(before, block[i : i + 1])
-                        text += more
-                return size + len(text), lines + text.count(b"\n")
+                if step == 1:
+                    break
+                file.seek(-len(block), os.SEEK_CUR)
+                unpack, step = before, 1  # the last block byte by byte
+                continue
             size, lines = size + len(text), lines + text.count(b"\n")
     return size, lines
 

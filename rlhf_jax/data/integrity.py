@@ -18,8 +18,7 @@ import numpy as np
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.digests import file_digest
-from rlhf_jax.study.files import Damaged, write_text
+from rlhf_jax.study.files import Damaged, file_digest, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files

@@ -1,7 +1,7 @@
 """What is learned from each kind of record.
 
-As (prompt, completion): of a comparison the best response, unless another text ties with it or it is
-blank; of a demonstration the response; of a correction the edited response; of a critique the
+As (prompt, completion): of a comparison the best response, unless another text ties with it or it
+is blank; of a demonstration the response; of a correction the edited response; of a critique the
 revision, and the texts below. As a comparison: a comparison itself, unless all tie; of a correction
 edited over response; of a critique revision over response.
 

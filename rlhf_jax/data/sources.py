@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf_jax.data.files import LeftOut, is_parquet, rows, text_blocks
 from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
 from rlhf_jax.data.passages import SHARES, passages
-from rlhf_jax.study.callables import call_for_each_text, is_callable
+from rlhf_jax.study.callables import call_for_each, is_callable
 from rlhf_jax.study.config import ConfigError, not_unicode, suggest
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
@@ -119,7 +119,7 @@ def documents(
     elif is_tfds(source):
         yield from _tfds(source.removeprefix("tfds:"))
     elif is_callable(source):
-        for i, text in enumerate(call_for_each_text(source, "corpus.sources")):
+        for i, text in enumerate(call_for_each(source, "corpus.sources", (), str, "texts")):
             yield str(i), text
     else:
         paths, field = files(source)

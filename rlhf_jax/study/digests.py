@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
-import hashlib
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from rlhf_jax.study.callables import file_hash, source_hash
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.files import write_text
+from rlhf_jax.study.files import file_digest, write_text
 
 SETTLED = 1.0  # seconds after which a file that is written again has another time
 
@@ -97,12 +96,6 @@ class Digests(Remembered):
         wanted = _absolute(Path(pattern))
         named = [k for k in self.known if k == wanted or fnmatch.fnmatchcase(k, wanted)]
         return {k: self.known[k]["digest"] for k in named}
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _absolute(path: Path) -> str:
