@@ -46,7 +46,7 @@ class Turn(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Token ids, and of each 1 if it is learned: what the assistant says, its EOS included."""
+    """Token ids, and a mask: 1 for those that are learned, the assistant's turns with their EOS."""
 
     ids: list[int]
     mask: list[int]
@@ -66,7 +66,7 @@ def turns_of(text: str) -> list[Turn]:
 
 
 def has_marker(text: str) -> bool:
-    """Whether a text holds what would open a turn."""
+    """Whether a text holds the marker of a turn."""
     return bool(_MARKER.search(text))
 
 
@@ -139,7 +139,7 @@ def pack_masked(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarr
         tokens.append((ids[:first], ids[first:]))
         masks.append((mask[:first], mask[first:]))
     batch, _ = pack_examples(tokens, seq_len, token_bytes)
-    # Packed as if it were tokens, a mask comes to lie where its example does.
+    # Packed as if they were tokens, masks are in the places of their examples.
     learned = pack_examples(masks, seq_len, np.zeros(2, np.int32))[0]["targets"]
     batch["weights"] = batch["weights"] * learned.astype(np.float32)
     batch["bytes"] = batch["bytes"] * learned
@@ -166,7 +166,7 @@ def _prompt(tokenizer: Tokenizer, text: str, template: Template) -> Example:
 def _parts(
     tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
 ) -> Iterator[tuple[list[int], int]]:
-    """(ids, learned) of what is given and what is learned, in turn."""
+    """(ids, whether they are learned) of the parts of turns."""
     for role, text in turns:
         if role == "assistant":
             yield tokenizer.encode(MARKERS[role]) if template == "plain" else [ASSISTANT], 0

@@ -1,5 +1,4 @@
-"""Whether the files of a corpus are what they were when it was prepared: digests in its manifest,
-checked once a process."""
+"""The manifest of a corpus, and checks of its files by the digests in it, once a process."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest o
 
 
 class DamagedCorpus(Damaged):
-    """A file of a corpus is not what it was."""
+    """A file of a corpus that is not what was written."""
 
     def __init__(self, folder: Path, name: str, why: str) -> None:
         self.path = folder / name
@@ -45,7 +44,7 @@ def self_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """A manifest as it is written, with its own digest."""
+    """The text of `manifest.json`, with the manifest's own digest."""
     return json.dumps(manifest | {"digest": self_digest(manifest)}, indent=1)
 
 
@@ -76,7 +75,7 @@ def digests_of(folder: Path) -> dict[str, str]:
 
 
 def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
-    """Whether a file is what it was. It is read once a process, unless it is written again."""
+    """Whether a file has its digest. It is read once a process, unless it is written again."""
     path = folder / name
     try:
         stat = path.stat()
@@ -93,24 +92,23 @@ def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    """Which is not known to be damage, so nothing is replaced."""
+    """An error that is not known to be damage, so that nothing is replaced."""
     return ConfigError(
         f"{path} cannot be read ({error}); see to that and run the same command again"
     )
 
 
 def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> list[str]:
-    """Those files (whose names begin with `under`) that are not what they were."""
+    """Files whose names begin with `under` and that do not have their digest."""
     return [n for n in digests if n.startswith(under) and not whole(folder, n, digests)]
 
 
 def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a corpus of the first release with digests, once its tokenizer, text and
-    rows are known to be those of its hashes and counts; decoded rows that are not the stored ones
-    are replaced.
+    """The manifest of a corpus of the first release with digests, after its tokenizer, text and
+    rows have been checked by the hashes and counts in it; the decoded rows are written anew.
 
     Raises:
-        DamagedCorpus: they are not.
+        DamagedCorpus: they are others.
     """
     from rlhf_jax.data.store import read_documents, read_rows
 
@@ -154,7 +152,7 @@ def _counted(rows: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def decode(folder: Path, split: str) -> None:
-    """The memory-mapped copy of the stored rows of a split."""
+    """Writes the memory-mapped copy of the stored rows of a split."""
     from rlhf_jax.data.store import read_rows
 
     _save(folder / f"rows-{split}.npy", read_rows(folder, split))

@@ -1,9 +1,9 @@
 """Sources of English text that packages on the Python package index carry.
 
-A document is a natural unit (a scene, a chapter, an article), because splits are by document. Of
-these sources, `shakespeare`, `kjv`, `wiki` and `news` are prose and verse that people wrote for
-people, and together they are the default corpus; `botocore`, `googleapi`, `licenses` and `hpo` are
-larger but templated or of one narrow domain, for experiments on mixtures and on transfer.
+A document is a natural unit (a scene, a chapter, an article), because splits are by document. The
+default corpus is `shakespeare`, `kjv`, `wiki` and `news`: prose and verse written for people.
+`botocore`, `googleapi`, `licenses` and `hpo` are larger but templated or of one narrow domain, for
+experiments on mixtures and on transfer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Source:
         archive: the released file that the text is read from.
         licence: of the text.
         why: what the text is good for, in a line.
-        read: (id, text) documents from the archive and the folder that archives are kept in.
-        text_sha256: `text_hash` of all documents: what is pinned is the text itself.
+        read: (archive, folder of archives) -> (id, text) documents.
+        text_sha256: `text_hash` of all documents: the text itself is pinned.
     """
 
     archive: Archive
@@ -44,7 +44,7 @@ class Source:
 
 
 def text_hash(documents: Iterable[tuple[str, str]]) -> str:
-    """sha256 over the sorted sha256s of the texts; ids and order do not count."""
+    """sha256 over the sorted sha256s of the texts, whatever their ids and order."""
     digests = sorted(hashlib.sha256(text.encode()).hexdigest() for _, text in documents)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

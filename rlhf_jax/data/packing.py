@@ -51,11 +51,11 @@ def pack(
         seq_len: T.
         vocab: V; it decides the dtype.
         seed: of the order of documents, which depends on their tokens and the seed alone.
-        path: the .npy file to write the rows to, a block at a time, so that they need no memory.
+        path: the .npy file to write the rows to, a block at a time, so that memory does not grow.
 
     Returns:
-        (N, T+1) uint16 or uint32, the last row filled up with PAD. N = ceil((tokens - 1) / T). With
-        `path` they are mapped from the file.
+        (N, T+1) uint16 or uint32, the last row padded with PAD. N = ceil((tokens - 1) / T). With
+        `path` they are memory-mapped.
     """
     dtype, key = row_dtype(vocab), str(seed).encode()
     found: list[tuple[bytes, int, int]] = []  # hash of a document, where its tokens begin and end
@@ -87,7 +87,7 @@ def _blocks(
     seq_len: int,
     n_rows: int,
 ) -> Iterator[np.ndarray]:
-    """Blocks of rows of the stream of documents, in this order, the last row filled up with PAD."""
+    """Blocks of rows of the stream of documents, in this order, the last row padded with PAD."""
     parts, held = [], 0
     for _, start, stop in documents:
         file.seek(start)
@@ -155,7 +155,7 @@ def pack_examples(
             completion that is to teach the model to stop ends in EOS.
         seq_len: T; an example of n tokens takes n - 1 inputs.
         token_bytes: `Tokenizer.token_bytes` (V,).
-        truncate: cut the completion of an example that is too long, instead of refusing it.
+        truncate: cut the completion of an example that is too long instead of refusing it.
 
     Returns:
         The `Batch`, whose weights are 1 on completion targets only (the first completion token,

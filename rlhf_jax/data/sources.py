@@ -30,11 +30,10 @@ def files(source: str) -> tuple[list[Path], str]:
     """
     pattern, field = pattern_of(source)
     found = _matches(pattern)
-    if not found and (folder := next(filter(os.path.isdir, (source, pattern)), None)):
-        raise ConfigError(
-            f"source {source!r} is a folder; name its files, as {str(Path(folder) / '*.jsonl')!r}"
-        )
     if not found:
+        if folder := next(filter(os.path.isdir, (source, pattern)), None):
+            files = str(Path(folder) / "*.jsonl")
+            raise ConfigError(f"source {source!r} is a folder; name its files, as {files!r}")
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
             f"source {source!r}: not a packaged source and no file there.{hint} Expected a "
@@ -45,15 +44,16 @@ def files(source: str) -> tuple[list[Path], str]:
         if not unpacked_name(path.name).endswith(FORMATS):
             raise ConfigError(
                 f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with "
-                f".gz); give plain text a name that ends in .txt, and anything else one row of "
-                "JSON a document"
+                ".gz); plain text must have a name that ends in .txt, anything else must be a row "
+                "of JSON a document"
             )
     return found, field
 
 
 def pattern_of(source: str) -> tuple[str, str]:
-    """The path or glob of a source of files, and the field that holds the text: of the ways to read
-    it (no field; what follows the last #; the first) the one that finds files, else the last."""
+    """The path or glob of a source of files, and the field that holds the text. Of three readings
+    (no field, one after the last #, one after the first) the first that finds files, else the
+    last."""
     path, mark, field = source.rpartition("#")
     for pattern, named in [(source, "text"), (path, field or "text")] if mark else []:
         if _matches(pattern):
@@ -63,8 +63,8 @@ def pattern_of(source: str) -> tuple[str, str]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """The files of a path or glob, sorted. What exists is meant as it is written, whatever is in
-    its name: [, ], * and ? too."""
+    """The files of a path or glob, sorted. The name of an existing file is no glob, even if [, ], *
+    or ? are in it."""
     try:
         if Path(pattern).is_file():
             return [Path(pattern)]
@@ -97,10 +97,10 @@ def documents(
 
     Args:
         source: a packaged name, `tfds:NAME[/CONFIG]`, or a path or glob; optionally `#FIELD`; or
-            `MODULE:FUNCTION`, which gives texts and must give the same ones each time.
+            `MODULE:FUNCTION`, which must give the same texts each time.
         cache: the folder in which archives of packages are kept.
-        log: told which rows of a file are left out, and why.
-        left_out: the same by file, filled in here.
+        log: is told which rows of a file are left out, and why.
+        left_out: gets the same, by file.
 
     Raises:
         ConfigError: unknown source, an unreadable file (with the place) or one without a usable
@@ -193,8 +193,7 @@ def _check_column(path: Path, field: str) -> None:
 
 
 def _tfds(source: str) -> Documents:
-    """All splits of a prepared (or downloadable without TensorFlow) TFDS dataset, as
-    array_record."""
+    """All splits of a TFDS dataset, prepared or downloadable without TensorFlow."""
     import tensorflow_datasets as tfds
 
     name, _, field = source.partition("#")

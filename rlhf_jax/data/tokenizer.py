@@ -1,9 +1,9 @@
 """A lossless SentencePiece tokenizer with reserved control tokens.
 
 Byte-pair encoding (Sennrich et al. 2016) rather than a unigram model: its training is integer
-counting with fixed tie-breaks, so the same text gives the same pieces on every machine, which
-content hashes rely on; unigram training is floating-point EM. Text is neither normalised nor
-stripped, no space is put in front, and what the alphabet lacks falls back to bytes, so
+counting with fixed tie-breaks, so the same text gives the same pieces on every machine, as content
+hashes need; unigram training is floating-point EM. Text is not normalised or stripped, no space is
+put in front, and characters outside the alphabet are written as bytes, so
 `decode(encode(text)) == text` for every string that UTF-8 can write.
 """
 
@@ -115,8 +115,8 @@ class Tokenizer:
 
 
 def every(size: int) -> int:
-    """Of a text of `size` characters at most about 20 MB is learned from: each document of so
-    many."""
+    """The tokenizer is trained on every n-th document: n, so that of a text of `size` characters
+    about 20 MB at most are used."""
     return max(1, -(-size // _SAMPLE_BYTES))
 
 
@@ -124,8 +124,8 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
 
     Args:
-        size: characters of the text that `texts` were chosen from (`every`); None: choose them
-            here.
+        size: characters of the text that `texts` were chosen from by `every`; None: they are all
+            of it.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -178,9 +178,9 @@ def _too_small(vocab: int, size: int, reason: str) -> ConfigError:
 
 
 def _lines(texts: Sequence[str], vocab: int) -> list[str]:
-    """Training lines, cut where a character stands that gets no piece of its own. The most frequent
-    characters that cover 99.95 percent do, but at most half of the learned pieces; the rest are
-    written in bytes."""
+    """Training lines, cut at characters that get no piece of their own and are written in bytes.
+    The most frequent characters, which cover 99.95 percent of the text, get one, but at most half
+    of the learned pieces."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)

@@ -36,8 +36,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "sources": (),
 }
 
-# Content hash -> the hash that kept run ids hold, of callables that compute the same, but whose text
-# was reformatted since, or hashed without its compiled patterns.
+# Content hash -> the hash in kept run ids, of callables that compute the same, but whose text was
+# reformatted since, or was hashed without its compiled patterns.
 KEPT_HASHES = {
     "9f5aad80af4fe3d2": "2ac3019f2a1e864c",  # rlhf_jax.data.annotators:varied_sentiment
     "261a60adb105411c": "009a72969bedad0d",  # experiments/instructions.py: records

@@ -1,16 +1,16 @@
-"""Which column of a table plays which role: by its name alone, or as the caller says.
+"""The role of each column of a table: from its name alone, or as the caller says.
 
 A name is read as words: a noun of the role (`params`, `tokens`, `flops`, `loss`), words that may
 stand beside it (`num`, `total`, `training`, ...), and a unit (`params_M`, `tokens (billions)`,
 `flops_1e18`, `Compute (PF-days)`, `log10_flops`).
 
-Order of preference, where several columns could be one role:
+Order of preference, where several columns could have one role:
   params: all parameters, then trainable or active ones, then those without embeddings.
   tokens: tokens, then the size of a data set.
-  flops: compute spent, then planned (`budget`, `target`), then PFLOPs and the like, which may be
-  rates. loss: validation, then plain, then test, then best on the way; then perplexity, then bits.
-Within one kind the order is that of `ALIASES`, then of the table. A column that is empty in most
-rows comes after one that is not. `notes` name those that are passed over.
+  flops: compute spent, then planned (`budget`, `target`), then PFLOPs and the like: maybe rates.
+  loss: validation, then plain, then test, then the minimum; then perplexity, then bits.
+Then the order is that of `ALIASES`, then of the table. A column that is empty in most rows comes
+after one that is not. `notes` name the columns that are passed over.
 """
 
 from __future__ import annotations
@@ -159,16 +159,14 @@ def assign(
     Raises:
       FitError: a role or column that does not exist, or no loss.
     """
-    columns, notes = {}, []
-    for role, text in given.items():
-        columns[role] = _given(role, text, header, where)
+    notes: list[str] = []
+    columns = {role: _given(role, text, header, where) for role, text in given.items()}
     used = [column.name for column in columns.values()]
     if twice := [name for name in used if used.count(name) > 1]:
         raise FitError(
             f"columns: {twice[0]!r} is given for two roles; each has a column of its own"
         )
-    taken = set(used)
-    free = [name for name in header if name and name not in taken]
+    free = [name for name in header if name and name not in used]
     two_sizes = sum(role in given for role in SIZES) >= 2
     passed: dict[str, list[Column]] = {}
     for role in COLUMNS:
@@ -219,33 +217,32 @@ def _given(role: str, text: str, header: Sequence[str], where: str) -> Column:
 def candidates(
     role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> list[Column]:
-    """Columns whose names say that they are the role, best first."""
+    """Columns whose names are those of the role, best first."""
     found = [column for name in names if (column := read_name(role, name))]
     if role in (*NUMERIC, "step"):  # a column of words cannot be meant
         share = {c.name: _numeric_share(c.name, records) for c in found}
-        found = [c for c in found if share[c.name] > 0] or (
-            found if role in (*SIZES, "loss") else []  # to be refused in words
-        )
+        numeric = [c for c in found if share[c.name] > 0]
+        if numeric or role not in (*SIZES, "loss"):  # those are refused later, with a reason
+            found = numeric
     else:
         share = {c.name: _filled_share(c.name, records) for c in found}
-    known = [_key(alias) for alias in ALIASES[role]]
+    known = [plain_key(alias) for alias in ALIASES[role]]
 
     def order(column: Column) -> tuple:
-        key = _key(column.name)
-        place = known.index(key) if key in known else len(known)
+        place = [*known, plain_key(column.name)].index(plain_key(column.name))
         return share[column.name] < 0.5, column.kind, column.name != role, place
 
     found.sort(key=order)
     if role == "loss" and not found:  # such as loss_c4_val, where it is the only one
         lossy = [n for n in _lossy(names, records) if not ASIDE.search(n)]
         if len(lossy) == 1:
-            found = [Column(lossy[0], form="" if "loss" in _key(lossy[0]) else "perplexity")]
+            found = [Column(lossy[0], form="" if "loss" in plain_key(lossy[0]) else "perplexity")]
     return found
 
 
 def _lossy(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns of numbers whose names hold `loss` or a perplexity."""
-    named = [n for n in names if "loss" in _key(n) or {"ppl", "perplexity"} & set(_words(n))]
+    named = [n for n in names if "loss" in plain_key(n) or {"ppl", "perplexity"} & set(_words(n))]
     return [name for name in named if _numeric_share(name, records) > 0]
 
 
@@ -290,7 +287,9 @@ def read_name(role: str, name: str) -> Column | None:
     text = straight(name)
     while (short := _PLACES.sub("", text)) != text:
         text = short
-    if _key(text) in map(_key, ALIASES[role]) and not (role == "flops" and _key(text) == "budget"):
+    if plain_key(text) in map(plain_key, ALIASES[role]) and not (
+        role == "flops" and plain_key(text) == "budget"
+    ):
         return Column(name, kind=_kind(role, _words(text)))
     if role == "unique_tokens":
         words, own = _without_unit(_words(text), SHORT)
@@ -384,7 +383,8 @@ def _without_unit(words: list[str], short: Mapping[str, float]) -> tuple[list[st
     return rest, factor
 
 
-def _key(name: str) -> str:
+def plain_key(name: str) -> str:
+    """A column's name as names are compared: without case, spaces, `_`, `-` and dots."""
     return re.sub(r"[\s_.\-]", "", name).casefold()
 
 

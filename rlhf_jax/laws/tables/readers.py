@@ -1,5 +1,5 @@
-"""Files to records: CSV by any separator and encoding, JSON lines, JSON, parquet, each also
-gzipped."""
+"""Files to records: CSV with any separator and encoding, JSON lines, JSON, parquet, also with
+gzip."""
 
 from __future__ import annotations
 
@@ -128,14 +128,13 @@ def _no_header(line: str) -> bool:
 
 
 def _spaced(lines: Sequence[str]) -> bool:
-    """Whether every line has as many words, two at least."""
+    """Whether all lines have the same number of words, at least two."""
     counts = {len(line.split()) for line in lines if line.strip() and not line.startswith("#")}
     return len(counts) == 1 and counts.pop() > 1
 
 
 def _separator(header: str, below: Sequence[str]) -> str:
-    """The one that cuts the header into most fields, the same in the lines below where that
-    tells."""
+    """The separator that cuts the header into most fields, and that the lines below share."""
     bare = re.sub(r'"[^"]*"', "", header)
     counts = {mark: bare.count(mark) for mark in SEPARATORS}
 
@@ -175,7 +174,7 @@ def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[in
 
 
 def _swallowed(name: str, line: int, cells: Sequence[str], width: int, separator: str) -> None:
-    """A quote that closes in a later row takes the rows between with it."""
+    """Refuses a cell that holds whole rows, because its quote closes in a later row."""
     for cell in cells:
         if "\n" not in cell or len(cell) > 10**6 or not width:
             continue
@@ -215,7 +214,7 @@ def _records(
 
 
 def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
-    """R writes row names under no header: every row has one cell more, in front."""
+    """Whether rows have names under no header, as R writes them: one cell more, in front."""
     if len(rows) < 2 or any(
         len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows
     ):
