@@ -106,27 +106,6 @@ def example_ids(
     return Example(ids, mask)
 
 
-def conversation_ids(
-    tokenizer: Tokenizer,
-    turns: Sequence[Turn],
-    template: Template = "plain",
-    length: int | None = None,
-) -> Example:
-    """`example_ids` of a conversation whose last turn is the assistant's.
-
-    Raises:
-        ConfigError: it ends in another turn or opens with the assistant's.
-    """
-    roles = [turn.role for turn in turns]
-    if len(turns) < 2 or roles[-1] != "assistant" or roles[0] == "assistant":
-        raise ConfigError(
-            f"turns of {roles}; a conversation opens with a user's or the system's and ends in an "
-            "assistant's"
-        )
-    prompt = transcript([*turns[:-1], Turn("assistant", "")])
-    return example_ids(tokenizer, prompt, turns[-1].text, template, length)
-
-
 def pack_masked(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarray) -> Batch:
     """`pack_examples` of examples with masks: weights and bytes count learned targets only.
 

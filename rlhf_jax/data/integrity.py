@@ -134,11 +134,9 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 _save(folder / f"rows-{split}.npy", rows)
         except DamagedCorpus:
             raise
-        except (OSError, MemoryError) as e:
-            if not isinstance(e, FileNotFoundError):
+        except Exception as e:  # others are of TFDS, array_record or SentencePiece
+            if isinstance(e, OSError | MemoryError) and not isinstance(e, FileNotFoundError):
                 raise _unreadable(folder / name, e) from None
-            raise DamagedCorpus(folder, name, str(e)) from None
-        except Exception as e:  # of TFDS, array_record or SentencePiece
             raise DamagedCorpus(folder, name, f"{type(e).__name__}: {e}") from None
         manifest = manifest | {"digests": digests_of(folder)}
         write_text(folder / MANIFEST, manifest_text(manifest))

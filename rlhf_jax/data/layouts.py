@@ -27,40 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_jax.data import marks
+from rlhf_jax.data import fields, marks, messages
 from rlhf_jax.data.chat import Turn
 from rlhf_jax.data.feedback import Comparison, Demonstration, Record, from_json
-from rlhf_jax.data.fields import (
-    ASKED,
-    GIVEN,
-    MESSAGES,
-    QUESTIONS,
-    RANKS,
-    RATINGS,
-    RESPONSES,
-    SCORES,
-    SYSTEM,
-    TEXTS,
-    Row,
-    Unusable,
-    first,
-    items,
-    number,
-    plain,
-)
+from rlhf_jax.data.fields import Row, Unusable, first
 from rlhf_jax.data.files import LeftOut, rows
-from rlhf_jax.data.messages import (
-    ANSWER,
-    OPENINGS,
-    answer,
-    last_turn,
-    prompt_of,
-    question,
-    said,
-    turns,
-    under_system,
-    without_greeting,
-)
 from rlhf_jax.study.config import ConfigError, suggest
 
 MOST = 9  # responses of a comparison
@@ -127,9 +98,10 @@ class Layout(NamedTuple):
 
     def unread(self, names: tuple[str, ...], found: Found) -> set[str]:
         """Fields of a row in this layout that nothing reads."""
-        about = {*GIVEN} if found.asked not in ("", "prompt") else set()
+        about = {*fields.GIVEN} if found.asked not in ("", "prompt") else set()
         history = {"history"} if found.asked else set()
-        read = {"", *found.needed, found.beside, found.asked, first(SYSTEM, names), *marks.RULES}
+        system = first(fields.SYSTEM, names)
+        read = {"", *found.needed, found.beside, found.asked, system, *marks.RULES}
         return set(names) - read - about - history - self.reads(names)
 
 
@@ -173,7 +145,7 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         try:
             if value is None:
                 raise ConfigError(reason)
-            row = plain(value)
+            row = fields.plain(value)
             name, found = _layout_of(row, layout)
             if name != "records":
                 marks.check(row)
@@ -257,17 +229,17 @@ def _pair(row: Row, found: Found) -> Comparison:
             the same; scores that do not say that chosen is better.
     """
     marks.check_pair(row)
-    texts = [said(row[name], name) for name in found.needed]
-    if not found.asked or all(text.startswith(OPENINGS) for text in texts):
-        (prompt, chosen), (other, rejected) = map(last_turn, texts)
+    texts = [messages.said(row[name], name) for name in found.needed]
+    if not found.asked or all(text.startswith(messages.OPENINGS) for text in texts):
+        (prompt, chosen), (other, rejected) = map(messages.last_turn, texts)
         if prompt != other:
             raise Unusable("chosen and rejected differ before the last turn")
     else:
-        prompt = question(row, found.asked)
-        if not isinstance(row["chosen"], str) and not prompt.startswith(OPENINGS):
-            prompt = prompt_of([Turn("user", prompt)])
-        chosen, rejected = (t.removeprefix(prompt).removeprefix(ANSWER) for t in texts)
-    prompt, responses = under_system(row, prompt, [chosen, rejected])
+        prompt = messages.question(row, found.asked)
+        if not isinstance(row["chosen"], str) and not prompt.startswith(messages.OPENINGS):
+            prompt = messages.prompt_of([Turn("user", prompt)])
+        chosen, rejected = (t.removeprefix(prompt).removeprefix(messages.ANSWER) for t in texts)
+    prompt, responses = messages.under_system(row, prompt, [chosen, rejected])
     if responses[0] == responses[1]:
         raise Unusable("chosen and rejected are the same text")
     return Comparison(prompt, responses, (1, 2))
@@ -277,15 +249,16 @@ def _ranked(row: Row, found: Found) -> Comparison:
     """K responses with a rank (lower is better) or a score (higher is better) each, in a list
     beside theirs or in an object with each. Equal ones tie."""
     name, by = found.needed[0], found.beside
-    responses = items(row[name], name)
+    responses = fields.items(row[name], name)
     if by:
-        values = items(row[by], by)
+        values = fields.items(row[by], by)
     else:
-        by, text = (first(names, responses[0]) for names in (SCORES, TEXTS))
+        by, text = (first(names, responses[0]) for names in (fields.SCORES, fields.TEXTS))
         if not by or not text or not all(isinstance(x, dict) for x in responses):
             raise ConfigError(
-                f"{name}: expected texts and one of {', '.join(RANKS)} beside them, or objects "
-                f"with one of {', '.join(TEXTS)} and one of {', '.join(SCORES)}"
+                f"{name}: expected texts and one of {', '.join(fields.RANKS)} beside them, or "
+                f"objects with one of {', '.join(fields.TEXTS)} and one of "
+                f"{', '.join(fields.SCORES)}"
             )
         values = [x.get(by) for x in responses]
         responses = [x.get(text) for x in responses]
@@ -299,7 +272,9 @@ def _ranked(row: Row, found: Found) -> Comparison:
         raise ConfigError(f"{by}: {len(values)} numbers for {len(responses)} responses")
     if not all(isinstance(text, str) for text in responses):
         raise ConfigError(f"{name} = {str(responses)[:80]}; expected texts")
-    prompt, texts = under_system(row, question(row, found.asked or "prompt"), responses)
+    prompt, texts = messages.under_system(
+        row, messages.question(row, found.asked or "prompt"), responses
+    )
     return Comparison(prompt, texts, _ranks(values, descending=not lower))
 
 
@@ -313,13 +288,13 @@ def _exchange(row: Row, found: Found) -> Demonstration:
     """A question and its answer; what it is about (Alpaca's `input`, Dolly's `context`) follows
     after a blank line. Nothing is put between prompt and answer: the chat template separates them.
     """
-    prompt, given = question(row, found.asked), found.needed[1]
-    prompt, (response,) = under_system(row, prompt, [answer(row[given], given)])
+    prompt, given = messages.question(row, found.asked), found.needed[1]
+    prompt, (response,) = messages.under_system(row, prompt, [messages.answer(row[given], given)])
     return Demonstration(prompt, response)
 
 
 def _scored(row: Row, found: Found) -> Scored:
-    score = number(row[found.beside], found.beside)
+    score = fields.number(row[found.beside], found.beside)
     exchange = _exchange(row, found)
     return Scored(exchange.prompt, exchange.response, -score if found.beside == "rank" else score)
 
@@ -335,12 +310,12 @@ def _chat(row: Row, found: Found) -> Demonstration:
     """
     marks.check_rating(row)
     (field,) = found.needed
-    talk = without_greeting(turns(items(row[field], field), field))
+    talk = messages.without_greeting(messages.turns(fields.items(row[field], field), field))
     while talk and talk[-1].role != "assistant":
         talk.pop()
     if len(talk) < 2 or not talk[-1].text.strip():
         raise Unusable("the assistant answers nobody, or with a blank")
-    prompt, (response,) = under_system(row, prompt_of(talk[:-1]), [talk[-1].text])
+    prompt, (response,) = messages.under_system(row, messages.prompt_of(talk[:-1]), [talk[-1].text])
     return Demonstration(prompt, response)
 
 
@@ -351,12 +326,14 @@ def _each(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 # In the order in which they are tried.
 LAYOUTS: dict[str, Layout] = {
     "records": Layout((("kind", "version"),), _record),
-    "pairs": Layout((("chosen", "rejected"),), _pair, (*ASKED, *MESSAGES), reads=marks.of_pair),
-    "kwise": Layout(_each(RESPONSES), _ranked, ASKED, beside=RANKS),
-    "chat": Layout(_each(MESSAGES), _chat, reads=lambda names: set(RATINGS)),
-    "labelled": Layout(QUESTIONS, _exchange, None, beside=("label",)),
-    "scored": Layout(QUESTIONS, _scored, None, beside=SCORES),
-    "instructions": Layout(QUESTIONS, _exchange, None),
+    "pairs": Layout(
+        (("chosen", "rejected"),), _pair, (*fields.ASKED, *fields.MESSAGES), reads=marks.of_pair
+    ),
+    "kwise": Layout(_each(fields.RESPONSES), _ranked, fields.ASKED, beside=fields.RANKS),
+    "chat": Layout(_each(fields.MESSAGES), _chat, reads=lambda names: set(fields.RATINGS)),
+    "labelled": Layout(fields.QUESTIONS, _exchange, None, beside=("label",)),
+    "scored": Layout(fields.QUESTIONS, _scored, None, beside=fields.SCORES),
+    "instructions": Layout(fields.QUESTIONS, _exchange, None),
 }
 
 

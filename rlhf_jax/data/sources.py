@@ -32,8 +32,8 @@ def files(source: str) -> tuple[list[Path], str]:
     found = _matches(pattern)
     if not found:
         if folder := next(filter(os.path.isdir, (source, pattern)), None):
-            files = str(Path(folder) / "*.jsonl")
-            raise ConfigError(f"source {source!r} is a folder; name its files, as {files!r}")
+            example = str(Path(folder) / "*.jsonl")
+            raise ConfigError(f"source {source!r} is a folder; name its files, as {example!r}")
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
             f"source {source!r}: not a packaged source and no file there.{hint} Expected a "
