@@ -253,10 +253,16 @@ def parquet_rows(path: Path, source: Any, columns: list[str] | None = None) -> I
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(source).iter_batches(1024, columns=columns):
+        file = parquet.ParquetFile(source)
+        names = file.schema_arrow.names
+        if missing := next((name for name in columns or () if name not in names), None):
+            raise ConfigError(f"{path}: no column {missing!r}; the columns are {names}. Add #FIELD")
+        for batch in file.iter_batches(1024, columns=columns):
             for row in _plain_rows(batch):
                 number += 1
                 yield Row(number, row, "not UTF-8" if row is None else "")
+    except ConfigError:
+        raise
     except (ArrowException, OSError, ValueError) as e:
         raise ConfigError(f"{path}, row {number + 1}: not readable as parquet: {e}") from None
 

@@ -83,8 +83,10 @@ class Layout(NamedTuple):
 
     def find(self, row: Row) -> Found | None:
         """The fields of the layout in a row, if it has them."""
-        needed = next((names for names in self.needs if all(n in row for n in names)), None)
-        if needed is None:
+        for needed in self.needs:
+            if row.keys() >= set(needed):
+                break
+        else:
             return None
         beside = first(self.beside, row)
         if self.beside and not beside and not _objects(row[needed[0]]):

@@ -114,10 +114,8 @@ _OTHERS = ("rejected", "tie", "both", "neither", "none", "equal")
 def check(row: Row) -> None:
     """Raises Unusable where the row says that it is not for training, or needs what is not
     supported; ConfigError where a field has no such value."""
-    if RULES.keys().isdisjoint(row):
-        return
-    for name, rule in RULES.items():
-        if name in row and (reason := rule(name, row[name])):
+    for name, value in row.items():
+        if (rule := RULES.get(name)) and (reason := rule(name, value)):
             raise Unusable(reason)
 
 

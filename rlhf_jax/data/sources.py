@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rlhf_jax.data.files import LeftOut, is_parquet, rows, text_blocks
+from rlhf_jax.data.files import LeftOut, rows, text_blocks
 from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
 from rlhf_jax.data.passages import SHARES, passages
 from rlhf_jax.study.callables import call_for_each, is_callable
@@ -146,8 +146,6 @@ def _texts(
     if unpacked_name(path.name).endswith(".txt"):
         yield from enumerate(passages(text_blocks(path), shares), 1)
         return
-    if is_parquet(path):
-        _check_column(path, field)
     left, used = LeftOut(), 0
     for number, row, reason in rows(path, [field]):
         try:
@@ -179,17 +177,6 @@ def _field(row: dict, field: str) -> str:
             f"not valid Unicode text in field {field!r}: it holds half of a surrogate pair"
         )
     return value
-
-
-def _check_column(path: Path, field: str) -> None:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        names = parquet.ParquetFile(path).schema_arrow.names
-    except (ArrowException, OSError) as e:
-        raise ConfigError(f"{path}: not readable as parquet: {e}") from None
-    if field not in names:
-        raise ConfigError(f"{path}: no column {field!r}; the columns are {names}. Add #FIELD")
 
 
 def _tfds(source: str) -> Documents:
