@@ -14,11 +14,11 @@ from rlhf_jax.data.chat import (
     MARKERS,
     Turn,
     example_ids,
-    pack_masked,
     prompt_ids,
     transcript,
     turns_of,
 )
+from rlhf_jax.data.packing import pack_examples
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, FIRST_BYTE, USER
 from rlhf_jax.study.config import ConfigError
 
@@ -158,7 +158,7 @@ def test_masked_examples_pack_to_what_each_is_alone(mesh):
     ]  # fmt: skip
     examples = [example_ids(LETTERS, "a", "b")._replace(ids=i, mask=m) for i, m in small]
     sizes = np.ones(64, np.int32)
-    packed = pack_masked(examples, 16, sizes)
+    packed = pack_examples(examples, 16, sizes)
     assert packed["tokens"].shape == (2, 16)
     assert packed["weights"].sum() == sum(sum(m[1:]) for _, m in small)
     assert (packed["bytes"] == packed["weights"]).all()
@@ -171,7 +171,7 @@ def test_masked_examples_pack_to_what_each_is_alone(mesh):
         targets = batch["targets"][rows, columns]
         return targets, log_softmax(logits)[rows, columns, targets]
 
-    alone = [learned(pack_masked([e], 16, sizes)) for e in examples]
+    alone = [learned(pack_examples([e], 16, sizes)) for e in examples]
     targets, log_probs = learned(packed)
     assert targets.tolist() == np.concatenate([t for t, _ in alone]).tolist()
     assert targets.tolist() == [t for i, m in small for t, bit in zip(i, m, strict=True) if bit]

@@ -21,9 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from rlhf_jax.data.packing import Batch, pack_examples
+from rlhf_jax.data.packing import Example
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
 from rlhf_jax.study.config import ConfigError
 
@@ -43,13 +41,6 @@ class Turn(NamedTuple):
 
     role: Role
     text: str
-
-
-class Example(NamedTuple):
-    """Token ids, and a mask: 1 for those that are learned, the assistant's turns with their EOS."""
-
-    ids: list[int]
-    mask: list[int]
 
 
 def transcript(turns: Iterable[Turn]) -> str:
@@ -104,25 +95,6 @@ def example_ids(
             f"to learn; shorten it or make rows longer (corpus.seq_len)"
         )
     return Example(ids, mask)
-
-
-def pack_masked(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarray) -> Batch:
-    """`pack_examples` of examples with masks: weights and bytes count learned targets only.
-
-    Raises:
-        ConfigError: an example of more than `seq_len` + 1 tokens.
-    """
-    tokens, masks = [], []
-    for ids, mask in examples:
-        first = mask.index(1)
-        tokens.append((ids[:first], ids[first:]))
-        masks.append((mask[:first], mask[first:]))
-    batch, _ = pack_examples(tokens, seq_len, token_bytes)
-    # Packed as if they were tokens, masks are in the places of their examples.
-    learned = pack_examples(masks, seq_len, np.zeros(2, np.int32))[0]["targets"]
-    batch["weights"] = batch["weights"] * learned.astype(np.float32)
-    batch["bytes"] = batch["bytes"] * learned
-    return batch
 
 
 def _prompt(tokenizer: Tokenizer, text: str, template: Template) -> Example:
