@@ -145,10 +145,6 @@ class Corpus:
             f"(now {self.cfg.validation}), or add sources"
         )
 
-    def bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text of a split."""
-        return self.manifest["splits"][split]["bytes"]
-
     def documents(self, split: str) -> Iterator[dict[str, str]]:
         """`{id, source, text}` of every document of a split, in a fixed order."""
         from rlhf_jax.data.store import read_documents
@@ -333,7 +329,7 @@ def _written(
     store.write_documents(folder, texts)
     size = sum(found.characters[d.number] for d in parts["train"])
     chosen = parts["train"][:: every(size)]
-    tokenizer = train([found.text(d) for d in chosen], cfg.vocab, size)
+    tokenizer = train([found.text(d) for d in chosen], cfg.vocab)
     tokenizer.save(folder / "tokenizer.model")
     log(f"trained a tokenizer of {cfg.vocab} tokens on {len(parts['train']):,} documents")
 

@@ -32,7 +32,7 @@ from rlhf_jax.data.chat import Turn
 from rlhf_jax.data.feedback import Comparison, Demonstration, Record, from_json
 from rlhf_jax.data.fields import Row, Unusable, first
 from rlhf_jax.data.files import LeftOut, rows
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError
 
 MOST = 9  # responses of a comparison
 UNKNOWN = "is in no known layout"
@@ -94,10 +94,6 @@ class Layout(NamedTuple):
         asked = needed[0] if self.asked is None else first(self.asked, row)
         return Found(needed, beside, asked)
 
-    def expected(self) -> str:
-        needs = ", ".join(" and ".join(names) for names in self.needs)
-        return f"{needs}{' beside ' * bool(self.beside)}{', '.join(self.beside)}"
-
     def unread(self, names: tuple[str, ...], found: Found) -> set[str]:
         """Fields of a row in this layout that nothing reads."""
         about = {*fields.GIVEN} if found.asked not in ("", "prompt") else set()
@@ -126,20 +122,13 @@ class Loaded(NamedTuple):
     unread: list[str]
 
 
-def load(path: str | Path, layout: str | None = None, strict: bool = False) -> Loaded:
-    """The records of a file in any of the `LAYOUTS`.
-
-    Args:
-        layout: None: the one that each row's fields show.
-        strict: refuse a row that is unusable, instead of leaving it out.
+def load(path: str | Path) -> Loaded:
+    """The records of a file in any of the `LAYOUTS`, which may differ by row.
 
     Raises:
-        ConfigError: an unknown layout, an unreadable file, no usable row (with what the first one
-            is).
+        ConfigError: an unreadable file, or no usable row (with the reason for the first one).
     """
     path = Path(path)
-    if layout is not None and layout not in LAYOUTS:
-        raise ConfigError(f"layout = {layout!r}.{suggest(layout, list(LAYOUTS))}")
     records: list[tuple[int, str, Record]] = []
     scored: dict[str, list[tuple[int, Scored]]] = {}
     left, unread = LeftOut(), dict[tuple[str, tuple[str, ...]], set[str]]()
@@ -148,7 +137,7 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
             if value is None:
                 raise ConfigError(reason)
             row = fields.plain(value)
-            name, found = _layout_of(row, layout)
+            name, found = _layout_of(row)
             if name != "records":
                 marks.check(row)
                 if (shape := (name, tuple(row))) not in unread:
@@ -159,8 +148,6 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
             else:
                 records.append((at, name, _consistent(record)))
         except ConfigError as e:
-            if strict:
-                raise ConfigError(f"{path}, row {at}: {e}") from None
             left.add(at, str(e))
     records = _judged(records, bool(scored), left)
     for group in scored.values():
@@ -169,19 +156,16 @@ def load(path: str | Path, layout: str | None = None, strict: bool = False) -> L
         raise _no_records(path, left)
     records.sort(key=lambda item: item[0])
     numbers, layouts, found_records = zip(*records, strict=True)
-    layout = layout or Counter(layouts).most_common(1)[0][0]
+    layout = Counter(layouts).most_common(1)[0][0]
     names = sorted(set().union(*unread.values()))
     return Loaded(list(found_records), list(numbers), layout, left.rows, left, names)
 
 
-def _layout_of(row: Row, named: str | None) -> tuple[str, Found]:
-    """The layout that a row's fields show, or the one named, and where its fields are."""
-    for name in [named] if named else LAYOUTS:
-        if (found := LAYOUTS[name].find(row)) is not None:
+def _layout_of(row: Row) -> tuple[str, Found]:
+    """The layout that a row's fields show, and the names of its fields."""
+    for name, layout in LAYOUTS.items():
+        if (found := layout.find(row)) is not None:
             return name, found
-    if named:
-        expected = LAYOUTS[named].expected()
-        raise ConfigError(f"fields {', '.join(row)}; expected one of: {expected}")
     names = ascii(", ".join(row))[1:-1][:200]
     raise ConfigError(f"a row with fields {names or 'none'} {UNKNOWN}")
 

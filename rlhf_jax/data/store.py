@@ -111,11 +111,9 @@ def read_documents(folder: Path, split: str) -> Iterator[dict[str, str]]:
         yield {key: value.decode() for key, value in record.items()}
 
 
-def read_rows(folder: Path, split: str, block: int = 4096) -> np.ndarray:
+def read_rows(folder: Path, split: str) -> np.ndarray:
     """The rows (N, T+1) that `write_rows` wrote, in order."""
     source = _source(folder, "rows", split)
-    blocks = [
-        np.stack([r["tokens"] for r in source.__getitems__(range(i, min(i + block, len(source))))])
-        for i in range(0, len(source), block)
-    ]
-    return np.concatenate(blocks)
+    numbers = range(len(source))
+    blocks = (numbers[i : i + 4096] for i in range(0, len(source), 4096))
+    return np.concatenate([[r["tokens"] for r in source.__getitems__(block)] for block in blocks])

@@ -120,12 +120,8 @@ def every(size: int) -> int:
     return max(1, -(-size // _SAMPLE_BYTES))
 
 
-def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenizer:
+def train(texts: Sequence[str], vocab: int) -> Tokenizer:
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
-
-    Args:
-        size: characters of the text that `texts` were chosen from by `every`; None: they are all
-            of it.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -137,12 +133,10 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
             f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and "
             f"byte tokens, and a few must be left for pieces"
         )
-    total = sum(map(len, texts)) if size is None else size
-    sample = texts[:: every(total)] if size is None else texts
-    model = io.BytesIO()
+    size, model = sum(map(len, texts)), io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_lines(sample, vocab)),
+            sentence_iterator=iter(_lines(texts, vocab)),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab,
@@ -163,10 +157,10 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as e:
-        raise _too_small(vocab, total, str(e)) from None
+        raise _too_small(vocab, size, str(e)) from None
     tokenizer = Tokenizer(model.getvalue())
     if tokenizer.vocab != vocab:
-        raise _too_small(vocab, total, f"it yields {tokenizer.vocab} tokens")
+        raise _too_small(vocab, size, f"it yields {tokenizer.vocab} tokens")
     return tokenizer
 
 
