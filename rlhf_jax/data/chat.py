@@ -1,4 +1,4 @@
-"""How prompts and conversations become token ids, and which of their tokens are learned.
+"""Prompts and conversations as token ids, with the mask of tokens that are learned.
 
 A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant:" or "\\n\\nSystem:
 ", as in the transcripts of Bai et al. 2022. A prompt that opens with a turn of a person or the
@@ -37,7 +37,7 @@ _MARKER = re.compile("(" + "|".join(map(re.escape, _ROLES)) + ")")
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation: all that follows its marker."""
+    """One turn of a conversation: the text after its marker."""
 
     role: Role
     text: str
@@ -75,7 +75,7 @@ def example_ids(
     length: int | None = None,
 ) -> Example:
     """A prompt and the response to learn. In a conversation the assistant's earlier turns are
-    learned as well; what it is given never is.
+    learned as well; turns of others never are.
 
     Args:
         length: tokens at most; the end of a longer example is cut off.

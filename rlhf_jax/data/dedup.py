@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 
 NGRAM = 8
-CHARACTERS = 24  # about as many make 8 words
+CHARACTERS = 24  # about 8 words
 SEEN = 0.5
 PART = 1 << 25  # n-grams that are sorted at once
 READ = 1 << 22  # n-grams that are read at once
@@ -53,7 +53,9 @@ class Shingles:
         documents that come before them in `order` and are kept."""
         self.file.flush()
         repeated = self._repeated()
-        seen = np.zeros(len(repeated) + 1, bool)  # the last one stands for all that occur once
+        seen = np.zeros(
+            len(repeated) + 1, bool
+        )  # the last one stands for all n-grams that occur once
         drop = np.zeros(len(self.ends) - 1, bool)
         for i in order:
             grams = self._read(self.ends[i], self.ends[i + 1])
@@ -86,7 +88,7 @@ class Shingles:
             for block in self._blocks():
                 held.append(block[block >> np.uint64(64 - bits) == part] if bits else block)
                 size += len(held[-1])
-                if size > most:  # of hashes that are not spread evenly
+                if size > most:  # hashes are not spread evenly
                     held = [_at_most_twice(np.concatenate(held))]
                     size, most = len(held[0]), 2 * max(PART, len(held[0]))
             grams = _at_most_twice(np.concatenate(held))

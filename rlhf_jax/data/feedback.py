@@ -29,7 +29,7 @@ Verdict = Literal["good", "bad"]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What a labeller would have the model answer."""
+    """A prompt and the answer that a labeller would give."""
 
     prompt: str
     response: str
@@ -82,7 +82,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Critique:
-    """What a person says about a response that the model gave.
+    """A person's criticism of a response that the model gave.
 
     Attributes:
         revision: the response as it should have been, in the light of the critique.
@@ -170,7 +170,7 @@ def read(path: Path, kind: type[R] | None = None) -> list[R]:
 
 
 def from_json(data: dict[str, Any], kind: type[Record] | None = None) -> Record:
-    """The record that a row holds.
+    """The record in a row.
 
     Raises:
         ConfigError: another kind or version, or a field that is missing, unknown or malformed.

@@ -26,7 +26,7 @@ QUESTIONS = (
     ("input", "output"),
 )
 ASKED = ("prompt", "instruction", "question", "query")
-GIVEN = ("input", "context")  # what an instruction or question is about
+GIVEN = ("input", "context")  # the material of an instruction or question
 SYSTEM = ("system", "system_prompt", "system_message")
 RESPONSES = ("responses", "answers", "completions", "outputs", "candidates")
 TEXTS = ("response", "answer", "completion", "output", "text", "content")
@@ -40,7 +40,7 @@ _MESSAGES = re.compile(r"\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 class Unusable(ConfigError):
-    """A row that is as its layout says, but from which nothing can be learned."""
+    """A row of a known layout from which nothing can be learned."""
 
 
 def plain(row: Row) -> Row:

@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 
     Attributes:
         needs: groups of fields; a row has all fields of one of them, and the first is read.
-        record: what a row holds, from its fields and their names.
+        record: the record in a row, from its fields and their names.
         asked: fields that ask, of which the first is read; None: the first of the needed ones.
         beside: fields of which a row has one too, if this is not empty.
         reads: other fields that are read, of a row's names.
@@ -173,7 +173,8 @@ def _layout_of(row: Row) -> tuple[str, Found]:
 def _judged(
     records: list[tuple[int, str, Record]], scored: bool, left: LeftOut
 ) -> list[tuple[int, str, Record]]:
-    """Without answers that nobody has judged, in a file whose other answers are judged."""
+    """The records without unlabelled answers, if other answers of the file have labels or
+    scores."""
     if not scored and not any(layout == "labelled" for _, layout, _ in records):
         return records
     for at, layout, _ in records:
@@ -199,7 +200,7 @@ def _objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-# --- what a row of each layout holds -------------------------------------------------------------
+# --- the record in a row of each layout ----------------------------------------------------------
 
 
 def _record(row: Row, found: Found) -> Record:
@@ -271,8 +272,8 @@ def _ranks(values: list[float], descending: bool) -> tuple[int, ...]:
 
 
 def _exchange(row: Row, found: Found) -> Demonstration:
-    """A question and its answer; what it is about (Alpaca's `input`, Dolly's `context`) follows
-    after a blank line. Nothing is put between prompt and answer: the chat template separates them.
+    """A question and its answer; its material (Alpaca's `input`, Dolly's `context`) follows after a
+    blank line. Nothing is put between prompt and answer: the chat template separates them.
     """
     prompt, given = messages.question(row, found.asked), found.needed[1]
     prompt, (response,) = messages.under_system(row, prompt, [messages.answer(row[given], given)])

@@ -104,8 +104,8 @@ def said(value: Any, name: str) -> str:
 
 
 def question(row: Row, name: str) -> str:
-    """The field that asks, with what it is about: a text as it is, a list of messages as a
-    transcript to be answered."""
+    """The prompt in the field that asks, with its material: a text as it is, a list of messages as
+    a transcript to be answered."""
     if isinstance(row.get(name), list):
         found = without_greeting(turns(row[name], name))
         if not found or found[-1].role == "assistant":

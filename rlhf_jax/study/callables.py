@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
-# What the callable of a field is given.
+# Arguments of the callable that a field names.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "prompts": SAMPLED,
     "records": SAMPLED,
@@ -84,18 +84,18 @@ def importable(import_path: str) -> Any:
 # --- calling what a user wrote -------------------------------------------------------------------
 
 
-MOST = 1e15  # of a score's size: float32 holds the squares, and sums of them
+MOST = 1e15  # largest absolute score: float32 holds the squares, and sums of them
 
 LABELS = "labels, one for each response, None for no mode"
 
 
 def said(error: BaseException) -> str:
-    """An error of a user's file, on one screen."""
+    """The message of an error in a user's file, shortened to fit on a screen."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r}); leave that out"
     try:
         text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    except Exception:  # of the user's class of errors
+    except Exception:  # in __str__ of the user's class
         text = type(error).__name__
     text = text.encode(errors="backslashreplace").decode()  # a lone surrogate ends jax's callbacks
     if isinstance(error, SyntaxError) and ("null bytes" in text or "unicode" in text):
@@ -129,13 +129,13 @@ def raised(error: BaseException, path: Path | None = None) -> str:
 
 
 def line_of(function: Any) -> str:
-    """`, line N`, where a function is defined; empty of what has no source."""
+    """`, line N`, where a function is defined; empty if it has no source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f", line {code.co_firstlineno}" if code else ""
 
 
 def _place(function: Any) -> str:
-    """` (FILE, line N)` of the same."""
+    """` (FILE, line N)`, where a function is defined; empty if it has no source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f" ({code.co_filename}{line_of(function)})" if code else ""
 
@@ -143,7 +143,7 @@ def _place(function: Any) -> str:
 def check_call(
     function: Any, what: str, arguments: Sequence[str], named: Sequence[str] = ()
 ) -> None:
-    """Refuses, without calling it, what is no function of these arguments, in order or by name."""
+    """Refuses anything but a function of these arguments, in order or by name; does not call it."""
     wanted = f"a function of ({', '.join((*arguments, *named))})"
     if not callable(function) or inspect.isclass(function):
         kind = f"class {function.__name__}" if inspect.isclass(function) else shown(function)
@@ -175,7 +175,7 @@ def _user_code(before: str, after: str = "") -> Iterator[None]:
 
 
 def _call(import_path: str, where: str, *arguments: Any) -> tuple[Any, str]:
-    """What a callable gives, and how messages call it."""
+    """The result of a callable, and its name in messages."""
     function = load_callable(import_path)
     name = f"{where} = {import_path!r}{_place(function)}"
     with _user_code(f"{name} raised "):
@@ -190,7 +190,8 @@ def call_for_scores(
     Raises:
         ConfigError: it fails, or gives something else. So do the functions below.
     """
-    found, name = _call(import_path, where, list(prompts), list(responses))  # its own, to change
+    copies = list(prompts), list(responses)  # which it may change
+    found, name = _call(import_path, where, *copies)
     return check_scores(found, name, responses)
 
 
@@ -228,14 +229,14 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
 def call_for_each(
     import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
 ) -> Iterator[Any]:
-    """The objects of some kinds that a callable gives, one at a time: a generator's are never all
-    held. Texts are such as UTF-8 can write."""
+    """The objects of some kinds that a callable returns, one at a time: those of a generator are
+    never all in memory. Texts that UTF-8 cannot write are refused."""
     found, name = _call(import_path, where, *arguments)
     if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
         raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
     items, end = iter(found), object()
     for i in itertools.count(1):
-        with _user_code(f"{name} raised "):  # of a generator
+        with _user_code(f"{name} raised "):  # a generator runs here
             item = next(items, end)
         if item is end:
             return
@@ -261,8 +262,8 @@ def call_for_list(
     what: str,
     count: int | None = None,
 ) -> list[Any]:
-    """The list of objects of some kinds that a callable gives; `count`: how many."""
-    most = None if count is None else count + 1  # of a generator that never ends
+    """The list of objects of some kinds that a callable returns; `count`: how many."""
+    most = None if count is None else count + 1  # a generator may never end
     items = list(itertools.islice(call_for_each(import_path, where, arguments, kinds, what), most))
     if count is not None and len(items) != count:
         name = f"{where} = {import_path!r}{_place(load_callable(import_path))}"
@@ -272,14 +273,14 @@ def call_for_list(
 
 
 def _split(arguments: Sequence[Any]) -> str:
-    """` for the train split`, of a callable that is given a split."""
+    """` for the train split` if a split is among the arguments."""
     return f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
 
 
 def call_for_texts(
     import_path: str, where: str, *arguments: Any, count: int | None = None
 ) -> list[str]:
-    """The texts that a callable gives."""
+    """The texts that a callable returns; `count`: how many."""
     return call_for_list(import_path, where, arguments, str, "texts", count)
 
 
@@ -313,7 +314,7 @@ def source_hash(import_path: str) -> str:
 
 
 def _used(start: Any, module: str) -> dict[str, str]:
-    """Name -> source or value, of an object and of what it uses of its own module."""
+    """Name -> source or value, of an object and of the names that it uses from its own module."""
     found: dict[str, str] = {}
     waiting = [start]
     while waiting:

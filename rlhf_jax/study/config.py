@@ -159,7 +159,8 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class CorpusConfig(Checked):
-    """Text and how it becomes rows of token ids. Its content hash (text, tokenizer) enters run ids.
+    """Text, and its conversion to rows of token ids. Its content hash (text, tokenizer) enters run
+    ids.
 
     A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
     path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`; or
@@ -172,8 +173,7 @@ class CorpusConfig(Checked):
     seq_len: Size = 128  # T: targets in a packed row
     validation: Decay = 0.02  # share of documents
     test: Decay = 0.02
-    # The one fixed set that every cell is scored on. The default is at most all of the validation
-    # split.
+    # Size of the fixed set on which every cell is scored; by default at most the validation split.
     heldout_tokens: Tokens = 65_536
     dedup: bool = True
     seed: Seed = 0

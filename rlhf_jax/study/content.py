@@ -59,12 +59,14 @@ class Content:
 
     def __init__(self, found: dict[str, str], own: set[str | None], import_path: str) -> None:
         self.found, self.own, self.import_path = found, own, import_path
-        self.facts: dict[str, Any] = {}  # of functions and classes that have a name of their own
-        self.within: list[Any] = []  # what is being read, since objects can contain themselves
+        self.facts: dict[
+            str, Any
+        ] = {}  # of functions and classes that a module has under their names
+        self.within: list[Any] = []  # values being read, since objects can contain themselves
 
     def read(self, value: Any) -> bool:
-        """Whether the source of a function, class or module is content: those of the callable's
-        own module, and of others that are not installed."""
+        """Whether the source of a function, class or module is content: if it is in the callable's
+        own module, or in another that is not installed."""
         name = value.__name__ if isinstance(value, ModuleType) else value.__module__
         file = getattr(sys.modules.get(name or ""), "__file__", None)
         if isinstance(value, FunctionType):
@@ -82,7 +84,7 @@ class Content:
         return self._once(value, lambda: [_name(type(value)), *self._parts(value)])
 
     def _once(self, value: Any, content: Callable[[], Any]) -> Any:
-        """The content of an object, unless it is being read."""
+        """The content of an object, unless it contains itself and is being read already."""
         if any(value is other for other in self.within):
             return ["within"]
         self.within.append(value)
@@ -137,7 +139,7 @@ class Content:
             yield [value.dtype.str, list(value.shape), hashlib.sha256(data).hexdigest()]
 
     def _library(self, value: Any) -> Iterator[Any]:
-        """An object of an installed class: what it would be pickled as."""
+        """The content of an object of an installed class: its pickle, as values."""
         if type(value).__module__ in ("_thread", "threading"):
             return  # locks have no content
         try:
@@ -155,11 +157,10 @@ class Content:
         yield from (self.of(maker), self.of(arguments))
         yield from (self.of(list(r) if isinstance(r, Iterator) else r) for r in rest)
 
-    # functions and classes: what `found` does not say of them
+    # functions and classes, without the sources in `found`
 
     def reached(self, name: str, value: Any) -> list[Any]:
-        """What is new of a value that code reaches by a global name: nothing where `found` says it
-        all."""
+        """The content of a value that code reaches by a global name, without what is in `found`."""
         value = _uncached(value)
         if isinstance(value, ModuleType):
             usual = value.__name__.rpartition(".")[2] == name or (name, value.__name__) in _USUAL
@@ -209,7 +210,7 @@ class Content:
     def _module(
         self, module: ModuleType, names: set[str], above: tuple[ModuleType, ...] = ()
     ) -> Iterator[tuple[str, Any]]:
-        """Those of the attributes of a user's module that a function names."""
+        """The attributes of a user's module that a function names."""
         for name in sorted(names & set(vars(module))) if module not in above else ():
             value = vars(module)[name]
             if isinstance(value, ModuleType) and self.read(value):
@@ -243,7 +244,7 @@ class Content:
         yield from ((name, self.reached(name, base)) for name, base in bases)
         literals = literal_attributes(cls)
         generated = {"_abc_impl"}
-        if isinstance(cls, enum.EnumType):  # what differs between versions of Python
+        if isinstance(cls, enum.EnumType):  # differs between versions of Python
             generated |= {name for name in vars(cls) if name.startswith("_") and name.endswith("_")}
         if issubclass(cls, tuple) and not getattr(cls, "_field_defaults", None) and source_of(cls):
             generated |= {"_fields", "_field_defaults"}
@@ -285,7 +286,7 @@ def _uncached(value: Any) -> Any:
 
 
 def _has_name(value: Any) -> bool:
-    """Whether a function or class is what its module has under its qualified name."""
+    """Whether a module has a function or class under its qualified name."""
     try:
         at_name = functools.reduce(
             getattr, value.__qualname__.split("."), sys.modules[value.__module__]

@@ -1,4 +1,4 @@
-"""What earlier commands found out, for later ones: tables in JSON files, among them the digests of
+"""Tables in JSON files by which later commands know the results of earlier ones, such as digests of
 source files and callables."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_jax.study.callables import file_hash, source_hash
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.files import file_digest, write_text
 
-SETTLED = 1.0  # seconds after which a file that is written again has another time
+SETTLED = 1.0  # seconds; a file written again later than that has another time
 
 
 class Remembered:
@@ -52,7 +52,7 @@ class Remembered:
 
 class Digests(Remembered):
     """Digests of source files and callables, kept in `data`/index/digests, so that big files are
-    read once and what is gone is still known."""
+    read once, and the content of deleted ones stays known."""
 
     def __init__(self, data: Path | None) -> None:
         super().__init__(data / "index" / "digests" if data else None, ("digest", "stat", "time"))
@@ -88,7 +88,9 @@ class Digests(Remembered):
         except (OSError, ConfigError):
             old = self.known.get(_absolute(Path(name)) if is_file else name)
             if old is None or Path(name).exists():
-                return (file_hash(name) if is_file else source_hash(name)), False  # says why not
+                return (
+                    file_hash(name) if is_file else source_hash(name)
+                ), False  # raises, with the reason
             return old["digest"][:16], True
 
     def gone(self, pattern: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the source code of functions, classes and modules says, for hashes of what they compute."""
+"""The source code of functions, classes and modules, read for content hashes."""
 
 from __future__ import annotations
 

@@ -49,10 +49,11 @@ HINTS = {
     "unique_tokens": "they are tokens: --columns 'unique_tokens={0}*1e9' if they are billions",
     "error": "it is a share of 0 to 1: --columns 'error={0}*0.01' if they are percent",
 }
-RATIO = 30.0  # between C and 6 N D of a table, each way; conventions differ by less than 10
+RATIO = 30.0  # largest between C and 6 N D, each way; conventions differ by less than 10
 TOKENS_PER_PARAM = (1e-3, 1e6)
 WORST = 12.5  # ln of 256,000
-SHARE = 0.1  # of rows that may be impossible before the column is
+SHARE = 0.1  # of rows; with more impossible numbers a column is refused
+NAMED = 20  # rows left out that a note names
 
 
 def unfinished(
@@ -256,14 +257,14 @@ def _judge(
         out.setdefault(i, f"{name}: {values[i]:.4g} cannot be ({said})")
 
 
-def left_out_notes(left_out: LeftOut, total: int, most: int = 20) -> list[str]:
+def left_out_notes(left_out: LeftOut, total: int) -> list[str]:
     """A sentence that counts and names the rows that are left out, if there are some."""
     if not left_out:
         return []
     named = "; ".join(
         f"{label}{',' if reason.startswith('column') else ':'} {reason}"
-        for label, reason in left_out[:most]
+        for label, reason in left_out[:NAMED]
     )
-    rest = len(left_out) - most
+    rest = len(left_out) - NAMED
     more = f"; and {rest} more, all named with --json" if rest > 0 else ""
     return [f"{len(left_out)} of {total} rows are left out: {named}{more}"]
