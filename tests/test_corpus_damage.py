@@ -311,6 +311,18 @@ def test_digests_are_remembered_by_size_and_time(copy, monkeypatch):
     assert find(cfg, runs) is None and len(reads) == 2
 
 
+def test_what_two_commands_remember_at_once_is_all_kept(tmp_path):
+    path, fields = tmp_path / "table", ("n",)
+    one, other = digests.Remembered(path, fields), digests.Remembered(path, fields)
+    one.add("a", {"n": 1})
+    other.add("b", {"n": 2})
+    one.save(), other.save()
+    assert digests.Remembered(path, fields).known == {"a": {"n": 1}, "b": {"n": 2}}
+    for damaged in ('{"a": {"n": 1}', "[1]", '{"a": {"m": 1}}', '{"a": 3}'):
+        path.write_text(damaged)
+        assert digests.Remembered(path, fields).known == {}
+
+
 # --- the command line
 # ------------------------------------------------------------------------------
 

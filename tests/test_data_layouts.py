@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlhf_jax.data.feedback import Comparison, Correction, Demonstration, write
-from rlhf_jax.data.layouts import load
+from rlhf_jax.data.layouts import LAYOUTS, Layout, load
 from rlhf_jax.study.config import ConfigError
 
 ASK = "\n\nHuman: Name a fish.\n\nAssistant: Trout.\n\nHuman: Another?\n\nAssistant:"
@@ -161,6 +161,15 @@ def test_own_records_are_a_layout(tmp_path):
 def test_malformed_rows_are_refused_with_their_number(tmp_path, row, message):
     with pytest.raises(ConfigError, match=rf"bad\.jsonl, row 1: .*{message}"):
         load(rows_in(tmp_path / "bad.jsonl", [row]))
+
+
+def test_a_new_layout_is_one_entry_of_the_table(tmp_path, monkeypatch):
+    new = Layout((("ask", "reply"),), lambda row, found: Demonstration(row["ask"], row["reply"]))
+    monkeypatch.setitem(LAYOUTS, "asked", new)
+    row = {"Ask": "q", "reply": "a", "by": "me"}
+    loaded = load(rows_in(tmp_path / "a.jsonl", [row, row | {"split": "test"}]))
+    assert loaded.records == [Demonstration("q", "a")] and loaded.layout == "asked"
+    assert loaded.unread == ["by"] and loaded.skipped == 1
 
 
 def usable(tmp_path, *rows, name="f.jsonl"):

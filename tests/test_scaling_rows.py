@@ -308,6 +308,8 @@ def test_every_separator_and_format_gives_the_same_table(tmp_path):
         "t.jsonl": "\n".join(
             json.dumps({"note": "a\u2028b\u0085c", **r}, ensure_ascii=False) for r in records
         ).encode(),
+        "spread.jsonl": ",\n".join(json.dumps(r, indent=1) for r in records).encode(),
+        "packed.csv": gzip.compress("\n".join(map(",".join, [header, *rows])).encode()),
         "t.csv.gz": gzip.compress("\n".join(",".join(row) for row in [header, *rows]).encode()),
         "huge.csv": (
             "N,D,loss,config\n" + "\n".join(f"{','.join(row)},{'x' * 200_000}" for row in rows)
