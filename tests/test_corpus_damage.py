@@ -16,7 +16,7 @@ from rlhf_jax import cli
 from rlhf_jax.data import corpus as corpus_module
 from rlhf_jax.data import find, integrity, prepare, recipes
 from rlhf_jax.data.corpus import SPLITS, recipe
-from rlhf_jax.study import load_study
+from rlhf_jax.study import digests, load_study
 from rlhf_jax.study.config import ConfigError, CorpusConfig
 from rlhf_jax.study.runs import Runs, write_json
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_not_taken_for_damage(copy, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as m:
-        m.setattr(integrity, "_digest", fails)
+        m.setattr(integrity, "file_digest", fails)
         os.utime(folder / "tokenizer.model")
         with pytest.raises(ConfigError, match=r"cannot be read.*run the same command"):
             prepare(cfg, runs, quiet)
@@ -194,7 +194,7 @@ def test_damage_to_the_index_is_harmless(copy, how, monkeypatch):
 def test_files_are_read_once_a_process(copy, monkeypatch):
     cfg, runs, folder = copy
     find(cfg, runs).rows("train")
-    monkeypatch.setattr(integrity, "_digest", None)
+    monkeypatch.setattr(integrity, "file_digest", None)
     find(cfg, runs).rows("train")
     os.utime(folder / "rows-train.npy")
     with pytest.raises(TypeError):
@@ -296,19 +296,31 @@ def test_a_source_that_is_gone_is_remembered_and_an_edited_one_is_another(copy, 
 def test_digests_are_remembered_by_size_and_time(copy, monkeypatch):
     cfg, runs, _ = copy
     os.utime(cfg.sources[0], (1, 1))
-    module = recipes.Digests
+    module = digests.Digests
     reads: list[str] = []
     real = module._new
     monkeypatch.setattr(
         module, "_new", lambda self, key, *a: (reads.append(key), real(self, key, *a))[1]
     )
-    monkeypatch.setattr(recipes, "SETTLED", -1e9)
+    monkeypatch.setattr(digests, "SETTLED", -1e9)
     find(cfg, runs), find(cfg, runs)
     assert reads == [cfg.sources[0]]
     with open(cfg.sources[0], "r+") as file:
         file.write('{"text": "Tale ')
     os.utime(cfg.sources[0], (1, 1))
     assert find(cfg, runs) is None and len(reads) == 2
+
+
+def test_what_two_commands_remember_at_once_is_all_kept(tmp_path):
+    path, fields = tmp_path / "table", ("n",)
+    one, other = digests.Remembered(path, fields), digests.Remembered(path, fields)
+    one.add("a", {"n": 1})
+    other.add("b", {"n": 2})
+    one.save(), other.save()
+    assert digests.Remembered(path, fields).known == {"a": {"n": 1}, "b": {"n": 2}}
+    for damaged in ('{"a": {"n": 1}', "[1]", '{"a": {"m": 1}}', '{"a": 3}'):
+        path.write_text(damaged)
+        assert digests.Remembered(path, fields).known == {}
 
 
 # --- the command line

@@ -67,14 +67,14 @@ def test_text_is_read_back_whole_and_splits_are_disjoint(corpus, texts):
     assert Counter(t for part in parts.values() for t in part) == Counter(texts)
     assert all(parts.values())
     for split, part in parts.items():
-        assert corpus.bytes(split) == sum(len(t.encode()) for t in part)
+        assert corpus.manifest["splits"][split]["bytes"] == sum(len(t.encode()) for t in part)
 
 
 def test_every_token_is_a_target_exactly_once_and_bytes_are_utf8_length(corpus):
     for split in SPLITS:
         batch = batch_of(corpus.rows(split), corpus.token_bytes)
         assert batch["weights"].sum() == corpus.tokens(split)
-        assert batch["bytes"].sum() == corpus.bytes(split)
+        assert batch["bytes"].sum() == corpus.manifest["splits"][split]["bytes"]
         stream = batch["targets"][batch["targets"] != PAD]
         texts = [d["text"] for d in corpus.documents(split)]
         expected = Counter(i for t in texts for i in corpus.tokenizer.encode(t))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlhf_jax.data.feedback import Comparison, Correction, Demonstration, write
-from rlhf_jax.data.layouts import load
+from rlhf_jax.data.layouts import LAYOUTS, Layout, load
 from rlhf_jax.study.config import ConfigError
 
 ASK = "\n\nHuman: Name a fish.\n\nAssistant: Trout.\n\nHuman: Another?\n\nAssistant:"
@@ -50,8 +50,7 @@ def test_unusable_pairs_are_counted_or_refused_with_their_row(tmp_path):
     path = rows_in(tmp_path / "hh.jsonl", [*UNUSABLE, good])
     loaded = load(path)
     assert (len(loaded.records), loaded.rows, loaded.skipped) == (1, [5], 4)
-    with pytest.raises(ConfigError, match=r"hh\.jsonl, row 1: chosen and rejected differ before"):
-        load(path, strict=True)
+    assert loaded.left_out.first == (1, "chosen and rejected differ before the last turn")
     with pytest.raises(ConfigError, match="no usable rows, 4 left out"):
         load(rows_in(path, UNUSABLE))
 
@@ -164,12 +163,13 @@ def test_malformed_rows_are_refused_with_their_number(tmp_path, row, message):
         load(rows_in(tmp_path / "bad.jsonl", [row]))
 
 
-def test_a_named_layout_is_kept_to(tmp_path):
-    path = rows_in(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
-    with pytest.raises(ConfigError, match="expected one of: responses"):
-        load(path, "kwise")
-    with pytest.raises(ConfigError, match=r"layout = 'pair'\. Did you mean 'pairs'"):
-        load(path, "pair")
+def test_a_new_layout_is_one_entry_of_the_table(tmp_path, monkeypatch):
+    new = Layout((("ask", "reply"),), lambda row, found: Demonstration(row["ask"], row["reply"]))
+    monkeypatch.setitem(LAYOUTS, "asked", new)
+    row = {"Ask": "q", "reply": "a", "by": "me"}
+    loaded = load(rows_in(tmp_path / "a.jsonl", [row, row | {"split": "test"}]))
+    assert loaded.records == [Demonstration("q", "a")] and loaded.layout == "asked"
+    assert loaded.unread == ["by"] and loaded.skipped == 1
 
 
 def usable(tmp_path, *rows, name="f.jsonl"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf_jax.data import pack_examples
 from rlhf_jax.data.loader import batch_rows, permute
-from rlhf_jax.data.packing import batch_of, pack
+from rlhf_jax.data.packing import Example, batch_of, pack
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
 from rlhf_jax.study.config import ConfigError
 
@@ -54,10 +54,13 @@ def test_document_order_depends_on_content_and_seed_alone():
     assert (rows != pack(documents, 8, 20, seed=1)).any()
 
 
+def example(prompt, completion):
+    return Example(prompt + completion, [0] * len(prompt) + [1] * len(completion))
+
+
 def test_examples_learn_completions_only_and_do_not_see_each_other():
-    examples = [([BOS, 8, 9], [10, 11, EOS]), ([BOS, 12], [13, EOS]), ([BOS, 14, 15], [16, EOS])]
-    batch, cut = pack_examples(examples, seq_len=8, token_bytes=BYTES)
-    assert cut == 0
+    pairs = [([BOS, 8, 9], [10, 11, EOS]), ([BOS, 12], [13, EOS]), ([BOS, 14, 15], [16, EOS])]
+    batch = pack_examples([example(*pair) for pair in pairs], seq_len=8, token_bytes=BYTES)
     expected = {
         "tokens": [[1, 8, 9, 10, 11, 1, 12, 13], [1, 14, 15, 16, 0, 0, 0, 0]],
         "targets": [[8, 9, 10, 11, 2, 12, 13, 2], [14, 15, 16, 2, 0, 0, 0, 0]],
@@ -70,17 +73,14 @@ def test_examples_learn_completions_only_and_do_not_see_each_other():
         np.testing.assert_array_equal(batch[key], rows, err_msg=key)
 
 
-def test_examples_without_a_completion_or_too_long_are_refused_or_counted():
-    with pytest.raises(ConfigError, match="example 1 has 2 prompt and 0 completion"):
-        pack_examples([([BOS], [8]), ([BOS, 8], [])], 4, BYTES)
-    long = ([BOS, 8], [9, 10, 11, EOS])
-    with pytest.raises(ConfigError, match="example 0 takes 5 inputs"):
-        pack_examples([long], 4, BYTES)
-    batch, cut = pack_examples([long, ([BOS], [8])], 4, BYTES, truncate=True)
-    assert cut == 1
-    assert batch["targets"][0].tolist() == [8, 9, 10, 11]
-    with pytest.raises(ConfigError, match="5 of prompt"):
-        pack_examples([([BOS, 8, 9, 10, 11], [12])], 4, BYTES, truncate=True)
+def test_examples_without_a_prompt_or_a_completion_or_too_long_are_refused():
+    for wrong, message in (
+        (example([BOS, 8], []), "example 1 has 2 prompt and 0 completion"),
+        (example([], [8, EOS]), "example 1 has 0 prompt and 2 completion"),
+        (example([BOS, 8], [9, 10, 11, EOS]), "example 1 takes 5 inputs"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pack_examples([example([BOS], [8]), wrong], 4, BYTES)
 
 
 @given(n=st.integers(1, 700), key=st.integers(0, 2**31))

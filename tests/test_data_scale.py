@@ -13,7 +13,6 @@ import pytest
 from rlhf_jax.data import dedup, packing
 from rlhf_jax.data.collected import Collected
 from rlhf_jax.data.corpus import prepare
-from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packing import pack
 from rlhf_jax.data.passages import PASSAGE, passages
 from rlhf_jax.data.tokenizer import BOS, EOS, PAD
@@ -30,6 +29,14 @@ GOLDEN = {
         "test": "561198b5a2a1607f",
     },
 }
+
+
+def near_duplicates(texts, digests):
+    """Which texts are dropped, in the order of their digests."""
+    shingles = dedup.Shingles()
+    for text in texts:
+        shingles.add(text)
+    return shingles.duplicates(sorted(range(len(texts)), key=lambda i: (digests[i], i)))
 
 
 def written(path, documents=150):

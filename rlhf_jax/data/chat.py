@@ -1,14 +1,14 @@
-"""How prompts and conversations become token ids, and which of their tokens are learned.
+"""Prompts and conversations as token ids, with the mask of tokens that are learned.
 
 A conversation is a text: turns that open with "\\n\\nHuman: ", "\\n\\nAssistant:" or "\\n\\nSystem:
 ", as in the transcripts of Bai et al. 2022. A prompt that opens with a turn of a person or the
 system and ends in "\\n\\nAssistant:" is one, and prompt + response is the transcript, so what the
 assistant says begins with its space. Any other prompt is a single text.
 
-| template | single prompt | conversation |
-|---|---|---|
-| plain | BOS text, answer EOS | BOS, marker and text of each turn, EOS after each of the assistant's |
-| chat | BOS USER text END ASSISTANT, answer EOS | the same for every turn; the system's are USER's |
+Template `plain` writes a single prompt as BOS text and its answer as answer EOS; a conversation as
+BOS, then the marker and text of each turn, with EOS after each of the assistant's. Template `chat`
+writes a single prompt as BOS USER text END ASSISTANT and its answer as answer EOS; a conversation
+as the same for every turn, the system's turns as USER's.
 
 Every turn of the assistant ends in EOS, not only the last: EOS alone stops generation, so the model
 must learn it as the end of an answer wherever the answer stands, and a conversation that goes on
@@ -21,9 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from rlhf_jax.data.packing import Batch, pack_examples
+from rlhf_jax.data.packing import Example
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
 from rlhf_jax.study.config import ConfigError
 
@@ -39,17 +37,10 @@ _MARKER = re.compile("(" + "|".join(map(re.escape, _ROLES)) + ")")
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation: all that follows its marker."""
+    """One turn of a conversation: the text after its marker."""
 
     role: Role
     text: str
-
-
-class Example(NamedTuple):
-    """Token ids, and of each 1 if it is learned: what the assistant says, its EOS included."""
-
-    ids: list[int]
-    mask: list[int]
 
 
 def transcript(turns: Iterable[Turn]) -> str:
@@ -66,7 +57,7 @@ def turns_of(text: str) -> list[Turn]:
 
 
 def has_marker(text: str) -> bool:
-    """Whether a text holds what would open a turn."""
+    """Whether a text holds the marker of a turn."""
     return bool(_MARKER.search(text))
 
 
@@ -84,7 +75,7 @@ def example_ids(
     length: int | None = None,
 ) -> Example:
     """A prompt and the response to learn. In a conversation the assistant's earlier turns are
-    learned as well; what it is given never is.
+    learned as well; turns of others never are.
 
     Args:
         length: tokens at most; the end of a longer example is cut off.
@@ -104,46 +95,6 @@ def example_ids(
             f"to learn; shorten it or make rows longer (corpus.seq_len)"
         )
     return Example(ids, mask)
-
-
-def conversation_ids(
-    tokenizer: Tokenizer,
-    turns: Sequence[Turn],
-    template: Template = "plain",
-    length: int | None = None,
-) -> Example:
-    """`example_ids` of a conversation whose last turn is the assistant's.
-
-    Raises:
-        ConfigError: it ends in another turn or opens with the assistant's.
-    """
-    roles = [turn.role for turn in turns]
-    if len(turns) < 2 or roles[-1] != "assistant" or roles[0] == "assistant":
-        raise ConfigError(
-            f"turns of {roles}; a conversation opens with a user's or the system's and ends in an "
-            "assistant's"
-        )
-    prompt = transcript([*turns[:-1], Turn("assistant", "")])
-    return example_ids(tokenizer, prompt, turns[-1].text, template, length)
-
-
-def pack_masked(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarray) -> Batch:
-    """`pack_examples` of examples with masks: weights and bytes count learned targets only.
-
-    Raises:
-        ConfigError: an example of more than `seq_len` + 1 tokens.
-    """
-    tokens, masks = [], []
-    for ids, mask in examples:
-        first = mask.index(1)
-        tokens.append((ids[:first], ids[first:]))
-        masks.append((mask[:first], mask[first:]))
-    batch, _ = pack_examples(tokens, seq_len, token_bytes)
-    # Packed as if it were tokens, a mask comes to lie where its example does.
-    learned = pack_examples(masks, seq_len, np.zeros(2, np.int32))[0]["targets"]
-    batch["weights"] = batch["weights"] * learned.astype(np.float32)
-    batch["bytes"] = batch["bytes"] * learned
-    return batch
 
 
 def _prompt(tokenizer: Tokenizer, text: str, template: Template) -> Example:
@@ -166,7 +117,7 @@ def _prompt(tokenizer: Tokenizer, text: str, template: Template) -> Example:
 def _parts(
     tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
 ) -> Iterator[tuple[list[int], int]]:
-    """(ids, learned) of what is given and what is learned, in turn."""
+    """(ids, whether they are learned) of the parts of turns."""
     for role, text in turns:
         if role == "assistant":
             yield tokenizer.encode(MARKERS[role]) if template == "plain" else [ASSISTANT], 0

@@ -1,4 +1,4 @@
-"""The documents of a corpus that is being built: text and n-grams in files, the rest in arrays, so
+"""The documents of a corpus while it is built: text and n-grams in files, the rest in arrays, so
 that memory does not grow with the text."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhf_jax.study.config import ConfigError, CorpusConfig
 
 
 class Document(NamedTuple):
-    """A document without its text. `number` finds the text; `digest` is its sha256."""
+    """A document without its text, which is found by `number`; `digest` is its sha256."""
 
     digest: bytes
     source: str
@@ -85,8 +85,8 @@ class Collected:
     def deduplicated(
         self, log: Callable[[str], None]
     ) -> tuple[list[Document], dict[str, dict[str, int]]]:
-        """What is kept, sorted by content, so that nothing depends on the order of sources; and per
-        source the documents and bytes removed."""
+        """The documents that are kept, sorted by content, so that nothing depends on the order of
+        sources; and per source the documents and bytes removed."""
         found = sorted(self.documents)
         dropped = {source: {"documents": 0, "bytes": 0} for source in {d.source for d in found}}
         if self.shingles is None:

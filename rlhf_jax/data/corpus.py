@@ -1,13 +1,13 @@
 """From sources to a corpus: collect, deduplicate, split, tokenize, pack; once, then cached.
 
-A corpus is a folder named by its content hash under `ROOT/data/`:
+A corpus is a folder under `ROOT/data/` whose name is its content hash:
 
     documents/1.0.0/   the text, a TFDS builder in array_record files
-    rows/1.0.0/        packed token rows, the same
-    rows-SPLIT.npy     the rows decoded once, memory-mapped by training (shared by its processes)
+    rows/1.0.0/        packed token rows, likewise
+    rows-SPLIT.npy     the rows decoded, memory-mapped by training (shared by its processes)
     tokenizer.model    SentencePiece
-    manifest.json      sources, licences, counts, what deduplication removed, hashes, seconds;
-                       digests of the other files, checked when they are opened; the recipes
+    manifest.json      sources, licences, counts, removed duplicates, hashes, seconds; digests of
+                       the other files, checked when they are opened; the recipes
                        (`rlhf_jax.data.recipes`) that give this corpus
 """
 
@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import numpy as np
 from rlhf_jax.data.collected import Collected, Document
 from rlhf_jax.data.integrity import (
     MANIFEST,
-    Damaged,
+    DamagedCorpus,
     adopted,
     damaged_files,
     decode,
@@ -42,10 +42,11 @@ from rlhf_jax.data.integrity import (
 )
 from rlhf_jax.data.loader import batch_rows, permute
 from rlhf_jax.data.packing import Batch, batch_of, pack
-from rlhf_jax.data.recipes import FORMAT, Digests, locate, note_recipe, recipe, write_index
+from rlhf_jax.data.recipes import FORMAT, locate, note_recipe, recipe, write_index
 from rlhf_jax.data.sources import PACKAGED
 from rlhf_jax.data.tokenizer import PAD, Tokenizer, every, train
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
+from rlhf_jax.study.digests import Digests
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 
@@ -59,9 +60,8 @@ class Corpus:
     """A prepared corpus. Cheap to make and to pickle: files are opened on first use.
 
     Attributes:
-        folder: where it lies.
-        cfg: the configuration that it was asked for with.
-        manifest: what `manifest.json` holds.
+        cfg: the configuration by which it was found.
+        manifest: the content of `manifest.json`.
         left_out: by file of its sources, the rows that could not be used, and why.
     """
 
@@ -80,16 +80,16 @@ class Corpus:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """sha256 of every file. A corpus of the first release has none; it is then checked by its
-        counts and hashes of text, and given some."""
+        """sha256 of every file. A corpus of the first release has none; it is checked by its counts
+        and hashes of text, and gets them."""
         if "digests" not in self.manifest:
             self.manifest.update(adopted(self.folder, self.manifest))
         return self.manifest["digests"]
 
     def _check(self, under: str) -> None:
-        """Raises Damaged if files whose names begin so are not what they were."""
+        """Raises DamagedCorpus if a file whose name begins with `under` has changed."""
         for name in damaged_files(self.folder, self.digests, under):
-            raise Damaged(self.folder, name, "its digest is another")
+            raise DamagedCorpus(self.folder, name, "its digest is another")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -109,7 +109,7 @@ class Corpus:
         """The packed rows (N, T+1) of a split, memory-mapped, uint16 or uint32.
 
         Raises:
-            ConfigError: unknown or empty split, or rows that are damaged, as stored too.
+            ConfigError: unknown or empty split, or rows that are damaged in both copies.
         """
         if not self.manifest["splits"].get(split, {}).get("rows"):
             have = [s for s in SPLITS if self.manifest["splits"][s]["rows"]]
@@ -131,10 +131,10 @@ class Corpus:
     @property
     def heldout_tokens(self) -> int:
         """Targets of the fixed held-out set: `cfg.heldout_tokens`; where that is the default and
-        the validation split is smaller, all of it.
+        the validation split is smaller, all of that.
 
         Raises:
-            ConfigError: the validation split is smaller than what was asked for, or empty.
+            ConfigError: the validation split is empty, or smaller than a number that is given.
         """
         wanted, have = self.cfg.heldout_tokens, self.tokens("validation")
         if have and (have >= wanted or wanted == CorpusConfig.heldout_tokens):
@@ -144,10 +144,6 @@ class Corpus:
             f"{have} targets; set corpus.heldout_tokens to at most that, raise corpus.validation "
             f"(now {self.cfg.validation}), or add sources"
         )
-
-    def bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text of a split."""
-        return self.manifest["splits"][split]["bytes"]
 
     def documents(self, split: str) -> Iterator[dict[str, str]]:
         """`{id, source, text}` of every document of a split, in a fixed order."""
@@ -163,8 +159,8 @@ class Corpus:
     ) -> Batch:
         """Batch t (B, T) of the endless shuffled epochs of a split: a function of (seed, t).
 
-        subset: of that many rows alone. A smaller subset is part of a larger one, and none depends
-        on the seed.
+        subset: train on this many rows alone. A smaller subset is part of a larger one, and none
+        depends on the seed.
         """
         rows = self.rows(split)
         chosen = batch_rows(subset or len(rows), batch_size, seed, t)
@@ -173,8 +169,8 @@ class Corpus:
         return batch_of(rows[chosen], self.token_bytes)
 
     def heldout(self, batch_size: int = 32) -> list[Batch]:
-        """The fixed validation set: exactly `heldout_tokens` weighted targets, the same ones for
-        every model and every `batch_size`; the last batch is filled up with padding."""
+        """The fixed validation set: exactly `heldout_tokens` weighted targets, the same for every
+        model and every `batch_size`; the last batch is padded."""
         left = self.heldout_tokens
         rows, batches, at = self.rows("validation"), [], 0
         while left > 0:
@@ -196,7 +192,7 @@ class Corpus:
 
 def find(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = warn) -> Corpus | None:
     """The corpus if it is already prepared under `root`, else None. It is found by the content of
-    its sources, also where they are gone, which `log` is told.
+    its sources, also if they are gone; `log` is then told.
 
     Raises:
         ConfigError: a source that is unknown, or gone and not prepared, or a damaged manifest.
@@ -206,10 +202,8 @@ def find(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = warn) -> Co
         return None
     corpus = _opened(folder, cfg, key)
     if gone:
-        log(
-            f"no longer there: {', '.join(gone)}; using corpus {folder.name}, prepared from it "
-            "before"
-        )
+        names = ", ".join(gone)
+        log(f"no longer there: {names}; using corpus {folder.name}, prepared from it before")
     return corpus
 
 
@@ -221,8 +215,8 @@ def _opened(folder: Path, cfg: CorpusConfig, key: str) -> Corpus:
 def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -> Corpus:
     """The corpus of a configuration, built under `root` if it is not there yet, or is damaged.
 
-    Safe when several processes ask at once: one builds, the others wait. A build that is
-    interrupted leaves nothing that the next one would take for a corpus.
+    Safe when several processes ask at once: one builds, the others wait. The next build removes
+    what an interrupted one left, and never takes it for a corpus.
 
     Raises:
         ConfigError: an unreadable or unknown source, too little text for the vocabulary or for a
@@ -261,15 +255,16 @@ def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -
 
 
 def _whole(folder: Path) -> bool:
+    """Whether a folder is a corpus without damage."""
     try:
         digests = read_manifest(folder).get("digests")
-    except Damaged:
+    except DamagedCorpus:
         return False
     return digests is not None and not damaged_files(folder, digests)
 
 
 def _found(cfg: CorpusConfig, data: Path, log: Callable[[str], None]) -> Corpus | None:
-    """The corpus, if it is there and whole."""
+    """The corpus, if it is there and not damaged."""
     try:
         corpus = find(cfg, data.parent, log)
         if corpus is None:
@@ -277,7 +272,7 @@ def _found(cfg: CorpusConfig, data: Path, log: Callable[[str], None]) -> Corpus 
         for split in (s for s in SPLITS if corpus.manifest["splits"][s]["rows"]):
             corpus.rows(split)
         corpus._check("")
-    except Damaged as e:
+    except DamagedCorpus as e:
         log(f"{e.path} is damaged; preparing the corpus again")
         return None
     note_recipe(corpus.folder, recipe(cfg, Digests(data)))
@@ -299,8 +294,7 @@ def split_of(digest: bytes, cfg: CorpusConfig) -> str:
 def _build(
     cfg: CorpusConfig, folder: Path, cache: Path, log: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Everything of a corpus into `folder`; returns its manifest, and what was left out of the
-    sources."""
+    """Builds a corpus in `folder`; returns its manifest, and the rows left out of its sources."""
     begin = time.monotonic()
     folder.mkdir(parents=True)
     with Collected(cfg, cache, folder, log) as found:
@@ -321,18 +315,21 @@ def _written(
     parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
     for document in kept:
         parts[split_of(document.digest, cfg)].append(document)
-    _check_sizes(cfg, parts)
-    store.write_documents(
-        folder,
-        {
-            split: ({"id": d.id, "source": d.source, "text": found.text(d)} for d in part)
-            for split, part in parts.items()
-            if part
-        },
-    )
+    for split, share in zip(SPLITS, (1.0, cfg.validation, cfg.test), strict=True):
+        if share > 0 and not parts[split]:
+            raise ConfigError(
+                f"the {split} split got none of {len(kept)} documents; splits are by document, so "
+                "add text, raise the share, or set it to 0"
+            )
+    texts = {
+        split: ({"id": d.id, "source": d.source, "text": found.text(d)} for d in part)
+        for split, part in parts.items()
+        if part
+    }
+    store.write_documents(folder, texts)
     size = sum(found.characters[d.number] for d in parts["train"])
     chosen = parts["train"][:: every(size)]
-    tokenizer = train([found.text(d) for d in chosen], cfg.vocab, size)
+    tokenizer = train([found.text(d) for d in chosen], cfg.vocab)
     tokenizer.save(folder / "tokenizer.model")
     log(f"trained a tokenizer of {cfg.vocab} tokens on {len(parts['train']):,} documents")
 
@@ -353,17 +350,6 @@ def _written(
     return _manifest(cfg, parts, found, tokens, rows, dropped, tokenizer)
 
 
-def _check_sizes(cfg: CorpusConfig, parts: dict[str, list[Document]]) -> None:
-    shares = {"train": 1.0, "validation": cfg.validation, "test": cfg.test}
-    for split, share in shares.items():
-        if share > 0 and not parts[split]:
-            total = sum(map(len, parts.values()))
-            raise ConfigError(
-                f"the {split} split got none of {total} documents; splits are by "
-                "document, so add text, raise the share, or set it to 0"
-            )
-
-
 def _manifest(
     cfg: CorpusConfig,
     parts: dict[str, list[Document]],
@@ -373,29 +359,30 @@ def _manifest(
     dropped: dict[str, dict[str, int]],
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
+    def counts(split: str, source: str | None = None) -> dict[str, int]:
+        part = parts[split]
+        chosen = [i for i, d in enumerate(part) if source in (None, d.source)]
+        return {
+            "documents": len(chosen),
+            "bytes": sum(found.size(part[i]) for i in chosen),
+            "tokens": int(tokens[split][chosen].sum()),
+        }
+
     sources: dict[str, Any] = {}
     for source in sorted(dropped):
-        row = PACKAGED.get(source)
+        packaged = PACKAGED.get(source)
+        archive = packaged.archive if packaged else None
         sources[source] = {
-            "package": f"{row.archive.package}=={row.archive.version}" if row else None,
-            "archive_sha256": row.archive.sha256 if row else None,
-            "licence": row.licence if row else "the user's own",
+            "package": f"{archive.package}=={archive.version}" if archive else None,
+            "archive_sha256": archive.sha256 if archive else None,
+            "licence": packaged.licence if packaged else "the user's own",
             "near_duplicates": dropped[source],
-            "splits": {
-                split: _counts(
-                    found,
-                    parts[split],
-                    tokens[split],
-                    [i for i, d in enumerate(parts[split]) if d.source == source],
-                )
-                for split in SPLITS
-            },
+            "splits": {split: counts(split, source) for split in SPLITS},
         }
-    splits = {}
-    for split in SPLITS:
-        splits[split] = _counts(found, parts[split], tokens[split], range(len(parts[split])))
-        splits[split]["targets"] = splits[split]["tokens"] + len(parts[split])  # EOS of each
-        splits[split]["rows"] = len(rows.get(split, ()))
+    splits = {split: counts(split) for split in SPLITS}
+    for split, count in splits.items():
+        count["targets"] = count["tokens"] + count["documents"]  # and EOS of each
+        count["rows"] = len(rows.get(split, ()))
     text = {s: hashlib.sha256(b"".join(d.digest for d in parts[s])).hexdigest() for s in SPLITS}
     rule = [FORMAT, cfg.seq_len, cfg.vocab, cfg.validation, cfg.test, cfg.seed]
     return {
@@ -407,14 +394,4 @@ def _manifest(
         "seed": cfg.seed,
         "splits": splits,
         "sources": sources,
-    }
-
-
-def _counts(
-    found: Collected, part: list[Document], tokens: np.ndarray, chosen: Sequence[int]
-) -> dict[str, int]:
-    return {
-        "documents": len(chosen),
-        "bytes": sum(found.size(part[i]) for i in chosen),
-        "tokens": int(sum(tokens[i] for i in chosen)),
     }

@@ -1,7 +1,9 @@
-"""Near-duplicate removal: a document goes when half of its word 8-grams were seen before.
+"""Near-duplicate removal: a document is dropped if half of its word 8-grams (of a shorter document:
+its one n-gram) occur in documents that are kept. Where a quarter of a text is in scripts without
+spaces, their characters count as words, and it has 24-grams.
 
 Containment of hashed word n-grams (Broder 1997), exact rather than sketched. Duplicates are found
-within a source and across sources, and what is kept does not depend on the order in which documents
+within a source and across sources, and the result does not depend on the order in which documents
 or sources are given. N-grams are kept in a file; only those that occur more than once are held in
 memory.
 """
@@ -12,14 +14,14 @@ import hashlib
 import re
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 NGRAM = 8
-CHARACTERS = 24  # about as many make 8 words
+CHARACTERS = 24  # about 8 words
 SEEN = 0.5
 PART = 1 << 25  # n-grams that are sorted at once
 READ = 1 << 22  # n-grams that are read at once
@@ -33,24 +35,6 @@ _UNSPACED = re.compile(
 )
 
 
-def near_duplicates(texts: Iterable[str], digests: Sequence[bytes]) -> np.ndarray:
-    """Which documents to drop.
-
-    Args:
-        texts: the documents.
-        digests: a hash of each; documents are visited in order of their hash.
-
-    Returns:
-        (len(texts),) bool: True where at least half of the document's word 8-grams (of a shorter
-        document: its one n-gram) already occur in documents that are kept. Where a quarter of a
-        text is in scripts without spaces, their characters count as words, and it has 24-grams.
-    """
-    with Shingles() as shingles:
-        for text in texts:
-            shingles.add(text)
-        return shingles.duplicates(sorted(range(len(digests)), key=lambda i: (digests[i], i)))
-
-
 class Shingles:
     """The n-grams of documents, in a temporary file in `folder`."""
 
@@ -59,23 +43,19 @@ class Shingles:
         self.ends = array("q", [0])  # n-grams before each document
         self.known: dict[bytes, int] = {}
 
-    def __enter__(self) -> Shingles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
     def add(self, text: str) -> None:
         gram = _grams(text, self.known)
         self.file.write(gram.data)
         self.ends.append(self.ends[-1] + len(gram))
 
     def duplicates(self, order: Iterable[int]) -> np.ndarray:
-        """The documents, numbered as they were added, that repeat others which come before in
-        `order`."""
+        """Which documents, numbered as they were added, to drop, (n,) bool: near-duplicates of
+        documents that come before them in `order` and are kept."""
         self.file.flush()
         repeated = self._repeated()
-        seen = np.zeros(len(repeated) + 1, bool)  # the last one stands for all that occur once
+        seen = np.zeros(
+            len(repeated) + 1, bool
+        )  # the last one stands for all n-grams that occur once
         drop = np.zeros(len(self.ends) - 1, bool)
         for i in order:
             grams = self._read(self.ends[i], self.ends[i + 1])
@@ -108,7 +88,7 @@ class Shingles:
             for block in self._blocks():
                 held.append(block[block >> np.uint64(64 - bits) == part] if bits else block)
                 size += len(held[-1])
-                if size > most:  # of hashes that are not spread evenly
+                if size > most:  # hashes are not spread evenly
                     held = [_at_most_twice(np.concatenate(held))]
                     size, most = len(held[0]), 2 * max(PART, len(held[0]))
             grams = _at_most_twice(np.concatenate(held))

@@ -2,12 +2,10 @@
 by field. There are four kinds, and one file may hold several; `rlhf_jax.data.signals` says what is
 learned from each.
 
-| kind | fields |
-|---|---|
-| comparison | prompt, responses (2 to 9), ranking (1 is best, equal ranks are ties) |
-| demonstration | prompt, response |
-| correction | prompt, response, edited |
-| critique | prompt, response, critique; optionally revision and verdict ("good" or "bad") |
+comparison: prompt, responses (2 to 9), ranking (1 is best, equal ranks are ties).
+demonstration: prompt, response.
+correction: prompt, response, edited.
+critique: prompt, response, critique; optionally revision and verdict ("good" or "bad").
 
 A prompt is a text. A conversation is a text as well, in the form that `rlhf_jax.data.chat` reads.
 """
@@ -16,14 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, Literal, TypeVar, get_args
 
 from rlhf_jax.data import files
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError, not_unicode, suggest
+from rlhf_jax.study.files import write_text
 
 VERSION = 1
 Verdict = Literal["good", "bad"]
@@ -31,7 +29,7 @@ Verdict = Literal["good", "bad"]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What a labeller would have the model answer."""
+    """A prompt and the answer that a labeller would give."""
 
     prompt: str
     response: str
@@ -79,13 +77,12 @@ class Correction:
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
         _check_text("response", self.response, empty=True)
-        _check_text("edited", self.edited)
-        _check_differs("edited", self.edited, self.response)
+        _check_edit("edited", self.edited, self.response)
 
 
 @dataclass(frozen=True)
 class Critique:
-    """What a person says about a response that the model gave.
+    """A person's criticism of a response that the model gave.
 
     Attributes:
         revision: the response as it should have been, in the light of the critique.
@@ -103,8 +100,7 @@ class Critique:
         _check_text("response", self.response, empty=True)
         _check_text("critique", self.critique)
         if self.revision is not None:
-            _check_text("revision", self.revision)
-            _check_differs("revision", self.revision, self.response)
+            _check_edit("revision", self.revision, self.response)
         if self.verdict is not None and self.verdict not in get_args(Verdict):
             raise ConfigError(
                 f"verdict = {self.verdict!r}; expected 'good', 'bad' or no such field"
@@ -112,20 +108,19 @@ class Critique:
 
 
 Record = Demonstration | Comparison | Correction | Critique
-R = TypeVar("R", Demonstration, Comparison, Correction, Critique)
+R = TypeVar("R", bound=Record)
 KINDS: dict[str, type[Record]] = {k.__name__.lower(): k for k in get_args(Record)}
 
 
 def _check_text(name: str, value: Any, empty: bool = False) -> None:
     if not isinstance(value, str) or not (value or empty):
         raise ConfigError(f"{name} = {value!r}; expected a string{'' if empty else ', not empty'}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        raise ConfigError(f"{name} is not valid Unicode text: {e}") from None
+    if why := not_unicode(value):
+        raise ConfigError(f"{name} is {why}")
 
 
-def _check_differs(name: str, value: str, response: str) -> None:
+def _check_edit(name: str, value: str, response: str) -> None:
+    _check_text(name, value)
     if value == response:
         raise ConfigError(f"{name} is the same text as response; expected one that differs")
 
@@ -141,27 +136,16 @@ def write(path: Path, records: Sequence[Record]) -> None:
     for i, record in enumerate(records, 1):
         if not isinstance(record, get_args(Record)):
             raise ConfigError(f"record {i} is {record!r}; expected one of: {', '.join(KINDS)}")
-    lines = (json.dumps(_as_json(r), ensure_ascii=False) for r in records)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(Path(path), "".join(_line(record) for record in records))
 
 
-def _as_json(record: Record) -> dict[str, Any]:
+def _line(record: Record) -> str:
     given = {k: v for k, v in dataclasses.asdict(record).items() if v is not None}
-    return {"kind": type(record).__name__.lower(), "version": VERSION, **given}
+    data = {"kind": type(record).__name__.lower(), "version": VERSION, **given}
+    return json.dumps(data, ensure_ascii=False) + "\n"
 
 
-@overload
-def read(path: Path, kind: type[R]) -> list[R]: ...
-@overload
-def read(path: Path, kind: None = None) -> list[Record]: ...
-def read(path: Path, kind: type[Any] | None = None) -> list[Any]:
+def read(path: Path, kind: type[R] | None = None) -> list[R]:
     """The records of a file, in its order.
 
     Args:
@@ -171,10 +155,12 @@ def read(path: Path, kind: type[Any] | None = None) -> list[Any]:
     Raises:
         ConfigError: a malformed row, with its number from 1 and the field, or an empty file.
     """
-    records = []
-    for row, data in rows(path):
+    records: list[Any] = []
+    for row, data, reason in files.rows(Path(path)):
         try:
-            records.append(from_json(data, kind))
+            if data is None:
+                raise ConfigError(reason)
+            records.append(from_json(data, kind))  # type: ignore[arg-type]
         except ConfigError as e:
             raise ConfigError(f"{path}, row {row}: {e}") from None
     if not records:
@@ -183,20 +169,8 @@ def read(path: Path, kind: type[Any] | None = None) -> list[Any]:
     return records
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, object) of a file of rows (`rlhf_jax.data.files`).
-
-    Raises:
-        ConfigError: not readable as UTF-8, a row that is not JSON or not an object.
-    """
-    for number, row, reason in files.rows(Path(path)):
-        if row is None:
-            raise ConfigError(f"{path}, row {number}: {reason}")
-        yield number, row
-
-
 def from_json(data: dict[str, Any], kind: type[Record] | None = None) -> Record:
-    """The record that a row holds.
+    """The record in a row.
 
     Raises:
         ConfigError: another kind or version, or a field that is missing, unknown or malformed.

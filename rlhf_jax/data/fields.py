@@ -1,19 +1,20 @@
-"""Names and values of a row's fields, as layouts read them: names in lower case, and lists that a
-table or a JSON string holds as text as lists."""
+"""The fields of a row as layouts read them: names in lower case, and lists also where a table or a
+JSON string holds them as text."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from rlhf_jax.data import marks
-from rlhf_jax.data.marks import Row
-from rlhf_jax.data.messages import Unusable
+from rlhf_jax.data.files import literal
+from rlhf_jax.study.config import ConfigError
 
+Row = dict[str, Any]
+
+# A question and its answer.
 QUESTIONS = (
     ("instruction", "output"),
     ("instruction", "response"),
@@ -25,37 +26,30 @@ QUESTIONS = (
     ("input", "output"),
 )
 ASKED = ("prompt", "instruction", "question", "query")
-GIVEN = ("input", "context")  # what an instruction or question is about
+GIVEN = ("input", "context")  # the material of an instruction or question
 SYSTEM = ("system", "system_prompt", "system_message")
 RESPONSES = ("responses", "answers", "completions", "outputs", "candidates")
 TEXTS = ("response", "answer", "completion", "output", "text", "content")
 RANKS = ("ranking", "ranks", "scores")
-SCORES = (*marks.SCORES, "rank")
+RATINGS = ("score", "reward", "rating", "overall_score", "helpfulness", "quality")
+SCORES = (*RATINGS, "rank")
 MESSAGES = ("messages", "conversations", "conversation")
-UNKNOWN = "is in no known layout"
-EXPECTED = (
-    "Write or rename its fields so that they are those of one: prompt and completion; instruction "
-    "and output; question and answer; messages; chosen and rejected, with a prompt or not; prompt, "
-    "responses and scores (or ranking); prompt, response and score. Of two answers and a field "
-    "that says which is better, make chosen and rejected"
-)
-
-NO_OBJECT = (
-    "Expected an object a line (.jsonl) or one list of objects (.json), a table (.csv, .tsv) or "
-    ".parquet; of an object that holds the list, the list alone"
-)
 
 _LISTS = {*MESSAGES, *RESPONSES, *RANKS, "history"}
 _MESSAGES = re.compile(r"\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
+class Unusable(ConfigError):
+    """A row of a known layout from which nothing can be learned."""
+
+
 def plain(row: Row) -> Row:
-    """A row without the fields that hold nothing.
+    """A row without its empty fields.
 
     Raises:
         Unusable: two fields of one name, or a printed list that cannot be read.
     """
-    names = _names(tuple(row))
+    names = _lower(tuple(row))
     if names is not None or None in row.values():
         row = {k: v for k, v in zip(names or row, row.values(), strict=True) if v is not None}
     for name, value in row.items():
@@ -65,8 +59,8 @@ def plain(row: Row) -> Row:
 
 
 @functools.lru_cache(1024)
-def _names(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Names in lower case without spaces around them; None: they are so."""
+def _lower(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Names in lower case without spaces around them; None where they are so already."""
     found = tuple(name.strip().lower() for name in names)
     if len(set(found)) < len(found):
         twice = next(n for i, n in enumerate(found) if n in found[:i])
@@ -74,47 +68,47 @@ def _names(names: tuple[str, ...]) -> tuple[str, ...] | None:
     return None if found == names else found
 
 
-def _unpacked(name: str, text: str) -> Any:
+def _unpacked(name: str, value: str) -> Any:
     """The list or message that a text is; any other text as it is."""
-    messages = _MESSAGES.match(text) is not None
+    messages = _MESSAGES.match(value) is not None
     if not messages and name not in _LISTS:
-        return text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(found, list | dict):
-            return found
+        return value
+    found = literal(value)
+    if isinstance(found, list | dict):
+        return found
     if messages:
         raise Unusable(
             f"{name} is a list of messages printed as text; write it as JSON (in Python: "
             "json.dumps)"
         )
-    return text
+    return value
 
 
-def unread(names: tuple[str, ...], layout: str) -> set[str]:
-    """The names of a row in a layout that are not read."""
+def first(names: Iterable[str], row: Iterable[str]) -> str:
+    """The first of the names that a row has; empty if it has none."""
+    return next((name for name in names if name in row), "")
 
-    def first(among: Sequence[str]) -> set[str]:
-        return set(next(([n] for n in among if n in names), []))
 
-    read = {"", *marks.MARKS} | first(SYSTEM)
-    asked: set[str] = set()
-    if layout == "pairs":
-        asked = first((*ASKED, *MESSAGES))
-        read |= {"chosen", "rejected", *marks.PAIR_MARKS, *marks.SCORES}
-        read |= {n for n in names if marks.opposite(n)}
-    elif layout == "kwise":
-        asked = first(ASKED)
-        read |= first(RESPONSES) | first(RANKS)
-    elif layout == "chat":
-        read |= first(MESSAGES) | set(marks.SCORES)
-    else:
-        pair = next((q for q in QUESTIONS if set(q) <= set(names)), ())
-        asked = set(pair[:1])
-        read |= set(pair) | (first(SCORES) if layout == "scored" else set())
-    if asked - {"prompt"}:
-        read |= {*GIVEN}
-    return set(names) - read - asked - ({"history"} if asked else set())
+def text(value: Any, name: str) -> str:
+    """A field's text. Raises ConfigError where it holds none; so do the functions below."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} = {str(value)[:80]}; expected a string")
+    return value
+
+
+def items(value: Any, name: str) -> list[Any]:
+    """A field's list."""
+    if not isinstance(value, list):
+        raise ConfigError(f"{name} = {str(value)[:80]!r}; expected a list")
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """A field's finite number, or that of its text."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ConfigError(f"{name} = {str(value)[:40]!r}; expected a number")
+    return found

@@ -1,5 +1,4 @@
-"""Whether the files of a corpus are what they were when it was prepared: digests in its manifest,
-checked once a process."""
+"""The manifest of a corpus, and checks of its files by the digests in it, once a process."""
 
 from __future__ import annotations
 
@@ -18,13 +17,14 @@ import numpy as np
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.files import Damaged, file_digest, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
 
 
-class Damaged(ConfigError):
-    """A file of a corpus is not what it was."""
+class DamagedCorpus(Damaged):
+    """A file of a corpus that is not what was written."""
 
     def __init__(self, folder: Path, name: str, why: str) -> None:
         self.path = folder / name
@@ -44,7 +44,7 @@ def self_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """A manifest as it is written, with its own digest."""
+    """The text of `manifest.json`, with the manifest's own digest."""
     return json.dumps(manifest | {"digest": self_digest(manifest)}, indent=1)
 
 
@@ -52,36 +52,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a corpus.
 
     Raises:
-        Damaged: there is none, or it is not what was written.
+        DamagedCorpus: there is none, or it is not what was written.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as e:
-        raise Damaged(folder, MANIFEST, f"it cannot be read ({e})") from None
+        raise DamagedCorpus(folder, MANIFEST, f"it cannot be read ({e})") from None
     except OSError as e:
         raise _unreadable(path, e) from None
     if not isinstance(manifest, dict) or manifest.get("content_hash") != folder.name:
-        raise Damaged(folder, MANIFEST, f"it is not that of corpus {folder.name}")
+        raise DamagedCorpus(folder, MANIFEST, f"it is not that of corpus {folder.name}")
     if "digest" in manifest and manifest["digest"] != self_digest(manifest):
-        raise Damaged(folder, MANIFEST, "its digest is another")
+        raise DamagedCorpus(folder, MANIFEST, "its digest is another")
     return manifest
 
 
 def digests_of(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file of a corpus but its manifest."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): _digest(p) for p in found}
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in found}
 
 
 def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
-    """Whether a file is what it was. It is read once a process, unless it is written again."""
+    """Whether a file has its digest. It is read once a process, unless it is written again."""
     path = folder / name
     try:
         stat = path.stat()
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digests[name])
         if _checked.get(path) != state:
-            if _digest(path) != digests[name]:
+            if file_digest(path) != digests[name]:
                 return False
             _checked[path] = state
     except (FileNotFoundError, KeyError):
@@ -92,35 +92,29 @@ def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    """Which is not known to be damage, so nothing is replaced."""
+    """An error that is not known to be damage, so that nothing is replaced."""
     return ConfigError(
         f"{path} cannot be read ({error}); see to that and run the same command again"
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> list[str]:
-    """Those files (whose names begin with `under`) that are not what they were."""
+    """Files whose names begin with `under` and that do not have their digest."""
     return [n for n in digests if n.startswith(under) and not whole(folder, n, digests)]
 
 
 def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a corpus of the first release with digests, once its tokenizer, text and
-    rows are known to be those of its hashes and counts; decoded rows that are not the stored ones
-    are replaced.
+    """The manifest of a corpus of the first release with digests, after its tokenizer, text and
+    rows have been checked by the hashes and counts in it; the decoded rows are written anew.
 
     Raises:
-        Damaged: they are not.
+        DamagedCorpus: they are others.
     """
     from rlhf_jax.data.store import read_documents, read_rows
 
     def check(name: str, right: bool) -> None:
         if not right:
-            raise Damaged(folder, name, f"it does not belong to {MANIFEST}")
+            raise DamagedCorpus(folder, name, f"it does not belong to {MANIFEST}")
 
     with locked(folder.parent / "adopt.lock", warn):
         if "digests" in (newer := read_manifest(folder)):
@@ -138,16 +132,14 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 rows, counts = read_rows(folder, split), manifest["splits"][split]
                 check(name, _counted(rows, tokenizer) == (counts["targets"], counts["bytes"]))
                 _save(folder / f"rows-{split}.npy", rows)
-        except Damaged:
+        except DamagedCorpus:
             raise
-        except (OSError, MemoryError) as e:
-            if not isinstance(e, FileNotFoundError):
+        except Exception as e:  # others are of TFDS, array_record or SentencePiece
+            if isinstance(e, OSError | MemoryError) and not isinstance(e, FileNotFoundError):
                 raise _unreadable(folder / name, e) from None
-            raise Damaged(folder, name, str(e)) from None
-        except Exception as e:  # of TFDS, array_record or SentencePiece
-            raise Damaged(folder, name, f"{type(e).__name__}: {e}") from None
+            raise DamagedCorpus(folder, name, f"{type(e).__name__}: {e}") from None
         manifest = manifest | {"digests": digests_of(folder)}
-        replace(folder / MANIFEST, manifest_text(manifest))
+        write_text(folder / MANIFEST, manifest_text(manifest))
     return manifest
 
 
@@ -158,7 +150,7 @@ def _counted(rows: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def decode(folder: Path, split: str) -> None:
-    """The memory-mapped copy of the stored rows of a split."""
+    """Writes the memory-mapped copy of the stored rows of a split."""
     from rlhf_jax.data.store import read_rows
 
     _save(folder / f"rows-{split}.npy", read_rows(folder, split))
@@ -178,11 +170,4 @@ def locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
 def _save(path: Path, rows: np.ndarray) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.npy")
     np.save(part, rows)
-    os.replace(part, path)
-
-
-def replace(path: Path, text: str) -> None:
-    """Atomic: readers see the old file or the new one, whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

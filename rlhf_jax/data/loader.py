@@ -1,4 +1,4 @@
-"""Which rows make batch t: arithmetic, not state.
+"""The rows of batch t: arithmetic, not state.
 
 Row order is a keyed permutation of row indices, a new one each epoch, evaluated at single points in
 constant memory: a four-round Feistel network over the next even power of two (Luby & Rackoff 1988)

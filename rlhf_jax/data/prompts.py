@@ -16,19 +16,19 @@ from rlhf_jax.study.config import ConfigError
 
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
 _START = re.compile(r"[\"'“‘(]?[A-Z]")
-# Of other scripts: with or without a space after it, and letters that have no capitals.
+# In other scripts: with or without a space after it, and letters that have no capitals.
 _ANY_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s|$)|[。！？｡।॥۔؟։።။།][\"'”’»」』）)\]]*")
 _QUOTES = "\"'“”‘’«„(「『（¿¡—–- "
-# Scripts without spaces between words, and those of them that end a sentence with a space.
+# Scripts without spaces between words; some of them end a sentence with a space.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
 _SPACE_ENDS = re.compile("[\u0e00-\u0eff]")
-_LETTERS = 4000  # characters by which a document's script is known
+_LETTERS = 4000  # leading characters that decide a document's script
 
 
 class _Script(NamedTuple):
-    """How sentences of a document are found."""
+    """How the sentences of a document end, and whether they begin with A to Z."""
 
     end: re.Pattern[str]
     latin: bool
@@ -105,7 +105,7 @@ def prompts_from(
 
 
 def _script_of(text: str) -> _Script:
-    """The rules for a document: those of English where half of its letters are English ones."""
+    """The rules for a document: those of English if half of its letters are A to Z."""
     if text.isascii():
         return _LATIN
     letters = len(re.findall(r"[^\W\d_]", text))
@@ -126,7 +126,7 @@ def _sentence_starts(paragraph: str, script: _Script) -> list[int]:
 
 
 def _begins(letter: str) -> bool:
-    """Whether a sentence may begin so: with a capital, or a letter of a script without capitals."""
+    """Whether a letter is a capital, or of a script without capitals."""
     return letter.isalpha() and (letter.isupper() or letter.upper() == letter.lower())
 
 
@@ -141,7 +141,7 @@ def _between_words(before: str, after: str, script: _Script) -> bool:
 def _opening(
     corpus: Corpus, text: str, length: int, max_response: int, script: _Script
 ) -> tuple[str, str, tuple[int, ...], tuple[int, ...]] | None:
-    """Prompt, response and their ids at the start of `text`, if it can be cut there."""
+    """Prompt, response and their ids from the start of `text`; None if it cannot be cut so."""
     tokenizer = corpus.tokenizer
     text = text[: 16 * (length + max_response)]
     head = tokenizer.encode(text)[: length - 1]

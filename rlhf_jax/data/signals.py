@@ -1,11 +1,9 @@
-"""What is learned from each kind of record.
+"""The training data that each kind of record gives.
 
-| record | as (prompt, completion) | as a comparison |
-|---|---|---|
-| comparison | the best response, unless another text ties with it or it is blank | itself, unless all tie |
-| demonstration | the response | - |
-| correction | the edited response | edited over response |
-| critique | the revision; the texts below | revision over response |
+As (prompt, completion): of a comparison the best response, unless another text ties with it or it
+is blank; of a demonstration the response; of a correction the edited response; of a critique the
+revision, and the texts below. As a comparison: a comparison itself, unless all tie; of a correction
+edited over response; of a critique revision over response.
 
 Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et
 al. 2022 teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from
@@ -35,7 +33,7 @@ Pair = tuple[str, str]  # prompt and completion
 
 
 def answer_of(record: Record) -> str | None:
-    """The answer to the record's prompt that it shows to be right, if it shows one."""
+    """The answer to its prompt that a record shows to be right, if any."""
     match record:
         case Demonstration():
             return record.response
@@ -53,17 +51,17 @@ def answer_of(record: Record) -> str | None:
 
 
 def critique_prompt(prompt: str, response: str) -> str:
-    """What a critique completes."""
+    """The prompt of a critique."""
     return f"{prompt}{_head('response')}{response}{_head('critique')}"
 
 
 def verdict_prompt(prompt: str, response: str) -> str:
-    """What a verdict alone completes."""
+    """The prompt of a verdict alone."""
     return f"{prompt}{_head('response')}{response}{_head('verdict')}"
 
 
 def verdict_ids(tokenizer: Tokenizer) -> list[list[int]]:
-    """What each of `VERDICTS` is as a completion."""
+    """The completions of `VERDICTS`."""
     return [[*tokenizer.encode(verdict), EOS] for verdict in VERDICTS]
 
 
@@ -74,7 +72,7 @@ def verdict_tokens(tokenizer: Tokenizer, template: Template = "plain") -> int:
 
 
 def revision_prompt(prompt: str, response: str, critique: str) -> str:
-    """What a revision in the light of a critique completes."""
+    """The prompt of a revision in the light of a critique."""
     return f"{critique_prompt(prompt, response)}{critique}{_head('revision')}"
 
 
@@ -91,7 +89,7 @@ def critique_examples(record: Critique) -> list[Pair]:
 
 
 def examples_of(records: Iterable[Record]) -> list[Pair]:
-    """What supervised fine-tuning learns, record by record."""
+    """The examples of supervised fine-tuning, record by record."""
     examples: list[Pair] = []
     for record in records:
         if (answer := answer_of(record)) is not None:
@@ -102,8 +100,8 @@ def examples_of(records: Iterable[Record]) -> list[Pair]:
 
 
 def comparisons_of(records: Iterable[Record]) -> list[Comparison]:
-    """What reward models and direct objectives learn, in the order of the records; those that
-    prefer nothing are left out."""
+    """The comparisons that reward models and direct objectives learn from, in the order of the
+    records, without those that prefer nothing."""
     found = []
     for record in records:
         if isinstance(record, Comparison):

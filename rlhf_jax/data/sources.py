@@ -8,13 +8,18 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rlhf_jax.data.files import LeftOut, is_parquet, rows, text_blocks
+from rlhf_jax.data.files import LeftOut, rows, text_blocks
 from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
 from rlhf_jax.data.passages import SHARES, passages
-from rlhf_jax.study.callables import call_for_each_text, is_callable
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.callables import call_for_each, is_callable
+from rlhf_jax.study.config import ConfigError, not_unicode, suggest
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
+
+
+def unpacked_name(name: str) -> str:
+    """A file's name in lower case without .gz."""
+    return name.lower().removesuffix(".gz")
 
 
 def files(source: str) -> tuple[list[Path], str]:
@@ -25,11 +30,10 @@ def files(source: str) -> tuple[list[Path], str]:
     """
     pattern, field = pattern_of(source)
     found = _matches(pattern)
-    if not found and (folder := next(filter(os.path.isdir, (source, pattern)), None)):
-        raise ConfigError(
-            f"source {source!r} is a folder; name its files, as {str(Path(folder) / '*.jsonl')!r}"
-        )
     if not found:
+        if folder := next(filter(os.path.isdir, (source, pattern)), None):
+            example = str(Path(folder) / "*.jsonl")
+            raise ConfigError(f"source {source!r} is a folder; name its files, as {example!r}")
         hint = suggest(source, list(PACKAGED)) if re.fullmatch(r"[\w-]+", source) else ""
         raise ConfigError(
             f"source {source!r}: not a packaged source and no file there.{hint} Expected a "
@@ -37,18 +41,19 @@ def files(source: str) -> tuple[list[Path], str]:
             "MODULE:FUNCTION"
         )
     for path in found:
-        if not path.name.lower().removesuffix(".gz").endswith(FORMATS):
+        if not unpacked_name(path.name).endswith(FORMATS):
             raise ConfigError(
                 f"source {source!r}: {path.name} is none of {', '.join(FORMATS)} (or those with "
-                f".gz); give plain text a name that ends in .txt, and anything else one row of "
-                "JSON a document"
+                ".gz); plain text must have a name that ends in .txt, anything else must be a row "
+                "of JSON a document"
             )
     return found, field
 
 
 def pattern_of(source: str) -> tuple[str, str]:
-    """The path or glob of a source of files, and the field that holds the text: of the ways to read
-    it (no field; what follows the last #; the first) the one that finds files, else the last."""
+    """The path or glob of a source of files, and the field that holds the text. Of three readings
+    (no field, one after the last #, one after the first) the first that finds files, else the
+    last."""
     path, mark, field = source.rpartition("#")
     for pattern, named in [(source, "text"), (path, field or "text")] if mark else []:
         if _matches(pattern):
@@ -58,8 +63,8 @@ def pattern_of(source: str) -> tuple[str, str]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """The files of a path or glob, sorted. What exists is meant as it is written, whatever is in
-    its name: [, ], * and ? too."""
+    """The files of a path or glob, sorted. The name of an existing file is no glob, even if [, ], *
+    or ? are in it."""
     try:
         if Path(pattern).is_file():
             return [Path(pattern)]
@@ -92,10 +97,10 @@ def documents(
 
     Args:
         source: a packaged name, `tfds:NAME[/CONFIG]`, or a path or glob; optionally `#FIELD`; or
-            `MODULE:FUNCTION`, which gives texts and must give the same ones each time.
+            `MODULE:FUNCTION`, which must give the same texts each time.
         cache: the folder in which archives of packages are kept.
-        log: told which rows of a file are left out, and why.
-        left_out: the same by file, filled in here.
+        log: is told which rows of a file are left out, and why.
+        left_out: gets the same, by file.
 
     Raises:
         ConfigError: unknown source, an unreadable file (with the place) or one without a usable
@@ -114,7 +119,7 @@ def documents(
     elif is_tfds(source):
         yield from _tfds(source.removeprefix("tfds:"))
     elif is_callable(source):
-        for i, text in enumerate(call_for_each_text(source, "corpus.sources")):
+        for i, text in enumerate(call_for_each(source, "corpus.sources", (), str, "texts")):
             yield str(i), text
     else:
         paths, field = files(source)
@@ -138,11 +143,9 @@ def _texts(
     path: Path, field: str, shares: int, say: Callable[[Path, str], None]
 ) -> Iterator[tuple[int, str]]:
     """(row number from 1, text) of one file; of a .txt file the `passages`."""
-    if path.name.lower().removesuffix(".gz").endswith(".txt"):
+    if unpacked_name(path.name).endswith(".txt"):
         yield from enumerate(passages(text_blocks(path), shares), 1)
         return
-    if is_parquet(path):
-        _check_column(path, field)
     left, used = LeftOut(), 0
     for number, row, reason in rows(path, [field]):
         try:
@@ -169,36 +172,15 @@ def _field(row: dict, field: str) -> str:
             f"no string in field {field!r}; {has}the row has {str(list(row))[:200]}. Name the "
             f"field that holds the text with #FIELD after the path"
         )
-    if not _is_unicode(value):
+    if not_unicode(value):  # no more of it, so that the reasons of rows are the same
         raise ConfigError(
             f"not valid Unicode text in field {field!r}: it holds half of a surrogate pair"
         )
     return value
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write a text: a lone surrogate it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_column(path: Path, field: str) -> None:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        names = parquet.ParquetFile(path).schema_arrow.names
-    except (ArrowException, OSError) as e:
-        raise ConfigError(f"{path}: not readable as parquet: {e}") from None
-    if field not in names:
-        raise ConfigError(f"{path}: no column {field!r}; the columns are {names}. Add #FIELD")
-
-
 def _tfds(source: str) -> Documents:
-    """All splits of a prepared (or downloadable without TensorFlow) TFDS dataset, as
-    array_record."""
+    """All splits of a TFDS dataset, prepared or downloadable without TensorFlow."""
     import tensorflow_datasets as tfds
 
     name, _, field = source.partition("#")

@@ -27,9 +27,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, *, features: Mapping[str, Any], splits: Mapping[str, Iterable], **kwargs):
-        self._features, self._records = features, splits
-        super().__init__(file_format="array_record", **kwargs)
+    def __init__(self, name: str, features: Mapping[str, Any], splits: Mapping, folder: Path):
+        self.name, self._features, self._records = name, features, splits
+        super().__init__(file_format="array_record", data_dir=str(folder))
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -45,21 +45,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         raise AssertionError("the split generators are complete")
 
 
-class Documents(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Text documents: `id`, `source` and `text`."""
-
-    name = "documents"
-
-
-class Rows(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Packed rows of token ids: `tokens` (T+1,)."""
-
-    name = "rows"
-
-
 class _InOrder:
-    """Takes the place of TFDS's shuffler, which holds all records in memory to sort them by number:
-    ours come in that order, and wait in a file."""
+    """Replaces TFDS's shuffler, which holds all records in memory to sort them by number: ours come
+    in that order, and wait in a file."""
 
     def __init__(self, dirpath: Any, **_: Any) -> None:
         self._file = tempfile.TemporaryFile(dir=dirpath)  # noqa: SIM115
@@ -93,7 +81,7 @@ def _in_order() -> Iterator[None]:
 def write_documents(folder: Path, splits: Mapping[str, Iterable[Mapping[str, str]]]) -> None:
     """Write `{id, source, text}` records, split by split, under `folder`."""
     features = {key: tfds.features.Text() for key in ("id", "source", "text")}
-    _write(Documents, folder, features, splits)
+    _write("documents", folder, features, splits)
 
 
 def write_rows(folder: Path, splits: Mapping[str, np.ndarray]) -> None:
@@ -101,16 +89,14 @@ def write_rows(folder: Path, splits: Mapping[str, np.ndarray]) -> None:
     sample = next(iter(splits.values()))
     features = {"tokens": tfds.features.Tensor(shape=sample.shape[1:], dtype=sample.dtype)}
     records = {split: ({"tokens": row} for row in rows) for split, rows in splits.items()}
-    _write(Rows, folder, features, records)
+    _write("rows", folder, features, records)
 
 
-def _write(builder: type[_Builder], folder: Path, features: Mapping, splits: Mapping) -> None:
+def _write(name: str, folder: Path, features: Mapping, splits: Mapping) -> None:
     tfds.disable_progress_bar()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        _in_order(),
-    ):  # it announces a download that is none
-        builder(features=features, splits=splits, data_dir=str(folder)).download_and_prepare()
+    # TFDS announces a download, but there is none.
+    with contextlib.redirect_stdout(io.StringIO()), _in_order():
+        _Builder(name, features, splits, folder).download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
 
 
@@ -121,15 +107,13 @@ def _source(folder: Path, name: str, split: str) -> Any:
 
 def read_documents(folder: Path, split: str) -> Iterator[dict[str, str]]:
     """The records that `write_documents` wrote, in order."""
-    for record in _source(folder, Documents.name, split):
+    for record in _source(folder, "documents", split):
         yield {key: value.decode() for key, value in record.items()}
 
 
-def read_rows(folder: Path, split: str, block: int = 4096) -> np.ndarray:
+def read_rows(folder: Path, split: str) -> np.ndarray:
     """The rows (N, T+1) that `write_rows` wrote, in order."""
-    source = _source(folder, Rows.name, split)
-    blocks = [
-        np.stack([r["tokens"] for r in source.__getitems__(range(i, min(i + block, len(source))))])
-        for i in range(0, len(source), block)
-    ]
-    return np.concatenate(blocks)
+    source = _source(folder, "rows", split)
+    numbers = range(len(source))
+    blocks = (numbers[i : i + 4096] for i in range(0, len(source), 4096))
+    return np.concatenate([[r["tokens"] for r in source.__getitems__(block)] for block in blocks])

@@ -1,9 +1,9 @@
 """A lossless SentencePiece tokenizer with reserved control tokens.
 
 Byte-pair encoding (Sennrich et al. 2016) rather than a unigram model: its training is integer
-counting with fixed tie-breaks, so the same text gives the same pieces on every machine, which
-content hashes rely on; unigram training is floating-point EM. Text is neither normalised nor
-stripped, no space is put in front, and what the alphabet lacks falls back to bytes, so
+counting with fixed tie-breaks, so the same text gives the same pieces on every machine, as content
+hashes need; unigram training is floating-point EM. Text is not normalised or stripped, no space is
+put in front, and characters outside the alphabet are written as bytes, so
 `decode(encode(text)) == text` for every string that UTF-8 can write.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.config import ConfigError, not_unicode
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 CONTROL = ("<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")
@@ -33,17 +33,6 @@ _SPACE = "\u2581"  # SentencePiece writes a space as this character
 _SPACE_IDS = [FIRST_BYTE + b for b in _SPACE.encode()]
 _SAMPLE_BYTES = 20_000_000
 _COVERAGE = 0.9995
-
-
-class NotUnicode(ConfigError, UnicodeEncodeError):
-    """A text that UTF-8 cannot write: bytes in another encoding became half of a surrogate pair."""
-
-    def __str__(self) -> str:
-        near = self.object[max(0, self.start - 20) : self.end + 20]
-        return (
-            f"not valid Unicode text: character {self.start} of {len(self.object)} in {near!r} is "
-            f"half of a surrogate pair; give the text in UTF-8"
-        )
 
 
 @dataclass(frozen=True)
@@ -95,12 +84,10 @@ class Tokenizer:
         """Token ids of a text, without BOS and EOS. No text gives a control token.
 
         Raises:
-            NotUnicode: the text holds a lone surrogate, which UTF-8 cannot write.
+            ConfigError: the text holds a lone surrogate, which UTF-8 cannot write.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise NotUnicode(*e.args) from None
+        if why := not_unicode(text):
+            raise ConfigError(why)
         if _SPACE not in text:
             return self._processor.encode(text)
         ids: list[int] = []
@@ -128,17 +115,13 @@ class Tokenizer:
 
 
 def every(size: int) -> int:
-    """Of a text of `size` characters at most about 20 MB is learned from: each document of so
-    many."""
+    """The tokenizer is trained on every n-th document: n, so that of a text of `size` characters
+    about 20 MB at most are used."""
     return max(1, -(-size // _SAMPLE_BYTES))
 
 
-def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenizer:
+def train(texts: Sequence[str], vocab: int) -> Tokenizer:
     """A tokenizer of exactly `vocab` tokens, the same for the same texts in the same order.
-
-    Args:
-        size: characters of the text that `texts` were chosen from (`every`); None: choose them
-            here.
 
     Raises:
         ConfigError: `vocab` is too small for the byte alphabet, or the text too small for `vocab`.
@@ -150,12 +133,10 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
             f"vocab = {vocab}; expected at least {MIN_VOCAB}: {FIRST_PIECE} ids are control and "
             f"byte tokens, and a few must be left for pieces"
         )
-    total = sum(map(len, texts)) if size is None else size
-    sample = texts[:: every(total)] if size is None else texts
-    model = io.BytesIO()
+    size, model = sum(map(len, texts)), io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_lines(sample, vocab)),
+            sentence_iterator=iter(_lines(texts, vocab)),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab,
@@ -176,10 +157,10 @@ def train(texts: Sequence[str], vocab: int, size: int | None = None) -> Tokenize
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as e:
-        raise _too_small(vocab, total, str(e)) from None
+        raise _too_small(vocab, size, str(e)) from None
     tokenizer = Tokenizer(model.getvalue())
     if tokenizer.vocab != vocab:
-        raise _too_small(vocab, total, f"it yields {tokenizer.vocab} tokens")
+        raise _too_small(vocab, size, f"it yields {tokenizer.vocab} tokens")
     return tokenizer
 
 
@@ -191,9 +172,9 @@ def _too_small(vocab: int, size: int, reason: str) -> ConfigError:
 
 
 def _lines(texts: Sequence[str], vocab: int) -> list[str]:
-    """Training lines, cut where a character stands that gets no piece of its own. The most frequent
-    characters that cover 99.95 percent do, but at most half of the learned pieces; the rest are
-    written in bytes."""
+    """Training lines, cut at characters that get no piece of their own and are written in bytes.
+    The most frequent characters, which cover 99.95 percent of the text, get one, but at most half
+    of the learned pieces."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)

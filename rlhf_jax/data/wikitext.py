@@ -1,8 +1,8 @@
 """Wikipedia markup to plain prose.
 
 Not a parser: prose paragraphs are kept, everything else (templates, tables, references, headings,
-lists, galleries, formulae, the sections after the article proper) is dropped, and what the dropped
-parts leave behind in a sentence (empty brackets, doubled spaces) is mended.
+lists, galleries, formulae, the sections after the article) is dropped, and the gaps that this
+leaves in a sentence (empty brackets, doubled spaces) are closed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,9 @@ _MEDIA = re.compile(
     r"|\[[^\[\]]*\])*\]\]",
     re.I,
 )
-_KEEP_LAST = {
-    "lang",
-    "nowrap",
-    "transl",
-    "transliteration",
-    "abbr",
-    "quote",
-    "blockquote",
-    "cquote",
-    "smallcaps",
-    "sc",
-    "lang-en",
-}
+_KEEP_LAST = set(
+    "lang nowrap transl transliteration abbr quote blockquote cquote smallcaps sc lang-en".split()
+)
 
 
 def articles(dump: bytes) -> Iterator[tuple[str, str]]:
@@ -55,7 +45,7 @@ def articles(dump: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _inline(match: re.Match[str]) -> str:
-    """A template's words where it stands for words of a sentence, else nothing."""
+    """The words that a template stands for in a sentence, if it does."""
     name, *args = (part.strip() for part in match[1].split("|"))
     name, args = name.lower(), [a for a in args if "=" not in a]
     if name in ("convert", "cvt") and len(args) >= 2:
@@ -100,7 +90,7 @@ def prose(markup: str) -> str:
 
 
 def _paragraph(line: str) -> str:
-    """The line if it is a paragraph of prose, mended; else nothing."""
+    """The line without the gaps of dropped markup, if it is a paragraph of prose; else empty."""
     line = line.strip()
     if not line or line[0] in "*#:;=|!{}<>" or re.search(r"[\x00{}|\[\]<>]|https?:|__", line):
         return ""

@@ -7,8 +7,6 @@ is kept in RUNS/data/index/needs, by the content of everything that it depends o
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.feedback import Critique
-from rlhf_jax.data.integrity import replace
 from rlhf_jax.data.signals import verdict_tokens
 from rlhf_jax.kinds.best_of_n.cell import BestOfN
 from rlhf_jax.kinds.compare.cell import Compare
@@ -35,6 +32,7 @@ from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import LABELS, call_for_list, call_for_scores
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ConfigError, content_id, to_json
+from rlhf_jax.study.digests import Remembered
 from rlhf_jax.study.graph import Study
 
 Check = Callable[[Context], Any]
@@ -231,7 +229,7 @@ def check_data(
             if need.key[0] == "called":
                 callers.setdefault(at, []).append(cell.name)
     said: list[str] = []
-    found = Found(runs / "data" / "index" / "needs")
+    found = Remembered(runs / "data" / "index" / "needs", ("size", "left out"))
     for at, (cell, need) in wanted.items():
         enough = found.known.get(at, {"size": -1})
         if enough["size"] < need.size:
@@ -276,22 +274,3 @@ def _left_out(study: Study, cell: Cell, need: Need, corpus: Corpus) -> dict[str,
         text = str(e)
         raise ConfigError(text if text.startswith(cell.name) else f"{cell.name}: {text}") from None
     return dict(getattr(ctx, "left_out", {}))
-
-
-class Found:
-    """What earlier commands found, kept where the runs folder can be written to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.new = path, False
-        self.known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            read = json.loads(path.read_text())
-            self.known = {k: v for k, v in read.items() if {"size", "left out"} <= set(v)}
-
-    def add(self, at: str, said: dict[str, Any]) -> None:
-        self.known[at], self.new = said, True
-
-    def save(self) -> None:
-        if self.new and self.path.parent.is_dir():
-            with contextlib.suppress(OSError):
-                replace(self.path, json.dumps(self.known))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_jax.laws.tables.numbers import parse
+from rlhf_jax.laws.tables.numbers import number_in
 
 if TYPE_CHECKING:
     from rlhf_jax.laws.points import Points
@@ -33,10 +33,7 @@ def groups(points: Points, tolerance: float = 0.1) -> list[np.ndarray]:
 
 def _budget_number(name: str) -> float:
     """A positive finite number, or 0."""
-    try:
-        number = parse(name)[0]
-    except ValueError:
-        return 0.0
+    number = number_in(name) or 0.0
     return number if 0 < number < np.inf else 0.0
 
 

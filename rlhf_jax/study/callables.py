@@ -1,5 +1,5 @@
-"""What lies outside a study and enters run ids by its content: callables by import path, files. And
-the one place where callables are called, and what they give is checked."""
+"""Content hashes of callables and files that a study names; calls of those callables, whose results
+are checked here alone."""
 
 from __future__ import annotations
 
@@ -16,22 +16,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_jax.study.config import ConfigError, shown
-from rlhf_jax.study.content import (
-    Content,
-    installed,
-    is_displayed,
-    is_plain,
-    is_set,
-    names_in,
-    source_of,
-)
+from rlhf_jax.study.config import ConfigError, not_unicode, shown
+from rlhf_jax.study.content import Content, is_plain, is_set
+from rlhf_jax.study.files import file_digest
+from rlhf_jax.study.source_code import installed, is_displayed, names_in, source_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
-# What the callable of a field is given.
+# Arguments of the callable that a field names.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "prompts": SAMPLED,
     "records": SAMPLED,
@@ -42,8 +36,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "sources": (),
 }
 
-# Content hash -> the hash that kept run ids hold, of callables whose text has since been reformatted
-# or was hashed without its compiled patterns. They compute the same.
+# Content hash -> the hash in kept run ids, of callables that compute the same, but whose text was
+# reformatted since, or was hashed without its compiled patterns.
 KEPT_HASHES = {
     "9f5aad80af4fe3d2": "2ac3019f2a1e864c",  # rlhf_jax.data.annotators:varied_sentiment
     "261a60adb105411c": "009a72969bedad0d",  # experiments/instructions.py: records
@@ -54,15 +48,14 @@ KEPT_HASHES = {
 
 
 def is_callable(value: str) -> bool:
-    """Whether a text names a callable, MODULE:FUNCTION. An existing file is a file, whatever its
-    path."""
+    """Whether a text is MODULE:FUNCTION, and not the path of an existing file."""
     return bool(re.fullmatch(r"[\w.]+:[\w.]+", value)) and not Path(value).is_file()
 
 
 def file_hash(path: str) -> str:
     """Hash of a file of records."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return file_digest(Path(path))[:16]
     except OSError as e:
         raise ConfigError(
             f"{path!r}: {e.strerror or e}; expected a cell of the study, MODULE:FUNCTION or a file "
@@ -73,15 +66,8 @@ def file_hash(path: str) -> str:
 def load_callable(import_path: str) -> Any:
     """The object at `MODULE:FUNCTION`."""
     module, _, name = import_path.partition(":")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # of the user's module, whatever it is
-        raise ConfigError(
-            f"{import_path!r} cannot be imported ({said(e)}{raised(e)}); expected MODULE:FUNCTION"
-        ) from e
+    with _user_code(f"{import_path!r} cannot be imported (", "); expected MODULE:FUNCTION"):
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     if not callable(found):
         raise ConfigError(f"{import_path!r} is {type(found).__name__}; expected a callable")
     return found
@@ -98,18 +84,18 @@ def importable(import_path: str) -> Any:
 # --- calling what a user wrote -------------------------------------------------------------------
 
 
-MOST = 1e15  # of a score's size: float32 holds the squares, and sums of them
+MOST = 1e15  # largest absolute score: float32 holds the squares, and sums of them
 
 LABELS = "labels, one for each response, None for no mode"
 
 
 def said(error: BaseException) -> str:
-    """An error of a user's file, on one screen."""
+    """The message of an error in a user's file, shortened to fit on a screen."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r}); leave that out"
     try:
         text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    except Exception:  # of the user's class of errors
+    except Exception:  # in __str__ of the user's class
         text = type(error).__name__
     text = text.encode(errors="backslashreplace").decode()  # a lone surrogate ends jax's callbacks
     if isinstance(error, SyntaxError) and ("null bytes" in text or "unicode" in text):
@@ -143,13 +129,13 @@ def raised(error: BaseException, path: Path | None = None) -> str:
 
 
 def line_of(function: Any) -> str:
-    """`, line N`, where a function is defined; empty of what has no source."""
+    """`, line N`, where a function is defined; empty if it has no source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f", line {code.co_firstlineno}" if code else ""
 
 
 def _place(function: Any) -> str:
-    """` (FILE, line N)` of the same."""
+    """` (FILE, line N)`, where a function is defined; empty if it has no source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f" ({code.co_filename}{line_of(function)})" if code else ""
 
@@ -157,7 +143,7 @@ def _place(function: Any) -> str:
 def check_call(
     function: Any, what: str, arguments: Sequence[str], named: Sequence[str] = ()
 ) -> None:
-    """Refuses, without calling it, what is no function of these arguments, in order or by name."""
+    """Refuses anything but a function of these arguments, in order or by name; does not call it."""
     wanted = f"a function of ({', '.join((*arguments, *named))})"
     if not callable(function) or inspect.isclass(function):
         kind = f"class {function.__name__}" if inspect.isclass(function) else shown(function)
@@ -175,17 +161,25 @@ def check_call(
         ) from None
 
 
-def _call(import_path: str, where: str, *arguments: Any) -> tuple[Any, str]:
-    """What a callable gives, and how messages call it."""
-    function = load_callable(import_path)
-    name = f"{where} = {import_path!r}{_place(function)}"
+@contextlib.contextmanager
+def _user_code(before: str, after: str = "") -> Iterator[None]:
+    """Runs a user's code: what it prints goes to standard error, and any error of it is a
+    ConfigError that says `before`, the error, `after`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return function(*arguments), name
+            yield
     except KeyboardInterrupt:
         raise
-    except BaseException as e:  # of the user's function, whatever it is
-        raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
+    except BaseException as e:
+        raise ConfigError(f"{before}{said(e)}{raised(e)}{after}") from e
+
+
+def _call(import_path: str, where: str, *arguments: Any) -> tuple[Any, str]:
+    """The result of a callable, and its name in messages."""
+    function = load_callable(import_path)
+    name = f"{where} = {import_path!r}{_place(function)}"
+    with _user_code(f"{name} raised "):
+        return function(*arguments), name
 
 
 def call_for_scores(
@@ -196,12 +190,13 @@ def call_for_scores(
     Raises:
         ConfigError: it fails, or gives something else. So do the functions below.
     """
-    found, name = _call(import_path, where, list(prompts), list(responses))  # its own, to change
+    copies = list(prompts), list(responses)  # which it may change
+    found, name = _call(import_path, where, *copies)
     return check_scores(found, name, responses)
 
 
 def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
-    """What a callable gave as scores (n,), float64, whose squares and sums float32 can hold."""
+    """The result of a callable as scores (n,), float64, whose squares and sums float32 can hold."""
     import numpy as np
 
     n = len(responses)
@@ -215,17 +210,13 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
         scores = None
     if scores is None:
         values = found if isinstance(found, list | tuple) else []
-        odd = [
-            f" ({i} is {shown(x)})"
-            for i, x in enumerate(values, 1)
-            if not isinstance(x, int | float)
-        ]
-        raise ConfigError(f"{name} gave {shown(found)}{odd[0] if odd else ''}; {wanted}")
+        odd = ((i, x) for i, x in enumerate(values, 1) if not isinstance(x, int | float))
+        first = next((f" ({i} is {shown(x)})" for i, x in odd), "")
+        raise ConfigError(f"{name} gave {shown(found)}{first}; {wanted}")
     if scores.shape != (n,):
-        shape = f"an array of shape {scores.shape}" if scores.ndim else shown(found)
-        raise ConfigError(
-            f"{name} gave {shape if scores.ndim != 1 else f'{len(scores)} numbers'}; {wanted}"
-        )
+        few = {0: shown(found), 1: f"{scores.size} numbers"}
+        gave = few.get(scores.ndim, f"an array of shape {scores.shape}")
+        raise ConfigError(f"{name} gave {gave}; {wanted}")
     bad = np.flatnonzero(~(np.abs(scores.astype(np.float64)) <= MOST))
     if len(bad):
         raise ConfigError(
@@ -238,28 +229,28 @@ def check_scores(found: Any, name: str, responses: Sequence[str]) -> np.ndarray:
 def call_for_each(
     import_path: str, where: str, arguments: Sequence[Any], kinds: Any, what: str
 ) -> Iterator[Any]:
-    """The objects of some kinds that a callable gives, one at a time: a generator's are never all
-    held."""
+    """The objects of some kinds that a callable returns, one at a time: those of a generator are
+    never all in memory. Texts that UTF-8 cannot write are refused."""
     found, name = _call(import_path, where, *arguments)
     if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
         raise ConfigError(f"{name} gave {shown(found)}; expected a list of {what}")
-    split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
-    items = iter(found)
+    items, end = iter(found), object()
     for i in itertools.count(1):
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                item = next(items)
-        except StopIteration:
+        with _user_code(f"{name} raised "):  # a generator runs here
+            item = next(items, end)
+        if item is end:
             return
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:  # of a generator
-            raise ConfigError(f"{name} raised {said(e)}{raised(e)}") from e
         if not isinstance(item, kinds):
             raise ConfigError(
-                f"{name} gave {shown(item)}{split}; expected {what} (number {i} is of type "
-                f"{type(item).__name__})"
+                f"{name} gave {shown(item)}{_split(arguments)}; expected {what} (number {i} is of "
+                f"type {type(item).__name__})"
             )
+        if isinstance(item, str):
+            if not_unicode(item):
+                raise ConfigError(
+                    f"{name}: text {i}, {shown(item)}, holds what UTF-8 cannot write; leave it out"
+                )
+            item = str(item)
         yield item
 
 
@@ -271,42 +262,26 @@ def call_for_list(
     what: str,
     count: int | None = None,
 ) -> list[Any]:
-    """The list of objects of some kinds that a callable gives; `count`: so many."""
-    most = None if count is None else count + 1  # of a generator that never ends
+    """The list of objects of some kinds that a callable returns; `count`: how many."""
+    most = None if count is None else count + 1  # a generator may never end
     items = list(itertools.islice(call_for_each(import_path, where, arguments, kinds, what), most))
-    _check_count(len(items), count, import_path, where, arguments, what)
+    if count is not None and len(items) != count:
+        name = f"{where} = {import_path!r}{_place(load_callable(import_path))}"
+        more = f"more than {count}" if len(items) > count else len(items)
+        raise ConfigError(f"{name} gave {more}{_split(arguments)}; expected {count} {what}")
     return items
 
 
-def _check_count(
-    found: int, count: int | None, import_path: str, where: str, arguments: Sequence[Any], what: str
-) -> None:
-    if count is not None and found != count:
-        split = f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
-        name = f"{where} = {import_path!r}{_place(load_callable(import_path))}"
-        more = f"more than {count}" if found > count else found
-        raise ConfigError(f"{name} gave {more}{split}; expected {count} {what}")
-
-
-def call_for_each_text(import_path: str, where: str, *arguments: Any) -> Iterator[str]:
-    """The texts that a callable gives, one at a time."""
-    for i, text in enumerate(call_for_each(import_path, where, arguments, str, "texts"), 1):
-        if text.encode(errors="replace").decode() != text:
-            raise ConfigError(
-                f"{where} = {import_path!r}: text {i}, {shown(text)}, holds what UTF-8 cannot "
-                f"write; leave it out"
-            )
-        yield str(text)
+def _split(arguments: Sequence[Any]) -> str:
+    """` for the train split` if a split is among the arguments."""
+    return f" for the {arguments[0]} split" if len(arguments) == len(SAMPLED) else ""
 
 
 def call_for_texts(
     import_path: str, where: str, *arguments: Any, count: int | None = None
 ) -> list[str]:
-    """The texts that a callable gives."""
-    most = None if count is None else count + 1  # of a generator that never ends
-    texts = list(itertools.islice(call_for_each_text(import_path, where, *arguments), most))
-    _check_count(len(texts), count, import_path, where, arguments, "texts")
-    return texts
+    """The texts that a callable returns; `count`: how many."""
+    return call_for_list(import_path, where, arguments, str, "texts", count)
 
 
 def source_hash(import_path: str) -> str:
@@ -335,11 +310,11 @@ def source_hash(import_path: str) -> str:
     return KEPT_HASHES.get(digest, digest)
 
 
-# --- the first rule: sources and constants of one module ----------------------------------------
+# --- sources and constants of the callable's own module -------------------------------------------
 
 
 def _used(start: Any, module: str) -> dict[str, str]:
-    """Name -> source or value, of an object and of what it uses of its own module."""
+    """Name -> source or value, of an object and of the names that it uses from its own module."""
     found: dict[str, str] = {}
     waiting = [start]
     while waiting:

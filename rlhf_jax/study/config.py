@@ -1,12 +1,11 @@
-"""What a run is, as frozen dataclasses: strict JSON in and out, dotted overrides, content ids.
-
-Only science is described here. Where a run executes (mesh, host, folder, logging) is decided at
-launch and never enters an id.
-"""
+"""The configuration of a run as frozen dataclasses: strict JSON in and out, dotted overrides,
+content ids. Where a run executes (mesh, host, folder, logging) is no part of it and never enters an
+id."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -25,6 +24,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 from rlhf_jax.study.ranges import Decay, Positive, Range, Seed, Share, Size, Tokens, Weight
 
 T = TypeVar("T")
+# With a type by which mypy takes classes as arguments.
+_cached: Callable[[Callable[[Any], T]], Callable[[Any], T]] = functools.cache
 
 
 class ConfigError(ValueError):
@@ -32,7 +33,7 @@ class ConfigError(ValueError):
 
 
 class Checked:
-    """Base of all configuration dataclasses. Construction converts and checks every field by its
+    """Base of all configuration dataclasses. The constructor converts and checks every field by its
     type hint, whether it comes from a study file, an override or JSON, and then calls `check`."""
 
     LABEL: ClassVar[str] = "config"  # what messages call it
@@ -51,19 +52,19 @@ class Checked:
             raise ConfigError(f"{cls.__name__}.__post_init__ would skip checks; name it check")
 
     def __post_init__(self) -> None:
-        settled = _settled(type(self))
+        checked = _checked_defaults(type(self))
         for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
-            if value is not settled.get(name, _settled):
+            if value is not checked.get(name, dataclasses.MISSING):
                 value = _convert(hint, value, f"{self._called()}.{name}")
                 object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
-        """Refuses, by ConfigError, values that do not go together."""
+        """Raises ConfigError for values that contradict each other."""
 
     def unused(self, name: str, needs: str) -> None:
-        """Refuses an option that would do nothing as the others are, unless it has its default."""
+        """Refuses an option that has no effect beside the others, unless it has its default."""
         value = getattr(self, name)
         if value != self.__dataclass_fields__[name].default:  # type: ignore[attr-defined]
             raise ConfigError(
@@ -75,18 +76,16 @@ class Checked:
         return self.LABEL
 
 
-def _typed(cls: Any) -> dict[str, Any]:
+@_cached
+def _hints(cls: Any) -> dict[str, Any]:
     """Field name -> type hint."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-_hints: Callable[[Any], dict[str, Any]] = functools.cache(_typed)
-
-
-def _settled_of(cls: Any) -> dict[str, Any]:
-    """The defaults of fields that are as the fields hold them, and are not checked in each
-    object."""
+@_cached
+def _checked_defaults(cls: Any) -> dict[str, Any]:
+    """Defaults that need no conversion, so that they are not checked in each object."""
     defaults = {
         f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
     }
@@ -94,14 +93,10 @@ def _settled_of(cls: Any) -> dict[str, Any]:
     return {n: d for n, d in defaults.items() if _convert(hints[n], d, f"{cls.__name__}.{n}") is d}
 
 
-_settled: Callable[[Any], dict[str, Any]] = functools.cache(_settled_of)
-
-
-def _init_names(cls: Any) -> list[str]:
+@_cached
+def _names(cls: Any) -> list[str]:
+    """The arguments of the constructor."""
     return [f.name for f in dataclasses.fields(cls) if f.init]
-
-
-_names: Callable[[Any], list[str]] = functools.cache(_init_names)
 
 
 @dataclass(frozen=True)
@@ -125,8 +120,8 @@ class ModelConfig(Checked):
     qk_norm: bool = False
     tied: bool = True  # the unembedding is the embedding transposed
     compute: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    # What the backward pass finds: everything, the weights' products, the same in host memory, or
-    # each layer's input alone.
+    # What the backward pass finds in memory: all activations, the products with weights, the same
+    # in host memory, or each layer's input alone.
     remat: Literal["none", "dots", "offload", "full"] = "none"
 
     def check(self) -> None:
@@ -164,7 +159,8 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class CorpusConfig(Checked):
-    """Text and how it becomes rows of token ids. Its content hash (text, tokenizer) enters run ids.
+    """Text, and its conversion to rows of token ids. Its content hash (text, tokenizer) enters run
+    ids.
 
     A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
     path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`; or
@@ -177,8 +173,7 @@ class CorpusConfig(Checked):
     seq_len: Size = 128  # T: targets in a packed row
     validation: Decay = 0.02  # share of documents
     test: Decay = 0.02
-    # The one fixed set that every cell is scored on. The default is at most all of the validation
-    # split.
+    # Size of the fixed set on which every cell is scored; by default at most the validation split.
     heldout_tokens: Tokens = 65_536
     dedup: bool = True
     seed: Seed = 0
@@ -246,7 +241,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         path = f"{where}.{key}" if where else key
         if key not in names:
             raise ConfigError(f"unknown key {path!r} for {cls.__name__}.{suggest(key, names)}")
-        # The constructor converts the rest, and calls it by the name that it has.
+        # The constructor converts the rest, and names it in messages as it does its arguments.
         nested = where or isinstance(value, dict)
         values[key] = _convert(hints[key], value, path) if nested else value
     try:
@@ -309,6 +304,20 @@ def shown(value: Any) -> str:
         return f"an integer of {value.bit_length()} bits"
 
 
+def not_unicode(text: str) -> str:
+    """Why UTF-8 cannot write a text: bytes in another encoding became half of a surrogate pair.
+    Empty if it can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        near = text[max(0, e.start - 20) : e.start + 20]
+        return (
+            f"not valid Unicode text: character {e.start} of {len(text)} in {near!r} is half of a "
+            "surrogate pair; give the text in UTF-8"
+        )
+    return ""
+
+
 def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
     """Refuses a list of names with an empty one, the same one twice, or fewer than `least`."""
     if len(values) < least or not all(values):
@@ -321,8 +330,7 @@ def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
 
 def override(obj: T, assignments: Sequence[str], where: str = "") -> T:
     """`obj` with dotted `path=value` assignments applied, e.g. `optim.lr=1e-3`, all at once: their
-    order does not matter, and what they make together is checked. Values are JSON; what is not JSON
-    is taken as a string."""
+    order does not matter, and the result is checked once. Values are JSON, or else strings."""
     where = where or obj._called()  # type: ignore[attr-defined]
     changes: dict[tuple[str, ...], Any] = {}
     for text in assignments:
@@ -370,22 +378,18 @@ def _replaced(obj: Any, changes: dict[tuple[str, ...], Any], where: str) -> Any:
 
 
 def argument(hint: Any) -> Callable[[str], Any]:
-    """For argparse: the type of an option that holds what a field of this type hint may hold."""
+    """The `type` of an argparse option with the values of a field of this type hint."""
 
     def converted(text: str) -> Any:
+        value: Any = text
+        for read in (float, int):
+            with contextlib.suppress(ValueError):
+                value = read(text)
         try:
-            number: Any = int(text)
-        except ValueError:
-            try:
-                number = float(text)
-            except ValueError:
-                number = text
-        try:
-            return _convert(hint, number, "it")
+            return _convert(hint, value, "it")
         except ConfigError as e:
-            raise argparse.ArgumentTypeError(
-                f"{text[:40]!r}: {str(e)[str(e).index('expected') :]}"
-            ) from None
+            expected = str(e)[str(e).index("expected") :]
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: {expected}") from None
 
     return converted
 
@@ -394,19 +398,3 @@ def content_id(data: Any, length: int = 10) -> str:
     """Hash of canonical JSON (sorted keys, no spaces, floats by repr)."""
     text = json.dumps(to_json(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-__all__ = [
-    "Checked",
-    "ConfigError",
-    "CorpusConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "content_id",
-    "dataclass",
-    "field",
-    "from_json",
-    "override",
-    "suggest",
-    "to_json",
-]

@@ -3,8 +3,6 @@ computes."""
 
 from __future__ import annotations
 
-import ast
-import dis
 import enum
 import functools
 import hashlib
@@ -13,59 +11,30 @@ import importlib.util
 import inspect
 import re
 import sys
-import sysconfig
-import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.source_code import (
+    installed,
+    is_displayed,
+    lambda_text,
+    literal_attributes,
+    literal_defaults,
+    names_in,
+    names_loaded,
+    source_of,
+)
 
-_INSTALLED = {sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")}
 _SCALARS = (bool, int, float, complex, str, bytes)
 _USUAL = {("np", "numpy"), ("jnp", "jax.numpy")}
 
 
-def source_of(item: Any) -> str | None:
-    """The source of a function or class; None of a class that no statement defines, and of
-    built-in code.
-
-    Raises:
-        ConfigError: a function that is in no file.
-    """
-    try:
-        return inspect.getsource(getattr(item, "__code__", item))
-    except (OSError, TypeError):
-        if not hasattr(item, "__code__"):
-            return None
-        raise ConfigError(
-            f"the source of {item.__qualname__!r} cannot be read, so run ids cannot depend on it; "
-            "define it with `def` in a file"
-        ) from None
-
-
-@functools.cache
-def installed(file: str) -> bool:
-    """Whether a file is of an installed package, of Python, or of this one."""
-    path = Path(file)
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return True
-    folders = (*_INSTALLED, str(Path(__file__).parents[1]))
-    return any(path.is_relative_to(folder) for folder in folders)
-
-
-def _builtin_orinstalled(cls: type) -> bool:
+def _builtin_or_installed(cls: type) -> bool:
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return file is None or installed(file)
-
-
-def names_in(code: CodeType) -> set[str]:
-    """Names of globals and attributes in a function, and in the functions within it."""
-    inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    own = {name for name in code.co_names if not name.startswith("__")}
-    return own.union(*map(names_in, inner))
 
 
 def is_set(value: Any) -> bool:
@@ -82,23 +51,6 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
-def is_displayed(names: dict[str, Any], name: str) -> bool:
-    """Whether the module with these globals writes a dictionary out, so that its order is content.
-    Others, made from a set for instance, may have another order in each process."""
-    if not isinstance(names[name], dict):
-        return False
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[names["__name__"]]))
-    except (KeyError, OSError, TypeError, SyntaxError):
-        return False
-    return any(
-        isinstance(line, ast.Assign | ast.AnnAssign)
-        and isinstance(line.value, ast.Dict)
-        and name in [getattr(target, "id", "") for target in _targets(line)]
-        for line in tree.body
-    )
-
-
 class Content:
     """The content of values as nested lists of texts, the same in every process.
 
@@ -107,12 +59,14 @@ class Content:
 
     def __init__(self, found: dict[str, str], own: set[str | None], import_path: str) -> None:
         self.found, self.own, self.import_path = found, own, import_path
-        self.facts: dict[str, Any] = {}  # of functions and classes that have a name of their own
-        self.within: list[Any] = []  # what is being read, since objects can contain themselves
+        self.facts: dict[
+            str, Any
+        ] = {}  # of functions and classes that a module has under their names
+        self.within: list[Any] = []  # values being read, since objects can contain themselves
 
     def read(self, value: Any) -> bool:
-        """Whether the source of a function, class or module is content: those of the callable's
-        own module, and of others that are not installed."""
+        """Whether the source of a function, class or module is content: if it is in the callable's
+        own module, or in another that is not installed."""
         name = value.__name__ if isinstance(value, ModuleType) else value.__module__
         file = getattr(sys.modules.get(name or ""), "__file__", None)
         if isinstance(value, FunctionType):
@@ -130,7 +84,7 @@ class Content:
         return self._once(value, lambda: [_name(type(value)), *self._parts(value)])
 
     def _once(self, value: Any, content: Callable[[], Any]) -> Any:
-        """The content of an object, unless it is being read."""
+        """The content of an object, unless it contains itself and is being read already."""
         if any(value is other for other in self.within):
             return ["within"]
         self.within.append(value)
@@ -185,7 +139,7 @@ class Content:
             yield [value.dtype.str, list(value.shape), hashlib.sha256(data).hexdigest()]
 
     def _library(self, value: Any) -> Iterator[Any]:
-        """An object of an installed class: what it would be pickled as."""
+        """The content of an object of an installed class: its pickle, as values."""
         if type(value).__module__ in ("_thread", "threading"):
             return  # locks have no content
         try:
@@ -203,11 +157,10 @@ class Content:
         yield from (self.of(maker), self.of(arguments))
         yield from (self.of(list(r) if isinstance(r, Iterator) else r) for r in rest)
 
-    # functions and classes: what `found` does not say of them
+    # functions and classes, without the sources in `found`
 
     def reached(self, name: str, value: Any) -> list[Any]:
-        """What is new of a value that code reaches by a global name: nothing where `found` says it
-        all."""
+        """The content of a value that code reaches by a global name, without what is in `found`."""
         value = _uncached(value)
         if isinstance(value, ModuleType):
             usual = value.__name__.rpartition(".")[2] == name or (name, value.__name__) in _USUAL
@@ -237,11 +190,11 @@ class Content:
     ) -> Iterator[tuple[str, Any]]:
         if own_source:
             yield "source", self._source(function)
-            yield "lambda", _lambda(function)
+            yield "lambda", lambda_text(function)
         yield "defaults", self._defaults(function)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         yield "closure", [[n, self.of(_held(c))] for n, c in cells if n != "__class__"]
-        names = set(_loaded(function.__code__, "LOAD_GLOBAL", "LOAD_NAME"))
+        names = set(names_loaded(function.__code__, "LOAD_GLOBAL", "LOAD_NAME"))
         for name in sorted(names & set(function.__globals__)):
             value = function.__globals__[name]
             if isinstance(value, ModuleType) and self.read(value):
@@ -250,14 +203,14 @@ class Content:
                 yield name, self.reached(name, value)
                 if is_displayed(function.__globals__, name) and not is_plain(value):
                     yield f"{name} in order", [self.of(list(value))]
-        for name in sorted(set(_loaded(function.__code__, "IMPORT_NAME"))):
+        for name in sorted(set(names_loaded(function.__code__, "IMPORT_NAME"))):
             if module := self._imported(name, function.__globals__.get("__package__") or ""):
                 yield from self._module(module, names_in(function.__code__))
 
     def _module(
         self, module: ModuleType, names: set[str], above: tuple[ModuleType, ...] = ()
     ) -> Iterator[tuple[str, Any]]:
-        """Those of the attributes of a user's module that a function names."""
+        """The attributes of a user's module that a function names."""
         for name in sorted(names & set(vars(module))) if module not in above else ():
             value = vars(module)[name]
             if isinstance(value, ModuleType) and self.read(value):
@@ -278,7 +231,7 @@ class Content:
 
     def _defaults(self, function: FunctionType) -> list[Any]:
         """Default arguments that the source does not spell out."""
-        literals = _literal_defaults(function)
+        literals = literal_defaults(function)
         return [
             [p.name, self.of(p.default)]
             for p in inspect.signature(function, follow_wrapped=False).parameters.values()
@@ -289,9 +242,9 @@ class Content:
         yield "source", self._source(cls)
         bases = [(b.__name__, b) for b in cls.__bases__ if self.read(b)]
         yield from ((name, self.reached(name, base)) for name, base in bases)
-        literals = _literal_attributes(cls)
+        literals = literal_attributes(cls)
         generated = {"_abc_impl"}
-        if isinstance(cls, enum.EnumType):  # what differs between versions of Python
+        if isinstance(cls, enum.EnumType):  # differs between versions of Python
             generated |= {name for name in vars(cls) if name.startswith("_") and name.endswith("_")}
         if issubclass(cls, tuple) and not getattr(cls, "_field_defaults", None) and source_of(cls):
             generated |= {"_fields", "_field_defaults"}
@@ -310,7 +263,7 @@ class Content:
                         inside = part.__code__.co_qualname == f"{cls.__qualname__}.{name}"
                         yield name, [[k, v] for k, v in self._function(part, not inside) if v]
                 elif not (name.startswith("__") or name in generated or part is None):
-                    accessor = hasattr(type(part), "__get__") and _builtin_orinstalled(type(part))
+                    accessor = hasattr(type(part), "__get__") and _builtin_or_installed(type(part))
                     if not accessor and literals.get(name) != repr(part):
                         yield name, [self.of(part)]
 
@@ -326,14 +279,14 @@ def _uncached(value: Any) -> Any:
     """The function behind `functools.cache`, `jax.jit` and other built-in wrappers of installed
     packages."""
     while hasattr(value, "__wrapped__") and not isinstance(value, FunctionType | type):
-        if not _builtin_orinstalled(type(value)):
+        if not _builtin_or_installed(type(value)):
             break
         value = value.__wrapped__
     return value
 
 
 def _has_name(value: Any) -> bool:
-    """Whether a function or class is what its module has under its qualified name."""
+    """Whether a module has a function or class under its qualified name."""
     try:
         at_name = functools.reduce(
             getattr, value.__qualname__.split("."), sys.modules[value.__module__]
@@ -361,74 +314,3 @@ def _state(value: Any) -> dict[str, Any]:
     return {n: getattr(value, n) for n in slots if hasattr(value, n)} | getattr(
         value, "__dict__", {}
     )
-
-
-def _loaded(code: CodeType, *operations: str) -> Iterator[str]:
-    """What the operations of a function, and of those within it, name."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in operations:
-            yield instruction.argval
-    for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
-        yield from _loaded(inner, *operations)
-
-
-def _parsed(value: Any) -> ast.AST | None:
-    try:
-        return ast.parse(textwrap.dedent(source_of(value) or "")).body[0]
-    except (SyntaxError, IndexError):
-        return None  # a lambda in the middle of a statement, a class that no statement defines
-
-
-def _literal(node: ast.AST | None) -> str | None:
-    """The repr of a literal."""
-    try:
-        return repr(ast.literal_eval(node)) if node else None  # type: ignore[arg-type]
-    except (ValueError, TypeError):
-        return None
-
-
-def _targets(line: ast.stmt) -> list[Any]:
-    return line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-
-
-def _literal_defaults(function: FunctionType) -> dict[str, str | None]:
-    """Argument -> repr of its default, where the source has a literal."""
-    node = _parsed(function)
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return {}
-    a = node.args
-    positional = [*a.posonlyargs, *a.args][len(a.posonlyargs) + len(a.args) - len(a.defaults) :]
-    pairs = [
-        *zip(positional, a.defaults, strict=True),
-        *zip(a.kwonlyargs, a.kw_defaults, strict=True),
-    ]
-    return {argument.arg: _literal(default) for argument, default in pairs}
-
-
-def _literal_attributes(cls: type) -> dict[str, str | None]:
-    """Attribute -> repr of its value, where the class statement has a literal."""
-    node, found = _parsed(cls), {}
-    for line in node.body if isinstance(node, ast.ClassDef) else ():
-        for target in _targets(line):
-            if isinstance(target, ast.Name):
-                found[target.id] = _literal(getattr(line, "value", None))
-    return found
-
-
-def _lambda(function: FunctionType) -> str:
-    """The text of a lambda that shares its line with others."""
-    if function.__name__ != "<lambda>":
-        return ""
-    tree = ast.parse("".join(inspect.findsource(function)[0]))
-    code = function.__code__
-    lambdas = (n for n in ast.walk(tree) if isinstance(n, ast.Lambda))
-    nodes = [n for n in lambdas if n.lineno == code.co_firstlineno]
-    if len(nodes) < 2:
-        return ""
-    places = [(line, column) for line, _, column, _ in code.co_positions() if line and column]
-    for node in sorted(nodes, key=lambda n: -n.col_offset):
-        start = (node.body.lineno, node.body.col_offset)
-        end = (node.body.end_lineno or 0, node.body.end_col_offset or 0)
-        if all(start <= place < end for place in places):
-            return ast.unparse(node)
-    return ast.dump(tree)

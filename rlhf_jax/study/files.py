@@ -132,6 +132,12 @@ def _digest_of_json(record: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sweep(folder: Path, older: float = 0.0) -> None:
     """Removes the temporary files and folders of killed processes, `older` than so many seconds."""
     for path in folder.glob(".*"):

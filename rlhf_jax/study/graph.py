@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from rlhf_jax.kinds.ensemble.cell import Ensemble
 from rlhf_jax.kinds.pretrain.cell import Pretrain
@@ -47,10 +47,8 @@ from rlhf_jax.study.config import (
     suggest,
     to_json,
 )
+from rlhf_jax.study.digests import Digests
 from rlhf_jax.study.ranges import INT32, Count, Name, Range, Title
-
-if TYPE_CHECKING:
-    from rlhf_jax.data.recipes import Digests
 
 
 @dataclass(frozen=True)
@@ -284,8 +282,6 @@ class Study(Checked):
         Raises:
             ConfigError: one that is not there, or whose content cannot be read.
         """
-        from rlhf_jax.data.recipes import Digests  # numpy: not for every command
-
         return self.remembered(Digests(None))
 
     def remembered(self, digests: Digests) -> dict[str, str]:
@@ -398,8 +394,6 @@ def load_study(
     `corpus.field=value`. `runs`: the root of run folders, which remembers the content of files of
     records that are gone.
     """
-    from rlhf_jax.data.recipes import Digests
-
     path = Path(path)
     if not os.path.isfile(path):
         near = sorted(Path("experiments").glob("*.py"))

@@ -1,9 +1,9 @@
-"""What a field of a configuration may hold, said once with its type:
+"""The values that a field of a configuration may have, part of its type:
 
     batch: Count = 32
     clip: Annotated[float, Range(0, above=True)] = 1.0
 
-`rlhf_jax.study.config` reads it, for constructors, overrides, JSON and options of commands alike.
+`rlhf_jax.study.config` checks them in constructors, overrides, JSON and options of commands.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`. `above`, `below`: without these two. `zero`: or 0.
-    `advice`: what to do instead. Floats are rounded to float32 first, in which all is computed."""
+    """The numbers from `low` to `high`. `above`, `below`: excluding these two. `zero`: or 0.
+    `advice`: what to do instead. Floats are rounded to float32 first, as the computation does."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -28,7 +28,7 @@ class Range:
     advice: str = ""
 
     def problem(self, value: Any) -> str:
-        """What was expected; empty if it is what was given."""
+        """What was expected; empty if the value is in the range."""
         real = isinstance(value, float)
         used = _single(value) if real else value
         lost = real and (math.isinf(used) or (value and not used))
@@ -42,7 +42,7 @@ class Range:
         return f"a {whole}number {limits}" + (f" ({self.advice})" if self.advice else "")
 
     def _limits(self, enough: bool) -> str:
-        """Both limits where the upper one says something, otherwise the one that is passed."""
+        """Both limits if the upper one is at most a million, otherwise the one that is exceeded."""
         low, high = (f"{x:,}" for x in (self.low, self.high))
         if self.low > -math.inf and self.high <= 1e6:
             upper = f"below {high}" if self.below else high
@@ -60,19 +60,20 @@ def _single(value: float) -> float:
 
 
 class Name:
-    """Texts that can be part of the name of a folder on every system."""
+    """Texts that can be part of a folder's name on every system."""
 
     def problem(self, value: str) -> str:
         sound = all(ch.isalnum() or ch in "-_" for ch in value) and value[:1] not in ("", "-")
         if not sound or unicodedata.normalize("NFC", value) != value:
-            return "a name that a folder can have; use letters, digits, '-' and '_', and no '-' in front"
+            allowed = "letters, digits, '-' and '_', and no '-' in front"
+            return f"a name that a folder can have; use {allowed}"
         if len(value) > 100 or len(value.encode()) > 200:
             return f"a name of at most 100 characters (200 bytes); it has {len(value)}"
         return ""
 
 
 class Title:
-    """Texts on one line that UTF-8 can write."""
+    """Printable texts on one line."""
 
     def problem(self, value: str) -> str:
         if len(value) <= 200 and value.isprintable():

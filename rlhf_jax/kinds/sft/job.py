@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from rlhf_jax.data.annotators import approved
-from rlhf_jax.data.chat import Example, example_ids, pack_masked
+from rlhf_jax.data.chat import example_ids
 from rlhf_jax.data.feedback import Comparison, Demonstration, Record, read, write
 from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.loader import batch_rows
-from rlhf_jax.data.packing import Batch
+from rlhf_jax.data.packing import Batch, Example, pack_examples
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.signals import answer_of, examples_of
 from rlhf_jax.data.tokenizer import EOS
@@ -96,7 +96,7 @@ def taught(ctx: Context, cell: SFT) -> tuple[Source | None, list[Demonstration],
 def packed_rows(ctx: Context, cell: SFT, examples: Sequence[Example]) -> tuple[Batch, int]:
     """All rows, and the steps that they make."""
     T = ctx.study.corpus.seq_len
-    rows = pack_masked(examples, T, ctx.corpus.token_bytes)
+    rows = pack_examples(examples, T, ctx.corpus.token_bytes)
     n = len(rows["tokens"])
     if n < cell.batch:
         raise ConfigError(

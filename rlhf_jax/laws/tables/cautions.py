@@ -1,4 +1,4 @@
-"""What a table of runs holds that a law of params and tokens does not see: said in notes."""
+"""Notes on what a law of params and tokens ignores in a table of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.laws.budgets import groups
 from rlhf_jax.laws.tables.columns import ASIDE, Column, FitError, listed
-from rlhf_jax.laws.tables.numbers import parse
+from rlhf_jax.laws.tables.numbers import number_in
 
 if TYPE_CHECKING:
     from rlhf_jax.laws.points import Points
@@ -22,18 +22,20 @@ def cautions(
     points: Points, records: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]
 ) -> list[str]:
     """Notes on repeated configurations, repeated data and rare ratios; `records` are the rows'."""
-    return [
-        *_repeated_data(points, records),
-        *_unusual(points),
-        *_same_size(points, records, columns),
-    ]
+    notes = [*_repeated_data(points, records)]
+    ratio = float(np.median(points.tokens / points.params))
+    if not USUAL[0] <= ratio <= USUAL[1]:
+        notes.append(
+            f"the median run has {ratio:.3g} tokens a parameter: are the units of both right?"
+        )
+    return [*notes, *_same_size(points, records, columns)]
 
 
 def _same_size(
     points: Points, records: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]
 ) -> list[str]:
-    """Rows of equal params and tokens: seeds, or settings and data sets that the law does not
-    see."""
+    """Rows of equal params and tokens: other seeds, settings or data sets, which the law
+    ignores."""
     sizes = np.stack([points.params, points.tokens], 1)
     _, of, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     of, several = of.reshape(-1), int((counts > 1).sum())
@@ -46,7 +48,8 @@ def _same_size(
     used = {column.name for column in columns.values()}
     if points.unique_tokens is not None:
         used |= {name for name in records[0] if "epoch" in name.casefold()}
-    names = [name for name in records[0] if name and name not in used and not _is_loss(name)]
+    used |= {name for name in records[0] if "loss" in name.casefold() or ASIDE.search(name)}
+    names = [name for name in records[0] if name and name not in used]
     differ = [
         name
         for name in names
@@ -61,10 +64,6 @@ def _same_size(
     ]
 
 
-def _is_loss(name: str) -> bool:
-    return "loss" in name.casefold() or bool(ASIDE.search(name))
-
-
 def _repeated_data(points: Points, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Runs that saw tokens more than once: to approaches 1 to 3 every token is new."""
     if points.unique_tokens is not None:
@@ -72,10 +71,10 @@ def _repeated_data(points: Points, records: Sequence[Mapping[str, Any]]) -> list
         of = "unique tokens"
         law = ", --law data_constrained does not"
     else:
-        name = next(
-            (n for n in records[0] if n.casefold() in ("epochs", "epoch", "num_epochs")), None
-        )
-        epochs, law = np.array([_number(record.get(name or "")) for record in records]), ""
+        names = ("epochs", "epoch", "num_epochs")
+        name = next((n for n in records[0] if n.casefold() in names), None)
+        epochs = np.array([number_in(record.get(name or "")) for record in records], np.float64)
+        law = ""
         of = f"column {name!r}"
     more = int((epochs > 1.01).sum())
     if not more:
@@ -84,20 +83,6 @@ def _repeated_data(points: Points, records: Sequence[Mapping[str, Any]]) -> list
         f"{more} of {len(points)} runs saw data more than once (up to {np.nanmax(epochs):.3g} "
         f"times, by {of}); approaches 1 to 3 take repeats for new tokens{law}"
     ]
-
-
-def _unusual(points: Points) -> list[str]:
-    ratio = float(np.median(points.tokens / points.params))
-    if USUAL[0] <= ratio <= USUAL[1]:
-        return []
-    return [f"the median run has {ratio:.3g} tokens a parameter: are the units of both right?"]
-
-
-def _number(cell: Any) -> float:
-    try:
-        return parse(cell)[0]
-    except ValueError:
-        return np.nan
 
 
 def false_budget(points: Points, column: Column) -> str:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ast
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data import files
 from rlhf_jax.laws.tables.columns import FitError
 
-ROWS = (
-    "runs",
-    "rows",
-    "data",
-    "records",
-    "results",
-    "points",
-)  # of a JSON object, the list of runs
+# Keys under which a JSON object holds the list of its runs.
+ROWS = ("runs", "rows", "data", "records", "results", "points")
 
 
 @dataclass
@@ -40,70 +36,51 @@ class Table:
     twice: set[str] = field(default_factory=set)
 
 
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def json_lines(name: str, text: str) -> Table:
-    """Lines end at \\n alone: U+2028 and the like may be in a string."""
+    """An object a line, or what `json_table` reads."""
     if text.lstrip()[:1] == "[":
         return json_table(name, text)
-    table = Table([], [])
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            row = _loads(line)
-        except ValueError as e:
-            table.left_out.append((where, f"is not JSON: {e}"))
-            continue
-        add_row(table, where, row)
-    return table
+    return add_rows(name, files.json_rows(Path(name), io.BytesIO(text.encode())))
 
 
 def json_table(name: str, text: str) -> Table:
     """A list of objects, an object of columns, or an object that holds a list of runs."""
     try:
-        data = _loads(text)
-    except ValueError as e:
-        if "\n" in text.strip() and text.lstrip().startswith("{"):
+        data = _runs(json.loads(text))
+    except (ValueError, RecursionError) as e:
+        if text.lstrip().startswith("{"):
             table = json_lines(name, text)  # JSON lines under the wrong name
             if table.records:
                 return table
-        raise FitError(f"{name} is not JSON: {e}") from None
-    if isinstance(data, dict):
-        inner = [data[key] for key in ROWS if _objects(data.get(key))]
-        inner = inner[:1] or [value for value in data.values() if _objects(value)]
-        names, rows = data.get("columns"), data.get("data")
-        if len(inner) == 1:
-            data = inner[0]
-        elif isinstance(names, list) and isinstance(rows, list) and _rows_of(names, rows):
-            data = _rows_of(names, rows)
-        elif data and all(isinstance(v, list) for v in data.values()):
-            longest = max(map(len, data.values()))
-            data = [
-                {k: v[i] if i < len(v) else None for k, v in data.items()} for i in range(longest)
-            ]
-        elif data and all(isinstance(v, dict) for v in data.values()):
-            keys = list(dict.fromkeys(key for column in data.values() for key in column))
-            if keys and all(key.isdigit() for key in keys):  # pandas: {column: {row: cell}}
-                data = [{column: cells.get(key) for column, cells in data.items()} for key in keys]
-            else:  # {run: {column: cell}}
-                data = [{"label": key, **row} for key, row in data.items()]
-        else:
-            data = [data]
-    elif isinstance(data, list) and data and isinstance(data[0], list):
-        data = _rows_of(data[0], data[1:]) or data
+        why = "nested too deeply" if isinstance(e, RecursionError) else e
+        raise FitError(f"{name} is not JSON: {why}") from None
     if not isinstance(data, list):
         raise FitError(f"{name} is JSON without a list of runs; give a list of objects, one a run")
-    table = Table([], [])
-    for number, row in enumerate(data, 1):
-        add_row(table, f"{name}:{number}", row)
-    return table
+    return add_rows(name, (files.object_row(i, row) for i, row in enumerate(data, 1)))
+
+
+def _runs(data: Any) -> Any:
+    """The list of runs of a JSON value, if it is in a known layout."""
+    if isinstance(data, list) and data and isinstance(data[0], list):
+        return _rows_of(data[0], data[1:]) or data
+    if not isinstance(data, dict):
+        return data
+    inner = [data[key] for key in ROWS if _objects(data.get(key))]
+    inner = inner[:1] or [value for value in data.values() if _objects(value)]
+    if len(inner) == 1:
+        return inner[0]
+    if rows := _rows_of(data.get("columns"), data.get("data")):
+        return rows
+    columns = list(data.values())
+    if data and all(isinstance(v, list) for v in columns):
+        longest = range(max(map(len, columns)))
+        return [{k: v[i] if i < len(v) else None for k, v in data.items()} for i in longest]
+    if data and all(isinstance(v, dict) for v in columns):
+        keys = list(dict.fromkeys(key for column in columns for key in column))
+        if keys and all(key.isdigit() for key in keys):  # pandas: {column: {row: cell}}
+            return [{column: cells.get(key) for column, cells in data.items()} for key in keys]
+        return [{"label": key, **row} for key, row in data.items()]  # {run: {column: cell}}
+    return [data]
 
 
 def _objects(value: Any) -> bool:
@@ -111,23 +88,30 @@ def _objects(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(row, dict) for row in value)
 
 
-def _rows_of(names: list, rows: list) -> list[dict[str, Any]]:
-    """Objects of rows that are lists, as W&B's and pandas' tables have; none where they are not."""
+def _rows_of(names: Any, rows: Any) -> list[dict[str, Any]]:
+    """Objects of rows that are lists, as in the tables of W&B and pandas; empty if they are not."""
+    if not isinstance(names, list) or not isinstance(rows, list):
+        return []
     if not all(isinstance(name, str) for name in names) or not all(
-        isinstance(r, list) for r in rows
+        isinstance(row, list) for row in rows
     ):
         return []
     return [dict(zip(names, row, strict=False)) for row in rows]
 
 
-def add_row(table: Table, where: str, row: Any) -> None:
-    if not isinstance(row, dict):
-        table.left_out.append((where, "is not a JSON object"))
-        return
-    record = _flat(row)
-    known = set(table.header)
-    table.header += [key for key in record if key not in known]
-    table.records.append((where, record))
+def add_rows(name: str, rows: Iterable[files.Row]) -> Table:
+    """A table of the rows of a file called `name`."""
+    table, header = Table([], []), dict[str, None]()
+    for number, row, reason in rows:
+        where = f"{name}:{number}"
+        if row is None:
+            table.left_out.append((where, f"is {reason}" if reason[:3] == "not" else reason))
+            continue
+        record = _flat(row)
+        header.update(dict.fromkeys(record))
+        table.records.append((where, record))
+    table.header = list(header)
+    return table
 
 
 def _flat(row: Mapping[str, Any], depth: int = 4) -> dict[str, Any]:
@@ -151,20 +135,9 @@ def unfold(table: Table) -> None:
         if name.casefold() not in ("config", "summary", "metrics", "params") or not texts:
             continue
         for _, record in table.records:
-            row = _object(record.get(name))
-            if row is not None:
+            cell = record.get(name)
+            row = files.literal(cell) if isinstance(cell, str) and len(cell) <= 10**6 else None
+            if isinstance(row, dict):
                 found = _flat({name: row})
                 table.header += [key for key in found if key not in table.header]
                 record |= found
-
-
-def _object(cell: Any) -> dict[str, Any] | None:
-    if not isinstance(cell, str) or len(cell) > 10**6:
-        return None
-    for read in (_loads, ast.literal_eval):
-        try:
-            row = read(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-        return row if isinstance(row, dict) else None
-    return None

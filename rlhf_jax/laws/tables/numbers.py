@@ -8,45 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 _PREFIXES = {
-    "k": 1e3,
-    "kilo": 1e3,
-    "m": 1e6,
-    "mega": 1e6,
-    "g": 1e9,
-    "giga": 1e9,
-    "t": 1e12,
-    "tera": 1e12,
-    "p": 1e15,
-    "peta": 1e15,
-    "e": 1e18,
-    "exa": 1e18,
-    "z": 1e21,
-    "zetta": 1e21,
-    "y": 1e24,
+    "k": 1e3, "kilo": 1e3, "m": 1e6, "mega": 1e6, "g": 1e9, "giga": 1e9, "t": 1e12, "tera": 1e12,
+    "p": 1e15, "peta": 1e15, "e": 1e18, "exa": 1e18, "z": 1e21, "zetta": 1e21, "y": 1e24,
     "yotta": 1e24,
-}
+}  # fmt: skip
 LONG = {
-    "thousand": 1e3,
-    "thousands": 1e3,
-    "mn": 1e6,
-    "mio": 1e6,
-    "mil": 1e6,
-    "mln": 1e6,
-    "million": 1e6,
-    "millions": 1e6,
-    "bn": 1e9,
-    "bil": 1e9,
-    "mrd": 1e9,
-    "mld": 1e9,
-    "billion": 1e9,
-    "billions": 1e9,
-    "tn": 1e12,
-    "tr": 1e12,
-    "trillion": 1e12,
-    "trillions": 1e12,
-    "quadrillion": 1e15,
-    "quintillion": 1e18,
-}
+    "thousand": 1e3, "thousands": 1e3, "mn": 1e6, "mio": 1e6, "mil": 1e6, "mln": 1e6,
+    "million": 1e6, "millions": 1e6, "bn": 1e9, "bil": 1e9, "mrd": 1e9, "mld": 1e9,
+    "billion": 1e9, "billions": 1e9, "tn": 1e12, "tr": 1e12, "trillion": 1e12, "trillions": 1e12,
+    "quadrillion": 1e15, "quintillion": 1e18,
+}  # fmt: skip
 SHORT = {"k": 1e3, "m": 1e6, "mm": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 FLOP_SHORT = {**SHORT, "p": 1e15, "e": 1e18, "z": 1e21}
 _PREFIX = "|".join(sorted(_PREFIXES, key=len, reverse=True))
@@ -57,19 +28,7 @@ _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-"
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _POWER = re.compile(r"(?:(.+?)\s*[x*]\s*)?10\s*(?:\^|\*\*)\s*[({]?([+-]?\d{1,3})[)}]?(.*)")
 _MANTISSA = re.compile(r"([+-]?[\d.,][\d.,_' ]*?(?:[eE][+-]?\d+)?)\s*([a-zA-Z%][a-zA-Z%/ .\-]*)?")
-_COUNTED = {
-    "params",
-    "param",
-    "parameters",
-    "parameter",
-    "tokens",
-    "token",
-    "tok",
-    "flop",
-    "flops",
-    "nats",
-    "nat",
-}
+_COUNTED = set("params param parameters parameter tokens token tok flop flops nats nat".split())
 
 
 def straight(text: str) -> str:
@@ -114,6 +73,14 @@ def parse(value: Any, decimal: str = "") -> tuple[float, bool]:
         raise ValueError("not a number")
     factor, own = _unit(found[2] or "")
     return _mantissa(found[1], decimal) * factor, own
+
+
+def number_in(value: Any) -> float | None:
+    """The number of `parse`, or None."""
+    try:
+        return parse(value)[0]
+    except ValueError:
+        return None
 
 
 def _unit(text: str) -> tuple[float, bool]:

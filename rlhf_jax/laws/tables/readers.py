@@ -1,25 +1,25 @@
-"""Files to records: CSV by any separator and encoding, JSON lines, JSON, parquet, each also
-gzipped."""
+"""Files to records: CSV with any separator and encoding, JSON lines, JSON, parquet, also with
+gzip."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
 import sys
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_jax.data import files
 from rlhf_jax.laws.tables.columns import FitError
-from rlhf_jax.laws.tables.json_tables import Table, add_row, json_lines, json_table
-from rlhf_jax.laws.tables.numbers import parse
+from rlhf_jax.laws.tables.json_tables import Table, add_rows, json_lines, json_table
+from rlhf_jax.laws.tables.numbers import number_in
+from rlhf_jax.study.config import ConfigError
 
 SEPARATORS = (",", ";", "\t", "|")
-TAKES = "a quote is opened and not closed in its row: it takes the rows below with it"
+READERS = (".csv", ".tsv", ".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
+UNCLOSED = "a quote is opened and not closed in its row: it takes the rows below with it"
 RULE = re.compile(r"[ |+:=-]*--[ |+:=-]*")  # between a header and its rows
-FOREIGN = re.compile(r"\s*(?:(<!doctype html|<html)|version https://git-lfs)", re.IGNORECASE)
 
 
 def read_file(path: Path) -> Table:
@@ -28,81 +28,49 @@ def read_file(path: Path) -> Table:
     Raises:
       FitError: it is not such a file, is damaged, or holds no rows.
     """
-    kind = path.suffix.lower()
-    if kind == ".gz":
-        kind = Path(path.stem).suffix.lower()
-    readers: dict[str, Callable[[str, str], Table]] = {
-        ".csv": _csv,
-        ".tsv": _csv,
-        ".txt": _csv,
-        ".md": _csv,
-        ".jsonl": json_lines,
-        ".ndjson": json_lines,
-        ".json": json_table,
-    }
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
     if not path.is_file():
         raise FitError(f"{path} is not a file")
-    if kind not in (*readers, ".parquet"):
+    if kind not in READERS:
         raise FitError(
             f"{path.name}: expected a .csv, .tsv, .txt, .md, .jsonl, .json or .parquet file, or "
             f"one of them with .gz; save it as CSV"
         )
-    data = _bytes(path)
-    if kind == ".parquet":
-        table = _parquet(path.name, data)
-    else:
-        text, note = _text(path.name, data)
-        if not text.strip():
-            raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
-        table = readers[kind](path.name, text)
-        table.notes[:0] = note
+    try:
+        table = _table(path, kind)
+    except ConfigError as e:
+        raise FitError(str(e)) from None
     if not table.records:
         first = f" that can be read: {' '.join(table.left_out[0])}" if table.left_out else ""
         raise FitError(f"{path.name} has no rows{first}")
     return table
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise FitError(f"{path.name} is not readable as gzip: {e}; make or copy it again") from None
-    except OSError as e:
-        raise FitError(f"{path} cannot be read: {e.strerror or e}") from None
+def _table(path: Path, kind: str) -> Table:
+    data = files.content(path)
+    if kind == ".parquet":
+        return add_rows(path.name, files.parquet_rows(path, io.BytesIO(data)))
+    text, notes = _text(path.name, data)
+    if not text.strip():
+        raise FitError(f"{path.name} is empty: a header line and a row for each run are needed")
+    readers = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_table}
+    table = readers.get(kind, _csv)(path.name, text)
+    table.notes[:0] = notes
+    return table
 
 
 def _text(name: str, data: bytes) -> tuple[str, list[str]]:
-    """(text, notes) by the byte-order mark, else UTF-8, else Windows-1252."""
-    if data[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
-        raise FitError(f"{name} is a spreadsheet or zip archive, not text: save it as CSV in UTF-8")
-    marks = (
-        (b"\xff\xfe\x00\x00", "utf-32"),
-        (b"\x00\x00\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    )
-    encoding = next((of for mark, of in marks if data.startswith(mark)), "utf-8-sig")
-    head = data[:1000]
-    if encoding == "utf-8-sig" and len(head) > 3 and b"\0" in head:  # UTF-16 without its mark
-        odd, even = head[1::2].count(0), head[::2].count(0)
-        if max(odd, even) > 0.8 * (len(head) // 2) and min(odd, even) == 0:
-            encoding = "utf-16-le" if odd else "utf-16-be"
-    notes = []
+    """(text, notes): UTF-16 or UTF-32 where it looks like that, else UTF-8, else Windows-1252."""
+    wide, notes = files.wide_encoding(data[:1000]), []
     try:
-        text = data.decode(encoding)
+        text = data.decode(wide or "utf-8-sig")
     except UnicodeDecodeError:
-        if encoding != "utf-8-sig":
-            raise FitError(f"{name} is not whole {encoding}: save it as CSV in UTF-8") from None
+        if wide:
+            raise FitError(f"{name} is not whole {wide}: save it as CSV in UTF-8") from None
         text = data.decode("cp1252", errors="replace")
         notes = [f"{name} is not UTF-8; read as Windows-1252"]
-    if found := FOREIGN.match(text):
-        what, do = (
-            ("a web page", "download the file itself")
-            if found[1]
-            else ("a Git LFS pointer, not the file", "run `git lfs pull`")
-        )
-        raise FitError(f"{name} is {what}: {do}")
+    if re.match(r"\s*(<!doctype html|<html)", text, re.IGNORECASE):
+        raise FitError(f"{name} is a web page: download the file itself")
     control = sum(text.count(chr(i)) for i in (*range(9), 14, 15, 16, 127))
     if "\0" in text or control > 0.01 * len(text) or text.count("\ufffd") > 0.05 * len(text):
         raise FitError(f"{name} is not text: save it as CSV in UTF-8")
@@ -130,9 +98,8 @@ def _csv(name: str, text: str) -> Table:
     rows = _fields(name, "\n".join(lines[skipped:]), separator, skipped)
     first, header = rows[0]
     if all(_is_number(cell) for cell in header if cell.strip()):
-        named = [
-            cell.strip() for cell in comment.split(separator if separator in comment else None)
-        ]
+        by = separator if separator in comment else None
+        named = [cell.strip() for cell in comment.split(by)]
         if len(named) != len(header) or any(map(_is_number, named)):
             raise FitError(
                 f"{name}: the first line, {lines[skipped][:200]!r}, is not a header; put the names "
@@ -161,24 +128,21 @@ def _no_header(line: str) -> bool:
 
 
 def _spaced(lines: Sequence[str]) -> bool:
-    """Whether every line has as many words, two at least."""
+    """Whether all lines have the same number of words, at least two."""
     counts = {len(line.split()) for line in lines if line.strip() and not line.startswith("#")}
     return len(counts) == 1 and counts.pop() > 1
 
 
 def _separator(header: str, below: Sequence[str]) -> str:
-    """The one that cuts the header into most fields, the same in the lines below where that
-    tells."""
+    """The separator that cuts the header into most fields, and that the lines below share."""
     bare = re.sub(r'"[^"]*"', "", header)
     counts = {mark: bare.count(mark) for mark in SEPARATORS}
-    agree = {
-        mark: sum(line.count(mark) >= counts[mark] for line in below if line.strip())
-        for mark in SEPARATORS
-    }
-    return max(
-        SEPARATORS,
-        key=lambda mark: (counts[mark] > 0, agree[mark] if counts[mark] else 0, counts[mark]),
-    )
+
+    def fit(mark: str) -> tuple[bool, int, int]:
+        agree = sum(line.count(mark) >= counts[mark] for line in below if line.strip())
+        return counts[mark] > 0, agree if counts[mark] else 0, counts[mark]
+
+    return max(SEPARATORS, key=fit)
 
 
 def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[int, list[str]]]:
@@ -197,13 +161,12 @@ def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[in
                 if "unexpected end" in str(e):
                     raise FitError(f"{name}:{begun}: a quote is opened and never closed") from None
                 if skipped + reader.line_num > begun:
-                    raise FitError(f"{name}:{begun}: {TAKES}") from None
+                    raise FitError(f"{name}:{begun}: {UNCLOSED}") from None
                 rows.append((begun, []))  # such as `"a"b`: said where the row is left out
                 continue
             _swallowed(name, begun, cells, len(rows[0][1]) if rows else 0, separator)
-            if (
-                any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#")
-            ) or not rows:
+            comment = bool(cells) and cells[0].lstrip().startswith("#")
+            if not rows or (any(cell.strip() for cell in cells) and not comment):
                 rows.append((begun, cells))
     finally:
         csv.field_size_limit(limit)
@@ -211,14 +174,14 @@ def _fields(name: str, text: str, separator: str, skipped: int) -> list[tuple[in
 
 
 def _swallowed(name: str, line: int, cells: Sequence[str], width: int, separator: str) -> None:
-    """A quote that closes in a later row takes the rows between with it."""
+    """Refuses a cell that holds whole rows, because its quote closes in a later row."""
     for cell in cells:
         if "\n" not in cell or len(cell) > 10**6 or not width:
             continue
         for i, inner in enumerate(cell.split("\n")):
             parts = inner.split(separator)
             if i and len(parts) >= max(width - 1, 2) and sum(map(_is_number, parts)) >= 2:
-                raise FitError(f"{name}:{line}: {TAKES}")
+                raise FitError(f"{name}:{line}: {UNCLOSED}")
 
 
 def _records(
@@ -229,12 +192,9 @@ def _records(
         width -= 1
     named = _row_names(header[:width], rows)
     columns = ([""] if named else []) + header[:width]
-    kept: list[int] = []
-    for i, column in enumerate(columns):
-        if column and column not in columns[:i]:
-            kept.append(i)
+    kept = [i for i, column in enumerate(columns) if column and column not in columns[:i]]
     table = Table([columns[i] for i in kept], [], separator)
-    table.twice = {column for i, column in enumerate(columns) if column and column in columns[:i]}
+    table.twice = {column for column in columns if column and columns.count(column) > 1}
     for line, cells in rows:
         where = f"{name}:{line}"
         while len(cells) > len(columns) and not cells[-1].strip():
@@ -242,25 +202,19 @@ def _records(
         if not cells:
             table.left_out.append((where, "its quotes are not those of CSV"))
         elif len(cells) != len(columns):
-            hint = (
-                " (numbers such as 1,000 need quotes)"
-                if len(cells) > len(columns) and separator == ","
-                else ""
+            more = len(cells) > len(columns) and separator == ","
+            hint = " (numbers such as 1,000 need quotes)" if more else ""
+            reason = (
+                f"does not have {len(columns)} fields as the header does, but {len(cells)}{hint}"
             )
-            table.left_out.append(
-                (
-                    where,
-                    f"does not have {len(columns)} fields as the header does, but "
-                    f"{len(cells)}{hint}",
-                )
-            )
+            table.left_out.append((where, reason))
         else:
             table.records.append((where, {columns[i]: cells[i] for i in kept}))
     return table
 
 
 def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
-    """R writes row names under no header: every row has one cell more, in front."""
+    """Whether rows have names under no header, as R writes them: one cell more, in front."""
     if len(rows) < 2 or any(
         len(cells) != len(header) + 1 or not cells[-1].strip() for _, cells in rows
     ):
@@ -269,29 +223,9 @@ def _row_names(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> 
     return first == [str(i + 1) for i in range(len(first))] or not any(map(_is_number, first))
 
 
+def _is_number(cell: str) -> bool:
+    return number_in(cell) is not None
+
+
 def _unmarked(cell: str) -> str:
     return re.sub(r"^(\*\*|__|`)(.*)\1$", r"\2", cell.strip())
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        parse(cell)
-    except ValueError:
-        return False
-    return True
-
-
-# --- parquet ---------------------------------------------------------------------------------
-
-
-def _parquet(name: str, data: bytes) -> Table:
-    from pyarrow import ArrowException, BufferReader, parquet
-
-    try:
-        rows = parquet.ParquetFile(BufferReader(data)).read().to_pylist()
-    except (ArrowException, OSError, ValueError) as e:
-        raise FitError(f"{name} is not readable as parquet: {e}") from None
-    table = Table([], [])
-    for number, row in enumerate(rows, 1):
-        add_row(table, f"{name}:{number}", row)
-    return table

@@ -1,4 +1,4 @@
-"""Records of a table to rows with numbers by role; what is missing, wrong or of no use is said."""
+"""Records of a table to rows with numbers by role, and notes on what is missing or wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_jax.laws.tables.json_tables import Table
 from rlhf_jax.laws.tables.numbers import decimal_mark
 from rlhf_jax.laws.tables.selection import TOKENS_PER_PARAM, LeftOut, far_from_6nd, unfinished
 
-OPTIONAL = ("stderr", "unique_tokens", "error", "step")  # of a row; a fit can do without them
+OPTIONAL = ("stderr", "unique_tokens", "error", "step")  # roles that a fit can do without
 
 
 def usable_rows(
@@ -73,7 +73,7 @@ def _text(record: Mapping[str, Any], column: Column | None) -> str:
 
 
 def drop(rows: list, kept: list, reasons: Mapping[int, str], left_out: LeftOut) -> None:
-    """Takes rows out of both lists and says why."""
+    """Moves rows out of both lists, to `left_out` with the reason."""
     for i in sorted(reasons):
         label, where = rows[i]["label"], rows[i]["where"]
         left_out.append((label, reasons[i] if label == where else f"{reasons[i]} ({where})"))
@@ -87,7 +87,8 @@ def choose_flops(
     passed: Mapping[str, list[Column]],
     where: str,
 ) -> list[str]:
-    """Compute from a budget's number where nothing else gives it; a rate (TFLOPS) is none."""
+    """Takes compute from the numbers of budgets where nothing else gives it, and not from a rate
+    (TFLOPS)."""
     notes = []
     rate = "flops" in columns and columns["flops"].kind == RATE
     if rate and {"params", "tokens"} <= set(columns) and far_from_6nd(rows):
@@ -118,7 +119,7 @@ def choose_flops(
 
 
 def without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> list[str]:
-    """Columns that a fit can do without are passed over where a row lacks them."""
+    """Drops columns that a fit can do without where a row lacks them."""
     notes = []
     for role in ("step", *OPTIONAL):
         lacking = [row["where"] for row in rows if role in row and row[role] is None]
@@ -148,7 +149,7 @@ def without_optional(rows: list[dict[str, Any]], columns: dict[str, Column]) -> 
 def check_third(
     params: np.ndarray, tokens: np.ndarray, columns: Mapping[str, Column], where: str
 ) -> None:
-    """What follows from C = 6 N D must be possible too."""
+    """Refuses a third of params, tokens and flops, computed by C = 6 N D, that is impossible."""
     share = float(np.median(tokens / params))
     if not TOKENS_PER_PARAM[0] < share < TOKENS_PER_PARAM[1]:
         names = " and ".join(repr(columns[role].name) for role in SIZES if role in columns)

@@ -1,4 +1,4 @@
-"""Which rows of a table count: finished runs, each once, with numbers that can be."""
+"""Which rows of a table count: finished runs, each once, with possible numbers."""
 
 from __future__ import annotations
 
@@ -9,106 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.tables.columns import Column, FitError
+from rlhf_jax.laws.tables.columns import Column, FitError, plain_key
 
 LeftOut = list[tuple[str, str]]  # (label of the run, reason)
 
-# W&B, MLflow, SLURM (sacct cuts words: OUT_OF_ME+), and what people write; compared by their
-# beginnings.
-UNFINISHED = (
-    "crash",
-    "fail",
-    "kill",
-    "run",
-    "preempt",
-    "timeout",
-    "timed out",
-    "time out",
-    "time limit",
-    "cancel",
-    "out of me",
-    "oom",
-    "node fail",
-    "boot fail",
-    "deadline",
-    "pending",
-    "queue",
-    "schedul",
-    "interrupt",
-    "abort",
-    "diverge",
-    "error",
-    "nan",
-    "unfinished",
-    "incomplete",
-    "not ",
-    "in progress",
-    "start",
-    "suspend",
-    "stop",
-    "requeue",
-    "revoke",
-    "resiz",
-    "configur",
-    "completing",
-    "special exit",
-    "terminat",
-    "delet",
-    "lost",
-    "stall",
-    "wait",
-    "submit",
-    "evict",
-    "exception",
-    "damaged",
-    "dead",
-    "broken",
-    "partial",
-    "paused",
-    "hang",
-    "hung",
+# How states begin in W&B, MLflow, SLURM (sacct cuts words: OUT_OF_ME+), and as people write them.
+UNFINISHED = tuple(
+    (
+        "crash,fail,kill,run,preempt,timeout,timed out,time out,time limit,cancel,out of me,oom,"
+        "node fail,boot fail,deadline,pending,queue,schedul,interrupt,abort,diverge,error,nan,"
+        "unfinished,incomplete,not ,in progress,start,suspend,stop,requeue,revoke,resiz,configur,"
+        "completing,special exit,terminat,delet,lost,stall,wait,submit,evict,exception,damaged,"
+        "dead,broken,partial,paused,hang,hung"
+    ).split(",")
 )
 FINISHED = ("finish", "complete", "done", "succe", "ok", "pass", "converge", "end", "kept", "good")
-GOOD_FLAGS = (
-    "finished",
-    "completed",
-    "done",
-    "success",
-    "succeeded",
-    "converged",
-    "included",
-    "include",
-)
+GOOD_FLAGS = "finished completed done success succeeded converged included include".split()
 BAD_FLAGS = (
-    "diverged",
-    "crashed",
-    "failed",
-    "killed",
-    "oom",
-    "nan",
-    "unstable",
-    "interrupted",
-    "preempted",
-    "aborted",
-    "excluded",
-    "exclude",
-    "earlystopped",
-    "stoppedearly",
-    "broken",
-    "incomplete",
-    "unfinished",
-)
-SUMMARIES = (
-    "mean",
-    "average",
-    "median",
-    "std",
-    "total",
-    "sum",
-    "min",
-    "max",
-    "count",
-)  # below a table
+    "diverged crashed failed killed oom nan unstable interrupted preempted aborted excluded "
+    "exclude earlystopped stoppedearly broken incomplete unfinished"
+).split()
+SUMMARIES = "mean average median std total sum min max count".split()  # below a table
 EXIT_CODES = ("exitcode", "exitstatus", "returncode")
 TRUE, FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")
 MIN = {"params": 1e3, "tokens": 1e4, "flops": 1e7, "loss": 1e-4, "unique_tokens": 1.0}
@@ -123,33 +44,35 @@ MAX = {
 HINTS = {
     "params": "if they are millions, --columns 'params={0}*1e6', or name the column params_M",
     "tokens": "if they are billions, --columns 'tokens={0}*1e9', or name the column tokens_B",
-    "flops": "if they are in units of 1e18, --columns 'flops={0}*1e18', or name the column flops_1e18",
-    "loss": "a loss is in nats a token, ln of a perplexity: name a column of perplexities `perplexity`",
+    "flops": "if their unit is 1e18, --columns 'flops={0}*1e18', or name the column flops_1e18",
+    "loss": "a loss is in nats a token, ln of a perplexity: call perplexities `perplexity`",
     "unique_tokens": "they are tokens: --columns 'unique_tokens={0}*1e9' if they are billions",
     "error": "it is a share of 0 to 1: --columns 'error={0}*0.01' if they are percent",
 }
-RATIO = 30.0  # between C and 6 N D of a table, each way; conventions differ by less than 10
+RATIO = 30.0  # largest between C and 6 N D, each way; conventions differ by less than 10
 TOKENS_PER_PARAM = (1e-3, 1e6)
 WORST = 12.5  # ln of 256,000
-SHARE = 0.1  # of rows that may be impossible before the column is
+SHARE = 0.1  # of rows; with more impossible numbers a column is refused
+NAMED = 20  # rows left out that a note names
 
 
 def unfinished(
     header: Sequence[str], records: Sequence[Mapping[str, Any]], state: Column | None
 ) -> tuple[dict[int, str], list[str]]:
-    """({row: reason} of runs that say that they did not finish, notes)."""
+    """({row: reason} of runs marked as unfinished, notes)."""
     out: dict[int, str] = {}
     notes = []
+
+    def leave_out(i: int, name: str) -> None:
+        out.setdefault(i, f"{name} is {str(records[i][name]).strip()!r}")
+
     if state is not None:
         words = [_plain(record.get(state.name)) for record in records]
         for i, word in enumerate(words):
             if word.startswith(UNFINISHED) or word in FALSE:
-                out[i] = f"{state.name} is {str(records[i][state.name]).strip()!r}"
-        unknown = Counter(
-            w
-            for w in words
-            if not w.startswith((*UNFINISHED, *FINISHED)) and w not in (*TRUE, *FALSE)
-        )
+                leave_out(i, state.name)
+        known = (*UNFINISHED, *FINISHED)
+        unknown = Counter(w for w in words if not w.startswith(known) and w not in (*TRUE, *FALSE))
         if unknown and len(unknown) < len(words):
             said = ", ".join(f"{word!r} ({count} rows)" for word, count in unknown.most_common(5))
             notes.append(f"column {state.name!r}: {said} says not whether the run finished: kept")
@@ -159,8 +82,7 @@ def unfinished(
         if word in SUMMARIES and word in once:
             out[i] = f"the {word} of other rows"
     for name in header:
-        key = re.sub(r"[\s_.\-]", "", name).casefold()
-        key = re.sub(r"^(is|has|was)(?=\w{3})", "", key)
+        key = re.sub(r"^(is|has|was)(?=\w{3})", "", plain_key(name))
         cells = [_plain(record.get(name)) for record in records]
         if key in EXIT_CODES:
             bad = [bool(re.search(r"[1-9]", cell)) for cell in cells]
@@ -169,7 +91,7 @@ def unfinished(
         else:
             continue
         for i in np.flatnonzero(bad).tolist():
-            out.setdefault(i, f"{name} is {str(records[i][name]).strip()!r}")
+            leave_out(i, name)
     return out, notes
 
 
@@ -182,11 +104,11 @@ def repeated(
     records: Sequence[Mapping[str, Any]],
     columns: Mapping[str, Column],
 ) -> dict[int, str]:
-    """{row: reason} of rows that are the same run again: copies, and earlier steps of a curve.
+    """{row: reason} of copies of other rows, and of earlier steps of a run.
 
-    Rows are one run if they share the run id, or the run's name (a `name` only beside a column of
-    steps), the size, the budget and the seed. The last step counts, else the most tokens, else the
-    last row. Names of models and plain numbers are no names of runs.
+    Rows are of one run if they share the run id, or the run's name (a `name` only beside a column
+    of steps), the size, the budget and the seed. The last step counts, else the most tokens, else
+    the last row. Names of models and plain numbers do not name runs.
     """
     out: dict[int, str] = {}
     seen: dict[tuple, int] = {}
@@ -203,15 +125,9 @@ def repeated(
     for group in groups.values():
         if len(group) == 1:
             continue
-        by = next(
-            (
-                role
-                for role in ("step", "tokens", "flops")
-                if len({rows[i].get(role) for i in group} - {None}) > 1
-            ),
-            None,
-        )
-        last = max(group, key=lambda i: (rows[i].get(by) or 0.0 if by else 0.0, i))
+        roles = ("step", "tokens", "flops")
+        by = next((r for r in roles if len({rows[i].get(r) for i in group} - {None}) > 1), "")
+        last = max(group, key=lambda i: (rows[i].get(by) or 0.0, i))
         at = f" ({by} {rows[last].get(by):g})" if by else ""
         for i in group:
             if i != last:
@@ -221,13 +137,13 @@ def repeated(
 
 
 def _identity(record: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
-    """What says which run a row is of; empty where nothing does."""
+    """The name of a row's run; empty if it has none."""
     for role, sure in (("run_id", ("runid", "uid", "uuid", "runuuid")), ("label", ())):
         if role not in columns:
             continue
         name = columns[role].name
-        key = re.sub(r"[\s_.\-]", "", name).casefold()
-        cell = str(record.get(name) if record.get(name) is not None else "").strip()
+        key, cell = plain_key(name), record.get(name)
+        cell = "" if cell is None else str(cell).strip()
         if not cell:
             continue
         if key in sure or (columns[role].given and role == "run_id"):
@@ -242,21 +158,22 @@ def _identity(record: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
 def impossible(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], where: str
 ) -> dict[int, str]:
-    """{row: reason} of rows with numbers that cannot be.
+    """{row: reason} of rows with impossible numbers.
 
     Raises:
-      FitError: more than `SHARE` of a column cannot be: it has other units than its name says.
+      FitError: more than `SHARE` of a column is impossible: its units are not those of its name.
     """
     out: dict[int, str] = {}
     for role, column in columns.items():
         if role not in MAX:
             continue
-        low = 0.0 if column.given and column.factor == 1 and _raw(column) else MIN.get(role, 0.0)
+        as_is = column.given and column.factor == 1 and column.form == "as is"  # `NAME*1`
+        low = 0.0 if as_is else MIN.get(role, 0.0)
         values = np.array([row.get(role, np.nan) for row in rows], np.float64)
         bad = (values < low) | (values > MAX[role])
         said = f"{role} of {low:g} to {MAX[role]:g} can be"
         hint = HINTS[role].format(column.name)
-        if role != "error" and role != "loss" and np.nanmedian(values) > MAX[role]:
+        if role not in ("error", "loss") and np.nanmedian(values) > MAX[role]:
             hint = "they are too large: check the unit, --columns takes NAME*FACTOR"
         _judge(out, bad, values, f"column {column.name!r}", said, f"{where}: {hint}")
         if role == "loss" and np.median(values) > WORST:
@@ -275,11 +192,6 @@ def impossible(
     return out
 
 
-def _raw(column: Column) -> bool:
-    """Whether the caller wrote `NAME*1`: as they are."""
-    return column.form == "as is"
-
-
 def compute_ratio(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """C / (6 N D) of rows that have all three, (n,)."""
     with np.errstate(all="ignore"):
@@ -287,7 +199,7 @@ def compute_ratio(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def far_from_6nd(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether half of the rows' C differ from 6 N D by more than any way of counting FLOPs."""
+    """Whether the median C differs from 6 N D by more than ways of counting FLOPs do."""
     return not 1 / RATIO < np.median(compute_ratio(rows)) < RATIO
 
 
@@ -297,7 +209,7 @@ def off_compute(
     """{row: reason} of rows whose C is far from 6 N D, compared with the table's other rows.
 
     Raises:
-      FitError: the whole table's is, by more than any way of counting FLOPs.
+      FitError: it is so in the whole table, by more than ways of counting FLOPs differ.
     """
     ratio = compute_ratio(rows)
     middle = float(np.median(ratio))
@@ -322,14 +234,8 @@ def off_compute(
         )
     with np.errstate(all="ignore"):
         bad = np.abs(np.log(ratio / middle)) > np.log(RATIO)
-    _judge(
-        out,
-        bad,
-        ratio,
-        f"columns {names}",
-        f"C is about {middle:.3g} times 6 N D in other rows",
-        f"{where}: check their units",
-    )
+    said = f"C is about {middle:.3g} times 6 N D in other rows"
+    _judge(out, bad, ratio, f"columns {names}", said, f"{where}: check their units")
     return out
 
 
@@ -351,15 +257,14 @@ def _judge(
         out.setdefault(i, f"{name}: {values[i]:.4g} cannot be ({said})")
 
 
-def left_out_notes(left_out: LeftOut, total: int, most: int = 20) -> list[str]:
-    """One sentence that counts and names the rows that are left out; none where there are none."""
+def left_out_notes(left_out: LeftOut, total: int) -> list[str]:
+    """A sentence that counts and names the rows that are left out, if there are some."""
     if not left_out:
         return []
     named = "; ".join(
         f"{label}{',' if reason.startswith('column') else ':'} {reason}"
-        for label, reason in left_out[:most]
+        for label, reason in left_out[:NAMED]
     )
-    more = (
-        f"; and {len(left_out) - most} more, all named with --json" if len(left_out) > most else ""
-    )
+    rest = len(left_out) - NAMED
+    more = f"; and {rest} more, all named with --json" if rest > 0 else ""
     return [f"{len(left_out)} of {total} rows are left out: {named}{more}"]
