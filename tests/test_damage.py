@@ -15,9 +15,9 @@ from launch import local
 from rlhf_jax import cli
 from rlhf_jax import worker as execute
 from rlhf_jax.data.feedback import Comparison, Demonstration, write
-from rlhf_jax.kinds import BestOfN, Compare, Feedback, rankings
+from rlhf_jax.kinds import BestOfN, Compare, Feedback, Reward
+from rlhf_jax.kinds.compare.job import comparisons
 from rlhf_jax.kinds.sampling import save_arrays
-from rlhf_jax.kinds.sft import job as sft
 from rlhf_jax.study.config import to_json
 from rlhf_jax.study.runs import (
     CellFolder,
@@ -236,10 +236,11 @@ def test_sft_refuses_records_that_are_not_what_their_cell_wrote(
     write(folder.results / name, records)
     folder.finish(seconds=1.0)
     ctx = types.SimpleNamespace(study={"parent": cell}, folders={"parent": folder})
-    assert len(sft._of_cell(ctx, "parent").records) == 4
+    records_of = cell.job_function("records")
+    assert len(records_of(ctx, cell)[1]) == 4
     harm(folder.results / name)
     with pytest.raises(Damaged, match=rf"{name} is damaged.*--force parent"):
-        sft._of_cell(ctx, "parent")
+        records_of(ctx, cell)
 
 
 @pytest.mark.parametrize("harm", [swap_arrays, truncate, delete])
@@ -249,7 +250,7 @@ def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm)
         "prompts": np.ones((2, 3)), "responses": np.ones((2, 2, 4)),
         "mask": np.ones((2, 2, 4)), "ranks": np.array([[0, 1], [1, 0]]),
     }  # fmt: skip
-    for split in rankings.SPLITS:
+    for split in ("train", "validation"):
         save_arrays(folder, split, arrays)
     folder.finish(seconds=1.0)
     ctx = types.SimpleNamespace(
@@ -257,10 +258,11 @@ def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm)
         folders={"parent": folder},
         model=types.SimpleNamespace(max_positions=64),
     )
-    assert rankings._source(ctx, "sft", "parent")["train"]["ranks"].tolist() == [[0, 1], [1, 0]]
+    cell = ctx.study["parent"]
+    assert comparisons(ctx, cell, Reward("r"))["train"]["ranks"].tolist() == [[0, 1], [1, 0]]
     harm(folder.results / "train.npz")
     with pytest.raises(Damaged, match=r"train\.npz is damaged"):
-        rankings._source(ctx, "sft", "parent")
+        comparisons(ctx, cell, Reward("r"))
 
 
 @pytest.fixture

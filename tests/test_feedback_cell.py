@@ -24,13 +24,15 @@ from rlhf_jax.kinds import (
     TaskConfig,
     sampling,
 )
-from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.compare.job import run as compare
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.feedback.job import agreement, feedback
-from rlhf_jax.kinds.ppo.job import ppo
-from rlhf_jax.kinds.pretrain.job import pretrain
+from rlhf_jax.kinds.feedback.job import run as feedback
+from rlhf_jax.kinds.ppo.job import run as ppo
+from rlhf_jax.kinds.pretrain.job import run as pretrain
 from rlhf_jax.kinds.rankings import ceilings, rankings
-from rlhf_jax.kinds.sft.job import from_records, sft, source
+from rlhf_jax.kinds.sft.job import from_records, source
+from rlhf_jax.kinds.sft.job import run as sft
+from rlhf_jax.kinds.sft.judge import agreement
 from rlhf_jax.model.sampler import join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study

@@ -13,8 +13,9 @@ from rlhf_jax.data.feedback import Comparison, Correction, Critique, Demonstrati
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.kinds import SFT, BestOfN, Compare, Pretrain, TaskConfig
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.pretrain.job import pretrain
-from rlhf_jax.kinds.sft.job import continuations, from_records, packed_rows, sft, source
+from rlhf_jax.kinds.pretrain.job import run as pretrain
+from rlhf_jax.kinds.sft.job import continuations, from_records, packed_rows, source
+from rlhf_jax.kinds.sft.job import run as sft
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig

@@ -17,9 +17,11 @@ from rlhf_jax.evals.rankings import annotators_agree, clustered_interval, rankin
 from rlhf_jax.kinds import Compare, Ensemble, Pretrain, Reward, TaskConfig
 from rlhf_jax.kinds.compare.job import save_arrays
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.ensemble.job import disagreement, ensemble, member_scores
+from rlhf_jax.kinds.ensemble.job import disagreement, member_scores
+from rlhf_jax.kinds.ensemble.job import run as ensemble
 from rlhf_jax.kinds.rankings import INPUTS, heldout_prompts, rankings, rows_of
-from rlhf_jax.kinds.reward.job import demonstrations, reward
+from rlhf_jax.kinds.reward.job import demonstrations
+from rlhf_jax.kinds.reward.job import run as reward
 from rlhf_jax.model import init, param_axes, with_scalar_head
 from rlhf_jax.model.sampler import join
 from rlhf_jax.model.sharding import AXES, place, place_batch

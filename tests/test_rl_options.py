@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import LEARNED, mesh, noisy_params, packed_batch
 
-from rlhf_jax.cost.memory import rlhf_bytes
 from rlhf_jax.kinds import PPO, Reward, TaskConfig
+from rlhf_jax.kinds.ppo.memory import rlhf_bytes
 from rlhf_jax.model import with_scalar_head
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling

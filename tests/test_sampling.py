@@ -15,7 +15,7 @@ from rlhf_jax.evals.heldout import heldout_rows
 from rlhf_jax.evals.next_tokens import likeliest
 from rlhf_jax.kinds import PPO, BestOfN, Compare, Evaluate, Pretrain, TaskConfig, rankings, sampling
 from rlhf_jax.kinds.best_of_n import job as best_of_n
-from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.compare.job import run as compare
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.evaluate import job as evaluate
 from rlhf_jax.kinds.ppo.job import prompt_rows

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
+JOB = "job of its kind"  # what messages call that function of a user's kind
 # What the callable of a field is given.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "prompts": SAMPLED,
@@ -40,6 +41,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "reward": JUDGED,
     "modes": JUDGED,
     "sources": (),
+    "algorithm": ("rollout", "cell"),
+    "policy_loss": ("ratio_BR", "advantages_BR", "cell"),
+    JOB: ("context", "cell"),
 }
 
 # Content hash -> the hash that kept run ids hold, of callables whose text has since been reformatted

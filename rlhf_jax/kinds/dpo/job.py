@@ -28,7 +28,7 @@ MEANS = (
 )
 
 
-def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
+def run(ctx: Context, cell: DPO) -> dict[str, Any]:
     """Train on the training comparisons, report on the held-out ones. The reference is the policy
     that training starts from; its log-probs of the compared completions are computed once,
     before."""

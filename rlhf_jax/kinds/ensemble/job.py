@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evals.rankings import ranking_report, untied_pairs
-from rlhf_jax.kinds.between_cells import same_runs
+from rlhf_jax.kinds.bases import FromRankings
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ensemble.cell import Ensemble
 from rlhf_jax.kinds.rankings import Arrays, ceilings, over_rows, rankings
-from rlhf_jax.kinds.reward.cell import Reward
+from rlhf_jax.kinds.reward_models import member
 from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives.rankings import flattened
-from rlhf_jax.rl.scores import combined
+from rlhf_jax.rl.scores import Reward, combined, model_reward
 from rlhf_jax.study.config import ConfigError
 
 
-def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
+def run(ctx: Context, cell: Ensemble) -> dict[str, Any]:
     """The held-out report of the combined score on the first member's comparisons, each member's
     accuracy on them, and how far the members disagree. Members are normalised each, so there is no
     gain or bias; for calibration the combined score is brought back to log-odds by the mean of
@@ -32,7 +32,7 @@ def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
             f"{cell.name}.members: {', '.join(missing)} have no report; train them first"
         )
     first = members[0]
-    assert isinstance(first, Reward)
+    assert isinstance(first, FromRankings)
     data = rankings(ctx, first)
     rows = data["validation"]
     scores_MNK = np.stack([member_scores(ctx, m.name, rows, first.batch) for m in members])
@@ -50,9 +50,16 @@ def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
             },
             **disagreement(scores_MNK, rows["ranks"]),
             **ranking_report(together_NK / gain, rows, ceilings(ctx, first, rows)),
-            **ctx.noted([same] if (same := same_runs(ctx.study, cell)) else []),
+            **ctx.noted([same] if (same := cell.same_runs(ctx.study)) else []),
         }
     }
+
+
+def reward(ctx: Context, cell: Ensemble) -> Reward:
+    """The members' scores combined."""
+    members = [member(ctx, ctx.study[name]) for name in cell.members]
+    cfgs = [ctx.study.model_of(ctx.study[name]) for name in cell.members]
+    return model_reward(members, cfgs, ctx.runtime.axes, cell.combine, cell.variance_coef)
 
 
 def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarray:

@@ -37,7 +37,7 @@ SIDES = ("before", "after")
 NEXT_WORDS = 3  # prompts, the first, whose likeliest next tokens are kept
 
 
-def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
+def run(ctx: Context, cell: Evaluate) -> dict[str, Any]:
     """Gold and proxy reward, KL from the policy before, diversity, modes, calibration and the loss
     on held-out text, with paired intervals over prompts of the test split. `results/responses.npz`
     holds what was measured of each response, for comparisons across evaluations."""

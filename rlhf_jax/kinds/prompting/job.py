@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     choices: list[list[list[int]]]
 
 
-def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
+def run(ctx: Context, cell: Prompting) -> dict[str, Any]:
     """Exact match and multiple choice of every type, group and number of shots, on items of the
     test split; worked examples are of the training split. Also the first items of each type with
     what was completed, and how many tokens prompts take, answer included: one of more than `seen`,
