@@ -34,6 +34,7 @@ from rlhf_jax.study import load_study
 from rlhf_jax.study.cell import Cell
 from rlhf_jax.study.config import ConfigError, argument, shown, to_json
 from rlhf_jax.study.ranges import Count
+from rlhf_jax.study.results import LEFT_OUT, as_json
 from rlhf_jax.study.runs import (
     CellFolder,
     Damaged,
@@ -111,11 +112,11 @@ def _begin(ctx: Context, members: int) -> None:
 
 def _finish(ctx: Context, result: Any) -> None:
     """Writes the results and done.json. `seconds` of a member of a population is its share."""
-    path, results = ctx.folder.path, written(ctx.cell, result)
+    path, files = ctx.folder.path, written(ctx.cell, result)
     if ctx.left_out:
-        results = results | {"left_out": ctx.left_out}
-    for name, result in results.items():
-        write_json(path / "results" / f"{name}.json", result)
+        files = files | {LEFT_OUT: ctx.left_out}
+    for name, content in files.items():
+        write_json(path / "results" / f"{name}.json", content)
     sessions = read_json(path / "provenance.json")["sessions"]
     spent = sum(s.get("seconds", 0.0) for s in sessions)
     spent += (time.time() - ctx.beat.beat["started"]) / sessions[-1]["members"]
@@ -124,7 +125,7 @@ def _finish(ctx: Context, result: Any) -> None:
 
 
 def written(cell: Cell, result: Any) -> dict[str, Any]:
-    """What becomes results/NAME.json, by name: the fields of a result that are not None.
+    """What becomes results/NAME.json, by name: the fields of a result that have no default.
 
     Raises:
         ConfigError: the job has returned something else than its kind's RESULT.
@@ -134,7 +135,8 @@ def written(cell: Cell, result: Any) -> dict[str, Any]:
         raise ConfigError(
             f"{cell.name}: its job {cell.job_path()} returned {shown(result)}; expected {expected}"
         )
-    return {k: v for k, v in to_json(result).items() if v is not None}
+    files: dict[str, Any] = as_json(result)
+    return files
 
 
 class Worker:

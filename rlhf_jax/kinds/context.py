@@ -20,6 +20,7 @@ from rlhf_jax.study.callables import call_for_scores, call_for_texts
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.results import read
 from rlhf_jax.study.runs import CellFolder, Heartbeat
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ class Context:
             self.left_out[where] = "; ".join([*([known] if known else []), *said])
             self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
 
-    def noted(self, notes: Sequence[str]) -> dict[str, list[str]]:
-        """Notes on labels or scores, logged, and as the cell's report has them: not at all where
-        there are none."""
+    def noted(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Notes on labels or scores, logged, and as the cell's results have them."""
         for note in notes:
             self.runtime.log(f"{self.cell.name}: {note}")
-        return {"notes": list(notes)} if notes else {}
+        return tuple(notes)
+
+    def result(self, name: str) -> Any:
+        """The typed results of a finished cell."""
+        return read(self.study[name].RESULT, self.folders[name])
 
     @property
     def folder(self) -> CellFolder:

@@ -9,16 +9,16 @@ from rlhf_jax.study.config import ConfigError
 
 
 def member(ctx: Context, cell: Cell, result: str = "report") -> Member:
-    """Its parameters, and the `gain` and `bias` that one of its results holds.
+    """Its parameters, and the `gain` and `bias` that one of its results has.
 
     Raises:
         ConfigError: it has no such result.
     """
-    found = ctx.folders[cell.name].result(result)
+    found = getattr(ctx.result(cell.name), result)
     if found is None:
         raise ConfigError(
             f"{ctx.cell.name}.reward = {cell.name!r}, which has learned no verdicts; let it learn "
             f"from critiques with verdicts, or name a reward cell"
         )
     params = read_model(ctx.folders[cell.name], ctx.study.model_of(cell), ctx.runtime)
-    return Member(params, found["gain"], found["bias"])
+    return Member(params, found.gain, found.bias)

@@ -160,7 +160,7 @@ def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
         if is_number(row["lr"])
     ]
     rows.sort(key=lambda row: row["lr"])
-    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if not c.heldout]}
+    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if c.heldout is None]}
     try:
         return out | check_lr([(r["lr"], r["loss"], r["stderr"]) for r in rows]).to_dict()
     except ConfigError as e:

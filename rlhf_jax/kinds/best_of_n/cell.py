@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from rlhf_jax.kinds.bases import ByReward
+from rlhf_jax.kinds.best_of_n.result import BestOfNResult
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.ranges import Count, Range, Seed, Temperature
 
@@ -20,6 +21,7 @@ class BestOfN(ByReward):
     SFT cell can learn from (rejection sampling)."""
 
     KIND = "best_of_n"
+    RESULT = BestOfNResult
     ROLES = ("records",)
     PARENTS = {"policy": "language_model", "reward": "reward"}
     policy: str = "sft"

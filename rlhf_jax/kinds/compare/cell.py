@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from rlhf_jax.kinds.bases import Sampled
+from rlhf_jax.kinds.compare.result import CompareResult
 from rlhf_jax.study.cell import option
 from rlhf_jax.study.ranges import Range, Real, Weight
 
@@ -18,6 +19,7 @@ class Compare(Sampled):
     """K completions of each prompt from a policy, ranked by simulated annotators."""
 
     KIND = "compare"
+    RESULT = CompareResult
     ROLES = ("comparisons", "records")
     k: Annotated[int, Range(2, 9)] = 6  # completions a prompt (2 to 9)
     annotators: Annotated[int, Range(1, 10_000)] = 3

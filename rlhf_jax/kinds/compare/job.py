@@ -4,7 +4,6 @@ completions."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.data.feedback import Comparison, read, write
 from rlhf_jax.evals.rankings import uninformative
 from rlhf_jax.kinds.compare.cell import Compare
+from rlhf_jax.kinds.compare.result import CompareResult, Comparisons
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.sampling import Arrays, Chunk, gold_of, load_arrays, sampled, save_arrays
 from rlhf_jax.study.cell import Cell
@@ -20,7 +20,7 @@ from rlhf_jax.study.config import ConfigError
 COMPARED = ("prompts", "responses", "mask", "ranks", "gold")  # what learners read
 
 
-def run(ctx: Context, cell: Compare) -> dict[str, Any]:
+def run(ctx: Context, cell: Compare) -> CompareResult:
     """Sample, score with the gold labeller, rank. `results/comparisons.jsonl` is for people and
     other tools; `results/{train,validation}.npz` hold the very tokens that were sampled, which the
     reward model learns from. Training and held-out prompts come from different documents."""
@@ -38,15 +38,15 @@ def run(ctx: Context, cell: Compare) -> dict[str, Any]:
             f"{cell.name}: the completions of {silent} of {len(scores)} prompts all tie; nothing "
             f"is learned from those"
         )
-    return {
-        "compare": {
-            "prompts": len(scores),
-            "k": cell.k,
-            "without_information": silent,  # prompts whose completions all tie
-            "gold_mean": float(scores.mean()),
-            "gold_spread_within_prompt": float(scores.std(axis=1).mean()),
-        }
-    }
+    return CompareResult(
+        Comparisons(
+            prompts=len(scores),
+            k=cell.k,
+            without_information=silent,
+            gold_mean=float(scores.mean()),
+            gold_spread_within_prompt=float(scores.std(axis=1).mean()),
+        )
+    )
 
 
 def records(ctx: Context, cell: Compare) -> tuple[Path, list[Comparison]]:

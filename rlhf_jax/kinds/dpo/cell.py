@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_jax.kinds.bases import FromRankings
+from rlhf_jax.kinds.dpo.result import DPOResult
 from rlhf_jax.study.config import OptimConfig
 from rlhf_jax.study.ranges import Passes, Positive, Seed, Size
 
@@ -17,6 +18,7 @@ class DPO(FromRankings):
     2023): the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
 
     KIND = "dpo"
+    RESULT = DPOResult
     ROLES = ("language_model",)
     PARENTS = {"policy": "language_model", "comparisons": "comparisons"}
     HELDOUT = True

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_jax.kinds.bases import FromRankings
+from rlhf_jax.kinds.ensemble.result import EnsembleResult
 from rlhf_jax.study.cell import Cell, Cost
 from rlhf_jax.study.config import check_names
 from rlhf_jax.study.ranges import Weight
@@ -18,6 +19,7 @@ class Ensemble(Cell):
     """Several reward models as one: their normalised scores combined (Coste et al. 2023)."""
 
     KIND = "ensemble"
+    RESULT = EnsembleResult
     ROLES = ("reward",)
     PARENTS = {"members": "reward_model"}
     members: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rlhf_jax.kinds.bases import ByReward
+from rlhf_jax.kinds.evaluate.result import EvaluateResult
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.cell import option
 from rlhf_jax.study.ranges import Count, Seed, Temperature
@@ -21,6 +22,7 @@ class Evaluate(ByReward):
     tax."""
 
     KIND = "evaluate"
+    RESULT = EvaluateResult
     PARENTS = {"before": "language_model", "after": "language_model", "reward": "reward"}
     HELDOUT = True
     before: str = "sft"

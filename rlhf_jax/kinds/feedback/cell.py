@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.kinds.bases import Sampled
+from rlhf_jax.kinds.feedback.result import FeedbackResult
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.ranges import Real
 
@@ -17,6 +18,7 @@ class Feedback(Sampled):
     compare cell of the same policy, task, k, temperature and seed ranks the same samples."""
 
     KIND = "feedback"
+    RESULT = FeedbackResult
     ROLES = ("comparisons", "records")
     gives: Literal["corrections", "critiques"] = "corrections"
     min_gold: Real = 0.0  # what the labeller scores at least this is good, and is not edited

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from rlhf_jax.data.feedback import Critique, Record, read, write
 from rlhf_jax.kinds.bases import FromRankings
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.feedback.cell import Feedback
+from rlhf_jax.kinds.feedback.result import Collected, FeedbackResult
 from rlhf_jax.kinds.rankings import encoded, fitting
 from rlhf_jax.kinds.sampling import Arrays, Split, decoded, gold_of, sampled
 from rlhf_jax.study.config import ConfigError
@@ -20,12 +20,12 @@ from rlhf_jax.study.config import ConfigError
 FILES = {"train": "records.jsonl", "validation": "heldout.jsonl"}
 
 
-def run(ctx: Context, cell: Feedback) -> dict[str, Any]:
+def run(ctx: Context, cell: Feedback) -> FeedbackResult:
     """Sample, then edit or criticise. `results/records.jsonl` holds the records of training
     prompts, `results/heldout.jsonl` those of held-out ones, which come from different documents. A
     response without an edit makes no correction."""
     splits = sampled(ctx, cell, lambda chunk: {"gold": gold_of(ctx, cell, chunk)})
-    report: dict[str, Any] = {"prompts": cell.prompts + cell.heldout_prompts, "k": cell.k}
+    count = {}
     for split, name in FILES.items():
         made = made_of(ctx, cell, splits[split])
         if not made:
@@ -35,10 +35,18 @@ def run(ctx: Context, cell: Feedback) -> dict[str, Any]:
                 "heldout_prompts, k or min_gold"
             )
         write(ctx.folder.results / name, made)
-        report[f"{split}_records"] = len(made)
+        count[split] = len(made)
     gold = np.concatenate([split.arrays["gold"] for split in splits.values()])
-    report |= {"gold_mean": float(gold.mean()), "good": float(np.mean(gold >= cell.min_gold))}
-    return {"feedback": report}
+    return FeedbackResult(
+        Collected(
+            prompts=cell.prompts + cell.heldout_prompts,
+            k=cell.k,
+            train_records=count["train"],
+            validation_records=count["validation"],
+            gold_mean=float(gold.mean()),
+            good=float(np.mean(gold >= cell.min_gold)),
+        )
+    )
 
 
 def records(ctx: Context, cell: Feedback) -> tuple[Path, list[Record]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from rlhf_jax.kinds.bases import ByReward
+from rlhf_jax.kinds.ppo.result import PPOResult
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import is_callable
 from rlhf_jax.study.cell import Cost, option
@@ -164,6 +165,7 @@ class PPO(WithCritic):
     """
 
     KIND = "ppo"
+    RESULT = PPOResult
     ROLES = ("language_model",)
     clip: Positive = 0.2
     # Advantages: of a critic (ppo), or of a response's score against the others of its prompt

@@ -15,18 +15,20 @@ from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.ppo.memory import rlhf_bytes
+from rlhf_jax.kinds.ppo.result import LastIteration, PPOResult
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.model.sharding import place, place_batch
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, check_sampler
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, train
 
 TEXTS = ("prompts", "responses", "mask")  # arrays among an iteration's metrics
 
 
-def run(ctx: Context, cell: PPO) -> dict[str, Any]:
+def run(ctx: Context, cell: PPO) -> PPOResult:
     """Improve a policy against a reward. The result is the last iteration's metrics and what the
     logged iterations show to have gone wrong (`rlhf_jax.rl.diagnosis`), by name."""
     run, cfg, task = ctx.runtime, ctx.model, cell.task
@@ -79,7 +81,8 @@ def run(ctx: Context, cell: PPO) -> dict[str, Any]:
 
     train(ctx.folder, state, step, batch_at, cell.iterations, run, row, ctx.beat, check)
     rows = ctx.folder.metrics()
-    return {"ppo": {**rows[-1], "diagnoses": diagnoses(cell, cfg, rows)}}
+    last = {**rows[-1], "diagnoses": diagnoses(cell, cfg, rows)}
+    return PPOResult(from_json(LastIteration, last))
 
 
 def prompt_rows(cell: PPO, t: int) -> np.ndarray:

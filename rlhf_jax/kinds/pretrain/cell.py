@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from rlhf_jax.kinds.pretrain.result import PretrainResult
 from rlhf_jax.study.cell import Cell, Cost, option
 from rlhf_jax.study.config import Checked, ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.study.ranges import INT32, Seed, Size, Tokens
@@ -19,6 +20,7 @@ class Pretrain(Cell):
     schedule."""
 
     KIND = "pretrain"
+    RESULT = PretrainResult
     ROLES = ("language_model", "pretraining")
     PARENTS = {"continues": "pretraining"}
     HELDOUT = True

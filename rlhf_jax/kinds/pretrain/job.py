@@ -12,6 +12,7 @@ from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.language_modelling import metrics_row, objective
 from rlhf_jax.kinds.pretrain.cell import Pretrain
+from rlhf_jax.kinds.pretrain.result import PretrainHeldOut, PretrainResult
 from rlhf_jax.model import Axes, init, param_axes
 from rlhf_jax.model.sharding import place, place_batch
 from rlhf_jax.train import Member, Population, init_state, train_step, train_together
@@ -21,7 +22,7 @@ from rlhf_jax.train.state import hyper_parameters
 _init = jax.jit(init, static_argnums=(0, 2))
 
 
-def run(ctx: Context, cell: Pretrain) -> dict[str, Any]:
+def run(ctx: Context, cell: Pretrain) -> PretrainResult:
     """Next-token prediction on the corpus; the result is the held-out loss with its error."""
     (outcome,) = run_together([ctx])
     if isinstance(outcome, Exception):
@@ -29,7 +30,7 @@ def run(ctx: Context, cell: Pretrain) -> dict[str, Any]:
     return outcome
 
 
-def run_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exception]:
+def run_together(ctxs: Sequence[Context]) -> list[PretrainResult | Exception]:
     """The same for cells that may train together (`rlhf_jax.study.populations`): of each its results, or
     the reason why it failed."""
     ctx = ctxs[0]
@@ -41,7 +42,7 @@ def run_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exception]:
     compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
     members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
-    outcomes: list[dict[str, Any] | Exception] = []
+    outcomes: list[PretrainResult | Exception] = []
     for c, trained in zip(
         ctxs, train_together(members, compiled, steps, run, population), strict=True
     ):
@@ -75,17 +76,18 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     )
 
 
-def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
+def _pretrained(ctx: Context, params: Any, steps: int) -> PretrainResult:
     cell, T = ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
     tokens = steps * cell.batch * T
-    return {
-        "heldout": {
-            **heldout_loss(params, cell.model, ctx.corpus, ctx.runtime, cell.batch),
-            "params": param_counts(cell.model)["total"],
-            "param_counts": param_counts(cell.model),
-            "train_tokens": tokens,
-            "batch_tokens": cell.batch * T,
-            "flops": all_conventions(cell.model, T, tokens),
-        }
-    }
+    counts = param_counts(cell.model)
+    return PretrainResult(
+        PretrainHeldOut(
+            **heldout_loss(params, cell.model, ctx.corpus, ctx.runtime, cell.batch),  # type: ignore[arg-type]
+            params=counts["total"],
+            param_counts=dict(counts),
+            train_tokens=tokens,
+            batch_tokens=cell.batch * T,
+            flops=all_conventions(cell.model, T, tokens),
+        )
+    )

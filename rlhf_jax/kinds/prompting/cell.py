@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rlhf_jax.kinds.prompting.result import PromptingResult
 from rlhf_jax.study.cell import Cell, Cost
 from rlhf_jax.study.config import ConfigError, to_json
 from rlhf_jax.study.ranges import Count, Range, Seed
@@ -21,6 +22,7 @@ class Prompting(Cell):
     (Brown et al. 2020): exact match of greedy completions, and multiple choice."""
 
     KIND = "prompting"
+    RESULT = PromptingResult
     PARENTS = {"policy": "language_model"}
     policy: str = "sft"
     # MODULE:FUNCTION, (split, n, seed) -> n `rlhf_jax.evals.prompting.Item` of each type and group.

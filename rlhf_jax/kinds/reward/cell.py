@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_jax.kinds.bases import FromRankings, Sampled
+from rlhf_jax.kinds.reward.result import RewardResult
 from rlhf_jax.study.cell import names_cell, option
 from rlhf_jax.study.config import ConfigError, OptimConfig, check_names
 from rlhf_jax.study.ranges import Count, Passes, Seed, Size, Weight
@@ -17,6 +18,7 @@ class Reward(FromRankings):
     """A reward model from rankings: the K-wise loss of InstructGPT, one prompt an element."""
 
     KIND = "reward"
+    RESULT = RewardResult
     ROLES = ("reward", "reward_model")
     PARENTS = {"base": "language_model", "comparisons": "comparisons", "earlier": "comparisons"}
     base: str = "sft"  # whose trunk it starts from; of any size

@@ -22,18 +22,20 @@ from rlhf_jax.kinds.rankings import (
     training_batches,
 )
 from rlhf_jax.kinds.reward.cell import Reward as RewardCell
+from rlhf_jax.kinds.reward.result import RewardReport, RewardResult
 from rlhf_jax.kinds.reward_models import member
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.model.sharding import place
 from rlhf_jax.objectives import check_ranking_loss, ranked_scores, reward_modelling
 from rlhf_jax.rl.scores import Reward, model_reward, standardising, without_spread
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, make_train_step, train
 
 DEMONSTRATIONS = 256  # true continuations that are to score 0, at most
 
 
-def run(ctx: Context, cell: RewardCell) -> dict[str, Any]:
+def run(ctx: Context, cell: RewardCell) -> RewardResult:
     """Train on the training comparisons, report on the held-out ones. `gain` and `bias` bring the
     score to a common scale (`normalised`): the KL coefficient then means the same for every reward
     model."""
@@ -71,7 +73,8 @@ def run(ctx: Context, cell: RewardCell) -> dict[str, Any]:
             "the model gives every held-out completion the same score: it has learned nothing, and "
             "as a reward it teaches nothing. Train it longer, or look at its comparisons"
         )
-    return {"report": report | ctx.noted(notes)}
+    report["notes"] = ctx.noted(notes)
+    return RewardResult(from_json(RewardReport, report))
 
 
 def reward(ctx: Context, cell: RewardCell) -> Reward:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rlhf_jax.kinds.bases import check_batch, records_of
+from rlhf_jax.kinds.sft.result import SFTResult
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.cell import Cell, names_cell, option
 from rlhf_jax.study.config import ConfigError, OptimConfig, to_json
@@ -21,6 +22,7 @@ class SFT(Cell):
     """Supervised fine-tuning on demonstrations; the loss is on completions only."""
 
     KIND = "sft"
+    RESULT = SFTResult
     ROLES = ("language_model", "reward")  # reward: once it has learned to give verdicts
     PARENTS = {"base": "language_model", "records": "records"}
     HELDOUT = True

@@ -4,8 +4,9 @@ records."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.chat import Example, example_ids, pack_masked
@@ -17,11 +18,14 @@ from rlhf_jax.data.packing import Batch
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.signals import answer_of, examples_of, verdict_tokens
 from rlhf_jax.data.tokenizer import EOS
+from rlhf_jax.evals.results import HeldOut
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.sft.cell import SFT
+from rlhf_jax.kinds.sft.result import SFTResult, Tuning
 from rlhf_jax.study.callables import call_for_list, is_callable
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 
 if TYPE_CHECKING:
     import jax
@@ -42,7 +46,7 @@ class Source(NamedTuple):
     numbers: Sequence[int]
 
 
-def run(ctx: Context, cell: SFT) -> dict[str, Any]:
+def run(ctx: Context, cell: SFT) -> SFTResult:
     """Fine-tuning, several examples to a row, none of which sees another; the loss is on
     completions only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has
     learned to give verdicts, `results/judge.json` says how well (`rlhf_jax.kinds.sft.judge`), and the cell can
@@ -69,19 +73,18 @@ def run(ctx: Context, cell: SFT) -> dict[str, Any]:
     row = metrics_row(ctx.model, 0, cell.batch, T)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
-    report = {"demonstrations": len(shown), "steps": steps}
-    results = {"heldout": heldout, "sft": report}
+    result = SFTResult(from_json(HeldOut, heldout), Tuning(len(shown), steps))
     if given:
         cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
-        report |= {"examples": len(examples), "cut": cut}
+        judge = judge_report(ctx, cell, trained, given.records)
+        tuned = replace(result.sft, examples=len(examples), cut=cut)
+        result = replace(result, sft=tuned, judge=judge)
         if cut:
             run.log(
                 f"{cell.name}: {cut} of {len(examples)} answers are cut at the end of a row of {T} "
                 "tokens"
             )
-        if judge := judge_report(ctx, cell, trained, given.records):
-            results["judge"] = judge
-    return results
+    return result
 
 
 def taught(ctx: Context, cell: SFT) -> tuple[Source | None, list[Demonstration], list[Example]]:

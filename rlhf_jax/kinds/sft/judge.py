@@ -12,6 +12,7 @@ from rlhf_jax.data.feedback import Critique, Record
 from rlhf_jax.data.signals import verdict_prompt
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.sft.cell import SFT
+from rlhf_jax.kinds.sft.result import Agreement, Judge
 from rlhf_jax.rl.critique import verdict_scores
 from rlhf_jax.rl.scores import standardising
 from rlhf_jax.study.cell import names_cell
@@ -20,9 +21,7 @@ from rlhf_jax.study.config import ConfigError
 JUDGED = 512  # records that the scores are normalised on, at most, and tested on
 
 
-def judge_report(
-    ctx: Context, cell: SFT, params: Any, records: Sequence[Record]
-) -> dict[str, Any] | None:
+def judge_report(ctx: Context, cell: SFT, params: Any, records: Sequence[Record]) -> Judge | None:
     """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if
     they hold no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the
     responses that it learned to judge, as those of a reward model; `heldout` is there if a feedback
@@ -57,20 +56,24 @@ def judge_report(
         )
     found = scores(learned)
     gain, bias = standardising(found)
-    report: dict[str, Any] = {"gain": gain, "bias": bias}
+    notes: list[str] = []
     if len(verdicts := {critique.verdict for critique in learned}) == 1:
         same = f"all {len(learned)} verdicts are {verdicts.pop()!r}"
-        report |= ctx.noted([f"{same}: nothing tells good responses from bad ones"])
-    report["train"] = agreement(found, learned)
+        notes = [f"{same}: nothing tells good responses from bad ones"]
+    tested: list[Critique] = []
     name = cell.records
     if name and names_cell(name) and "verdicts" in ctx.study[name].roles():
-        heldout = [c for c in _judged(ctx.play("verdicts", name)) if fits(c)]
-        if heldout:
-            report["heldout"] = agreement(scores(heldout), heldout)
-    return report
+        tested = [c for c in _judged(ctx.play("verdicts", name)) if fits(c)]
+    return Judge(
+        gain=gain,
+        bias=bias,
+        notes=ctx.noted(notes),
+        train=agreement(found, learned),
+        heldout=agreement(scores(tested), tested) if tested else None,
+    )
 
 
-def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, Any]:
+def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> Agreement:
     """A model's verdicts beside the critic's.
 
     Args:
@@ -89,14 +92,14 @@ def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, 
     right = (gap > 0) + 0.5 * (gap == 0)
     same = prompts[good][:, None] == prompts[~good][None]
     share = float(good.mean())
-    return {
-        "n": len(good),
-        "good": share,
-        "accuracy": float(np.mean(np.where(log_odds == 0, 0.5, (log_odds > 0) == good))),
-        "majority": max(share, 1 - share),
-        "ranking": float(right.mean()) if right.size else None,
-        "ranking_same_prompt": float(right[same].mean()) if same.any() else None,
-    }
+    return Agreement(
+        n=len(good),
+        good=share,
+        accuracy=float(np.mean(np.where(log_odds == 0, 0.5, (log_odds > 0) == good))),
+        majority=max(share, 1 - share),
+        ranking=float(right.mean()) if right.size else None,
+        ranking_same_prompt=float(right[same].mean()) if same.any() else None,
+    )
 
 
 def _judged(records: Sequence[Record]) -> list[Critique]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FixedLocator
 
-from rlhf_jax.report.families import strokes
-from rlhf_jax.report.study_results import CellResult, is_number
-from rlhf_jax.report.style import MUTED, Plot, legend_above, panels, render, styled
+from rlhf_jax.report.families import Proxy, family, strokes
+from rlhf_jax.report.study_results import CellResult
+from rlhf_jax.report.style import (
+    MUTED,
+    SERIES,
+    Plot,
+    count,
+    legend_above,
+    log_axis,
+    panels,
+    render,
+    styled,
+)
 
 
 @styled
@@ -41,43 +51,21 @@ def reward_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
     )
 
 
-def margins(report: dict[str, Any]) -> list[tuple[float, float, float | None, float | None]]:
-    """(margin, accuracy, pairs, predicted accuracy) of `accuracy_by_margin`, whatever its keys:
-    a margin, or the low and high end of a bin."""
-    found: list[tuple[Any, Any, Any, Any]] = []
-    for entry in report.get("accuracy_by_margin") or []:
-        if isinstance(entry, list | tuple) and len(entry) >= 2:
-            entry = dict(zip(("margin", "accuracy", "n", "predicted"), entry, strict=False))
-        if not isinstance(entry, dict):
-            continue
-        ends = [entry[k] for k in ("from", "to", "low", "high") if is_number(entry.get(k))]
-        margin = entry.get("margin", sum(ends) / len(ends) if ends else None)
-        if isinstance(margin, list | tuple) and margin and all(map(is_number, margin)):
-            margin = sum(margin) / len(margin)
-        if is_number(margin) and is_number(entry.get("accuracy")):
-            pairs = entry.get("n_pairs", entry.get("n", entry.get("count")))
-            found.append((margin, entry["accuracy"], pairs, entry.get("predicted")))
-    return sorted(found, key=lambda point: point[0])
-
-
 @styled
 def calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
     """Accuracy by gold margin, and accuracy against the confidence sigmoid(score margin)."""
     figure, axes = panels(1, 2, width=7.6, height=3.4)
     rows = []
     for cell, stroke in zip(cells, strokes(cells), strict=True):
-        report = cell.results.get("report") or {}
-        bins = (report.get("calibration") or {}).get("bins") or []
+        report = cell.result.report
         points = {
-            "margin": [p[:3] for p in margins(report)],
-            "confidence": [(b.get("confidence"), b.get("accuracy"), b.get("n")) for b in bins],
+            "margin": [(p.middle, p.accuracy, p.n) for p in report.accuracy_by_margin],
+            "confidence": [(b.confidence, b.accuracy, b.n) for b in report.calibration.bins],
         }
         for ax, (what, found) in zip(axes, points.items(), strict=True):
-            found = [p for p in found if is_number(p[0]) and is_number(p[1])]
             if not found:
                 continue
-            x, y = np.array([p[:2] for p in found], float).T
-            n = np.array([p[2] if is_number(p[2]) and p[2] > 0 else np.inf for p in found])
+            x, y, n = np.array(found, float).T
             error = np.sqrt(y * (1 - y) / n) if len(cells) <= 6 else None
             ax.errorbar(x, y, yerr=error, marker="o", markersize=4, elinewidth=0.8, **vars(stroke))
             rows += [(cell.name, what, *p) for p in found]
@@ -100,4 +88,42 @@ def calibration(cells: Sequence[CellResult], name: str) -> Plot | None:
         rows,
         "Reward-model accuracy by gold margin, and its calibration; bars, of up to six models, are "
         "binomial standard errors.",
+    )
+
+
+@styled
+def reward_scaling(proxies: Sequence[Proxy], ceiling: float | None, name: str) -> Plot | None:
+    """Held-out accuracy of reward models against labels, a line a size; every seed a point."""
+    known = [p for p in proxies if p.params and p.labels and p.accuracy is not None]
+    if len({(p.params, p.labels) for p in known}) < 2:
+        return None
+    figure, (ax,) = panels(width=5.6, height=3.8)
+    rows = []
+    for i, size in enumerate(sorted({p.params or 0 for p in known})):
+        some = sorted((p for p in known if p.params == size), key=lambda p: p.labels or 0)
+        labels = np.array([p.labels for p in some], float)
+        accuracy = np.array([p.accuracy for p in some], float)
+        at = np.unique(labels)
+        mean = [accuracy[labels == n].mean() for n in at]
+        colour = SERIES[i % len(SERIES)]
+        ax.plot(labels, accuracy, "o", color=colour, markersize=4, alpha=0.6)
+        ax.plot(at, mean, color=colour, label=f"{count(size)} parameters")
+        rows += [(family(p.name), p.name, p.params, p.labels, p.accuracy) for p in some]
+    ax.axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
+    if ceiling is not None:
+        ax.axhline(
+            ceiling, color=MUTED, linestyle="--", linewidth=1.2, label="the gold score itself"
+        )
+    log_axis(ax, "x", "labelled prompts", lambda v: f"{v:,.0f}")
+    if len(places := sorted({p.labels or 0 for p in known})) <= 8:
+        ax.xaxis.set_major_locator(FixedLocator(places))
+    ax.set_ylabel("pairwise accuracy (held out)")
+    legend_above(figure, ax)
+    return Plot(
+        name,
+        render(figure, name),
+        ("family", "cell", "params", "labels", "accuracy"),
+        rows,
+        "Held-out accuracy of reward models by labels and size; a point a model, lines through "
+        "means over seeds.",
     )

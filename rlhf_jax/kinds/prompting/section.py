@@ -1,18 +1,29 @@
-"""The report's section on prompting: with and without worked examples, before and after tuning."""
+"""How the report shows prompting: with and without worked examples, before and after tuning."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.report.families import ancestors, family, result
-from rlhf_jax.report.markup import absent, interval, paragraph, share, table
+from rlhf_jax.kinds.prompting.result import Answered, PromptingResult, Rates
+from rlhf_jax.report.blocks import (
+    Block,
+    Heading,
+    Lead,
+    Paragraph,
+    Section,
+    Table,
+    absent,
+    interval,
+    share,
+)
+from rlhf_jax.report.families import ancestors, family
+from rlhf_jax.report.lead import Series, small
 from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.report.style import MUTED, SERIES, Plot, legend_above, panels, render, styled
 
-Draw = Callable[[Plot | None], str]
 MEASURES = (("choice", "right choice"), ("exact", "exact match"))
 FLOORS = {"choice": "chance", "exact": "majority"}  # what a model scores that guesses blindly
 SAMPLES = 1  # of each type
@@ -31,25 +42,30 @@ class Asked:
     before: bool
     cells: Sequence[CellResult]
 
-    def rows(self, part: str, **where: Any) -> list[dict[str, Any]]:
-        """The rows of `part` (types or groups) of every seed in which the fields of `where` are
-        so."""
+    def rows(self, part: str, **where: Any) -> list[Any]:
+        """The rows of `part` (types or groups) of every seed in which the fields of `where` have
+        these values."""
         return [
             row
             for cell in self.cells
-            for row in result(cell, "prompting")[part]
-            if all(row.get(key) == value for key, value in where.items())
+            for row in getattr(_of(cell), part)
+            if all(getattr(row, key) == value for key, value in where.items())
         ]
+
+
+def _of(cell: CellResult) -> Answered:
+    answered: Answered = cell.result.prompting
+    return answered
 
 
 def asked(study: StudyResults) -> list[Asked]:
     """The prompting cells that are done by model and template, those before tuning first."""
-    cells = [c for c in study.of("prompting") if result(c, "prompting")]
+    cells = study.having(PromptingResult)
     above = set().union(*(ancestors(study, c.parents[0]) for c in cells), set())
     found: dict[tuple[bool, str, str], list[CellResult]] = {}
     for cell in cells:
         policy = cell.parents[0]
-        key = (policy not in above, family(policy), result(cell, "prompting")["template"])
+        key = (policy not in above, family(policy), _of(cell).template)
         found.setdefault(key, []).append(cell)
     return [
         Asked(f"{model}, {template}", not after, some)
@@ -57,12 +73,9 @@ def asked(study: StudyResults) -> list[Asked]:
     ]
 
 
-def headlines(study: StudyResults) -> list[str]:
+def _said(series: Sequence[Asked]) -> list[str]:
     """A sentence a group of types: every model and template, with as few worked examples as were
     asked."""
-    series = asked(study)
-    if not series:
-        return []
     shots, groups = min(_shots(series)), _groups(series)
     lines = []
     for group in groups:
@@ -76,20 +89,47 @@ def headlines(study: StudyResults) -> list[str]:
     return lines
 
 
-def prompting(study: StudyResults, draw: Draw) -> str:
+def section(study: StudyResults) -> Section:
     series = asked(study)
     if not series:
-        return absent(study, "prompting", "prompting cell")
-    body = paragraph(
+        return Section("Prompting", absent(study.of("prompting", done=False), "prompting cell"))
+    said = Paragraph(
         "Right choice: the answer has a higher log-probability a token than every distractor. "
         "Exact match: the greedy completion, up to a newline or EOS, is the answer. Items are of "
         "the test split, worked examples of the training split and of the item's own type."
     )
-    body += _by_group(series) + draw(by_shots(series, "prompting")) + _by_type(series)
-    return body + _lengths(series) + _samples(series)
+    blocks: list[Block] = [by_shots(series, "prompting"), said, *_by_group(series)]
+    blocks += [*_by_type(series), *_lengths(series), *_samples(series)]
+    return Section("Prompting", blocks, _said(series), leads=_leads(series))
 
 
-def _by_group(series: Sequence[Asked]) -> str:
+def _leads(series: Sequence[Asked]) -> list[Lead]:
+    """Right choices of the first group of items by worked examples, a colour a model."""
+    group, shots = _groups(series)[0], _shots(series)
+
+    def rate(s: Asked, n: int) -> float:
+        return statistics.fmean(row.choice for row in s.rows("groups", group=group, shots=n))
+
+    found = [(s, [n for n in shots if s.rows("groups", group=group, shots=n)]) for s in series]
+    best = max(
+        series,
+        key=lambda s: max(rate(s, n) for n in shots if s.rows("groups", group=group, shots=n)),
+    )
+    at = max(
+        (n for n in shots if best.rows("groups", group=group, shots=n)), key=lambda n: rate(best, n)
+    )
+    plot = small(
+        "lead-prompting",
+        [Series(known, [rate(s, n) for n in known], line=True) for s, known in found],
+        "worked examples in the prompt",
+        "right choices",
+        f"Right choices on {group} by worked examples, a colour a model and template.",
+    )
+    what = f"{best.label}: right choices, {group}"
+    return [Lead(what, f"{share(rate(best, at))} with {at} worked examples", plot)]
+
+
+def _by_group(series: Sequence[Asked]) -> list[Block]:
     rows = []
     for group in _groups(series):
         for shots in _shots(series):
@@ -108,7 +148,7 @@ def _by_group(series: Sequence[Asked]) -> str:
                             _rate(found, "exact"),
                             _spread(found, "exact"),
                             _rate(found, "majority"),
-                            f"{statistics.fmean(r['margin'] for r in found):+.2f}",
+                            f"{statistics.fmean(r.margin for r in found):+.2f}",
                         )
                     )
     head = (
@@ -125,16 +165,16 @@ def _by_group(series: Sequence[Asked]) -> str:
         "majority",
         "margin (nats/token)",
     )
-    said = paragraph(
+    said = Paragraph(
         "From, to: over seeds; of one seed, the 95% interval over items. Majority: exact match of "
         "a model that always gives a type's most frequent answer. Margin: of the answer over the "
         "likeliest distractor."
     )
-    return said + table(head, rows)
+    return [said, Table(head, rows)]
 
 
-def _by_type(series: Sequence[Asked]) -> str:
-    kinds = list(dict.fromkeys((r["group"], r["type"]) for s in series for r in s.rows("types")))
+def _by_type(series: Sequence[Asked]) -> list[Block]:
+    kinds = list(dict.fromkeys((r.group, r.type) for s in series for r in s.rows("types")))
     rows = []
     for group, kind in kinds:
         for shots in _shots(series):
@@ -145,47 +185,47 @@ def _by_type(series: Sequence[Asked]) -> str:
                 cells = [f"{_rate(f, 'choice')} ({_rate(f, 'exact')})" for f in found]
                 rows.append((group, kind, shots, _rate(known, "chance"), *cells))
     labels = [" ".join(filter(None, (_when(s, series), s.label))) for s in series]
-    said = paragraph("Right choices, in brackets exact matches; means over seeds.")
+    said = Paragraph("Right choices, in brackets exact matches; means over seeds.")
     head = ("items", "type", "shots", "chance", *labels)
-    return "<h3>By type</h3>" + said + table(head, rows)
+    return [Heading("By type"), said, Table(head, rows)] if rows else []
 
 
-def _lengths(series: Sequence[Asked]) -> str:
+def _lengths(series: Sequence[Asked]) -> list[Block]:
     """How long the prompts are, where some are longer than a training row."""
     rows, seen = [], 0
     for s in series:
-        found = result(s.cells[0], "prompting")
-        seen = found["seen"]
+        found = _of(s.cells[0])
+        seen = found.seen
         rows += [
-            (s.label, shots, f"{t['mean']:.0f}", t["longest"])
-            for shots, t in found["tokens"].items()
-            if t["longest"] > seen
+            (s.label, shots, f"{t.mean:.0f}", t.longest)
+            for shots, t in found.tokens.items()
+            if t.longest > seen
         ]
     if not rows:
-        return ""
-    said = paragraph(
+        return []
+    said = Paragraph(
         f"Rows of training have {seen} tokens, so the end of a longer prompt stands at positions "
         f"that the model has not been trained at:"
     )
-    return said + table(("model, template", "shots", "tokens on average", "longest"), rows)
+    return [said, Table(("model, template", "shots", "tokens on average", "longest"), rows)]
 
 
-def _samples(series: Sequence[Asked]) -> str:
+def _samples(series: Sequence[Asked]) -> list[Block]:
     """The first items of each type with what each model says, without worked examples if that was
     asked."""
     shots = min(_shots(series))
     said: dict[tuple[str, str, str, str], dict[str, str]] = {}
     counts: dict[tuple[str, str], int] = {}
     for s in series:
-        for row in result(s.cells[0], "prompting")["shown"]:
-            key = (row["group"], row["type"], row["text"], row["answer"])
-            if row["shots"] != shots:
+        for row in _of(s.cells[0]).shown:
+            key = (row.group, row.type, row.text, row.answer)
+            if row.shots != shots:
                 continue
             if key not in said:
                 counts[key[:2]] = counts.get(key[:2], 0) + 1
                 if counts[key[:2]] > SAMPLES:
                     continue
-            said.setdefault(key, {})[s.label] = row["completion"]
+            said.setdefault(key, {})[s.label] = row.completion
     rows = [
         (group, kind, text, answer, *(found.get(s.label, "-") or "(nothing)" for s in series))
         for (group, kind, text, answer), found in said.items()
@@ -193,15 +233,16 @@ def _samples(series: Sequence[Asked]) -> str:
     labels = [f"{s.label}, {s.cells[0].name}" if len(s.cells) > 1 else s.label for s in series]
     head = ("items", "type", "asked", "answer", *labels)
     free = tuple(range(2, len(head)))
-    return f"<h3>Completions, {shots} shots</h3>" + table(head, rows, free)
+    title = Heading(f"Completions, {shots} shots", quotes=True)
+    return [title, Table(head, rows, free, quotes=True)] if rows else []
 
 
 def _shots(series: Sequence[Asked]) -> list[int]:
-    return sorted({n for s in series for c in s.cells for n in result(c, "prompting")["shots"]})
+    return sorted({n for s in series for c in s.cells for n in _of(c).shots})
 
 
 def _groups(series: Sequence[Asked]) -> list[str]:
-    return list(dict.fromkeys(row["group"] for s in series for row in s.rows("groups")))
+    return list(dict.fromkeys(row.group for s in series for row in s.rows("groups")))
 
 
 def _when(s: Asked, series: Sequence[Asked]) -> str:
@@ -211,14 +252,14 @@ def _when(s: Asked, series: Sequence[Asked]) -> str:
     return "before" if s.before else "after"
 
 
-def _rate(rows: Sequence[dict[str, Any]], key: str) -> str:
-    return share(statistics.fmean(row[key] for row in rows)) if rows else "-"
+def _rate(rows: Sequence[Rates], key: str) -> str:
+    return share(statistics.fmean(getattr(row, key) for row in rows)) if rows else "-"
 
 
-def _spread(rows: Sequence[dict[str, Any]], key: str) -> str:
+def _spread(rows: Sequence[Rates], key: str) -> str:
     if len(rows) == 1:
-        return interval(rows[0][f"{key}_interval"], form=share)
-    values = [row[key] for row in rows]
+        return interval(getattr(rows[0], f"{key}_interval"), form=share)
+    values = [getattr(row, key) for row in rows]
     return interval([min(values), max(values)], form=share)
 
 
@@ -236,7 +277,9 @@ def by_shots(series: Sequence[Asked], name: str) -> Plot | None:
             ax = axes[i * len(groups) + j]
             for number, s in enumerate(series):
                 rows += _lines(ax, s, _when(s, series), number, group, key, shots)
-            known = [row[FLOORS[key]] for s in series for row in s.rows("groups", group=group)]
+            known = [
+                getattr(row, FLOORS[key]) for s in series for row in s.rows("groups", group=group)
+            ]
             ax.axhline(
                 statistics.fmean(known),
                 color=MUTED,
@@ -271,7 +314,7 @@ def _lines(
     rows = []
     for cell in s.cells:
         alone = Asked(s.label, s.before, [cell]).rows("groups", group=group)
-        points = sorted((row["shots"], row[key]) for row in alone)
+        points = sorted((row.shots, getattr(row, key)) for row in alone)
         ax.plot([shots.index(n) for n, _ in points], [y for _, y in points], linewidth=0.7, **style)
         rows += [(s.label, when, cell.name, group, key, *point) for point in points]
         for n, y in points:
