@@ -36,8 +36,9 @@ from rlhf_jax.evals.prompting import (
 from rlhf_jax.kinds import Pretrain, Prompting
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.prompting import job
+from rlhf_jax.kinds.prompting import section as report
 from rlhf_jax.model.sharding import AXES, place_batch
-from rlhf_jax.report import prompting as report
+from rlhf_jax.report.blocks import html
 from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
@@ -401,12 +402,12 @@ def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
         other("sft-s1", "sft", "base"),
     )
     study = StudyResults(tmp_path, {}, (*models, *cells))
-    (line,) = report.headlines(study)
+    section = report.section(study)
+    (line,) = section.said
     assert "base, chat 30.0% (15.0% exact); sft, chat 85.0% (42.5% exact); chance 30.0%" in line
-    plots = []
-    text = report.prompting(study, lambda plot: plots.append(plot) or "")
+    text = html(section.blocks)
     assert "&lt;Say&gt;" in text and "[80.0%, 90.0%]" in text and "99" in text
-    (plot,) = plots
+    plot = section.blocks[0]
     assert {row[2] for row in plot.rows} == {c.name for c in cells}
     assert {(row[0], row[1]) for row in plot.rows} == {
         ("base, chat", "before"),
@@ -414,4 +415,4 @@ def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
     }
     assert len(plot.rows) == 3 * 2 * 2 and not math.isnan(plot.rows[0][-1])
     empty = StudyResults(tmp_path, {}, models)
-    assert report.headlines(empty) == [] and "no prompting" in report.prompting(empty, lambda _: "")
+    assert "No prompting cell has results yet" in html(report.section(empty).blocks)

@@ -223,7 +223,7 @@ def _environment() -> Environment:
 
 def _escaped(text: Any) -> str:
     """Text that stays one line and is no markup in Markdown, in a table too."""
-    found = escape(" ".join(str(text).split()), quote=False)
+    found = escape(" ".join(str(text).split()), quote=False).replace('"', "&quot;")
     for mark in "\\`*_[]|":
         found = found.replace(mark, "\\" + mark)
     return found

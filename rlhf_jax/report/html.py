@@ -175,7 +175,7 @@ def _provenance(study: StudyResults) -> Section:
     rows, environments = [], []
     for cell in study.cells:
         p = cell.provenance
-        versions = ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())
+        versions = ", ".join(f"{k} {v}" for k, v in (p.get("versions") or {}).items())
         made_on = f"{p.get('hardware') or '-'}; Python {p.get('python') or '-'}; {versions or '-'}"
         if made_on not in environments:
             environments.append(made_on)

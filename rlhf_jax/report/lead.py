@@ -35,12 +35,13 @@ def small(
     x_form: Callable[[Any], str] | None = None,
     y_form: Callable[[Any], str] | None = None,
     level: float | None = None,
+    from_zero: bool = False,
 ) -> Plot | None:
     """A figure for a headline; None where no series has a point.
 
     Args:
         x, y: axis labels. x_form, y_form: how numbers of a log axis are written; None: linear.
-        level: where a dotted line is drawn, such as no gain.
+        level: where a dotted line is drawn, such as no gain. from_zero: x begins at 0.
     """
     series = [s for s in series if len(s.x)]
     if not series:
@@ -52,7 +53,7 @@ def small(
         nothing = [np.nan] * len(s.x)
         low, high = (nothing if ends is None else ends for ends in (s.low, s.high))
         if s.line:
-            ax.plot(s.x, s.y, color=colour, linewidth=1.8, label=s.label)
+            ax.plot(s.x, s.y, color=colour, linewidth=1.4, label=s.label)
             if s.low is not None and s.high is not None:
                 ax.fill_between(s.x, s.low, s.high, color=colour, alpha=0.18, linewidth=0)
         else:
@@ -62,6 +63,8 @@ def small(
         rows += [(s.label, *map(float, r)) for r in zip(s.x, s.y, low, high, strict=True)]
     if level is not None:
         ax.axhline(level, color=MUTED, linewidth=1, linestyle=":")
+    if from_zero:
+        ax.set_xlim(left=0, right=1.08 * max(x for s in series for x in s.x) or 1)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     for which, form, label in (("x", x_form, x), ("y", y_form, y)):

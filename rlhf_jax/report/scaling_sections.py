@@ -139,7 +139,7 @@ def _lead(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
     fit = by_approach[order[0]]
     line, minima = fit["frontier"], [b for b in fit.get("budgets") or [] if not b["refused"]]
     ends = [(p.get("intervals") or {}).get("n_star") for p in line]
-    low, high = zip(*ends, strict=True) if all(ends) else (None, None)
+    low, high = zip(*ends, strict=True) if ends and all(ends) else (None, None)
     around = [b["intervals"].get("n_star", (b["n_star"],) * 2) for b in minima]
     plot = small(
         f"lead-{name}",

@@ -212,7 +212,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif isinstance(value, bool):
         if hint is bool:
             return value
-    elif isinstance(value, (int, float) if hint is float else hint):
+    elif origin is None and isinstance(value, (int, float) if hint is float else hint):
         return value
     name = str(hint).removeprefix("<class '").removesuffix("'>")
     raise Mismatch(f"{path}: expected {name}, found {_shown(value)}")

@@ -20,7 +20,7 @@ FEW = 20  # tokens; a bin of fewer is not drawn
 def _paired(found: Evaluation) -> list[tuple[float, float]]:
     """(before, after) gold rewards of all prompts, or of the shown samples where only those are
     kept."""
-    if found.gold:
+    if found.gold.keys() >= {"before", "after"}:
         return list(zip(found.gold["before"], found.gold["after"], strict=True))
     return [(sample.gold_before, sample.gold_after) for sample in found.samples]
 

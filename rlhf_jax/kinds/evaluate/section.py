@@ -148,6 +148,7 @@ def _lead(cells: list[CellResult]) -> Lead:
         "gain in gold reward",
         "Gain in gold reward of every evaluation against KL; bars are 95% over prompts.",
         level=0.0,
+        from_zero=True,
     )
     seeds = f", {len(some)} seeds" if len(some) > 1 else ""
     name = best if len(families) > 1 else "Policy"
