@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_results import whole
 
 from launch import local
 from rlhf_jax import cli
@@ -88,8 +89,11 @@ def world(fake, monkeypatch):
                 with Heartbeat(folder):
                     write_sealed(folder.path / "failed.json", {"reason": "not finite at step 7"})
             else:
-                held = {"loss": LOSS, "stderr": 0.25, "params": 1000, "train_tokens": 256}
-                write_json(folder.results / "heldout.json", held)
+                held = {"loss": LOSS, "stderr": 0.25}
+                if cell.KIND == "pretrain":
+                    held |= {"params": 1000, "train_tokens": 256, "flops": {"exact": 1e6}}
+                for stem, content in whole(cell.RESULT, {"heldout": held}).items():
+                    write_json(folder.results / f"{stem}.json", content)
                 folder.finish(seconds=12.5)
     write_study(fake.study, fake.runs, "corpus", "rlhf-jax run", fake.path)
     return fake

@@ -38,6 +38,7 @@ from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import Heartbeat, Runs
 from rlhf_jax.train import Runtime, Stopped
 from rlhf_jax.worker import _begin, _finish
@@ -104,7 +105,7 @@ class Bench:
         _begin(ctx, 1)
         results = job(ctx, ctx.cell)
         _finish(ctx, results)
-        return results
+        return as_json(results)
 
     def records(self, name, file="records.jsonl"):
         return (self.context(name).folder.results / file).read_bytes()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import whole
+from tiny_results import whole
 
 from rlhf_jax.kinds import KINDS
 from rlhf_jax.report.headline import headline

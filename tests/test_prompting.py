@@ -43,6 +43,7 @@ from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder, write_json
 from rlhf_jax.train import Runtime
 
@@ -226,7 +227,7 @@ def context(corpus, mesh, monkeypatch):
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_a_cell_reports_every_type_at_every_number_of_shots(context, tmp_path, template):
     ctx = context(tmp_path, template=template)
-    found = job.prompting(ctx, ctx.cell)["prompting"]
+    found = as_json(job.run(ctx, ctx.cell))["prompting"]
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert [(r["shots"], r["type"]) for r in found["types"]] == [
         (0, "repeat"),
@@ -243,7 +244,7 @@ def test_a_cell_reports_every_type_at_every_number_of_shots(context, tmp_path, t
 
 def test_a_uniform_model_scores_exactly_chance(context, tmp_path):
     ctx = context(tmp_path, change=lambda x: 0 * x, shots=(1,))
-    for row in job.prompting(ctx, ctx.cell)["prompting"]["types"]:
+    for row in as_json(job.run(ctx, ctx.cell))["prompting"]["types"]:
         assert row["choice"] == pytest.approx(row["chance"]) and row["exact"] == 0
         assert row["margin"] == pytest.approx(0, abs=1e-5)
 
@@ -251,13 +252,13 @@ def test_a_uniform_model_scores_exactly_chance(context, tmp_path):
 def test_prompts_and_answers_that_do_not_fit_are_refused(context, tmp_path):
     ctx = context(tmp_path, shots=(0, 5))
     with pytest.raises(ConfigError, match=r"5 shots takes \d+ tokens .* model.max_positions = 96"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
     ctx = context(tmp_path, answer_len=2)
     with pytest.raises(ConfigError, match="answer_len is 2; raise it"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
     ctx = context(tmp_path, tasks=f"{__name__}:not_items")
     with pytest.raises(ConfigError, match="gave 'text' for the test split; expected items"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
 
 
 def not_items(split, n, seed):

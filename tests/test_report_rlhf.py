@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import whole, write_cell, write_study
+from test_report import write_cell, write_study
+from tiny_results import whole
 
 from rlhf_jax.evals.best_of_n import gold_by_prompt
 from rlhf_jax.kinds.best_of_n.result import BestOf

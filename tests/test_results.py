@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from test_report import whole, write_cell, write_study
+from test_report import write_cell, write_study
+from tiny_results import whole
 
 from rlhf_jax.kinds import KINDS
 from rlhf_jax.report.html import build

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlhf_jax.kinds import KINDS
 from rlhf_jax.study import results
+from rlhf_jax.study.cell import KNOWN
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.results import Headline
-from rlhf_jax.study.runs import CellFolder
 
 
 def headline(kind: str, folder: CellFolder) -> Headline | None:
@@ -14,4 +14,4 @@ def headline(kind: str, folder: CellFolder) -> Headline | None:
     Raises:
         Damaged: the results are not what the cell wrote.
     """
-    return results.headline(KINDS[kind].RESULT, folder) if kind in KINDS else None
+    return results.headline(KNOWN[kind].RESULT, folder) if kind in KNOWN else None

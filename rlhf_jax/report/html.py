@@ -6,11 +6,8 @@ scaling, of every kind of cell in the order of the study's graph, and of what co
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from markupsafe import Markup
@@ -33,6 +30,7 @@ from rlhf_jax.report.blocks import (
 from rlhf_jax.report.study_fits import Fits, run_fits
 from rlhf_jax.report.study_results import StudyResults, read_study
 from rlhf_jax.report.style import Plot, css
+from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.files import write_text
 
 MOST_LEADS = 6
@@ -97,7 +95,7 @@ def sections_of(study: StudyResults, fits: Fits) -> list[Section]:
     """All sections of a report, each with an anchor."""
     found = scaling_sections.sections(study, fits)
     for kind in dict.fromkeys(cell.kind for cell in study.cells):
-        make = section_of(kind)
+        make = KNOWN[kind].report_section() if kind in KNOWN else None
         section = make(study) if make else plain(study, kind)
         if section is not None:
             found.append(section if section.anchor else replace(section, anchor=kind))
@@ -109,19 +107,6 @@ def sections_of(study: StudyResults, fits: Fits) -> list[Section]:
     summary = Section("Summary", _summary(study, found), anchor="summary")
     limits = Section("Limits", _limits(study, fits, found), anchor="limits")
     return [summary, *found, _data(study), limits, _provenance(study)]
-
-
-def section_of(kind: str) -> Callable[[StudyResults], Section | None] | None:
-    """The function that shows cells of a kind; None where the kind has none."""
-    module = f"rlhf_jax.kinds.{kind}.section"
-    return importlib.import_module(module).section if _is_there(module) else None
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def leads_of(sections: list[Section]) -> list[tuple[str, Lead]]:

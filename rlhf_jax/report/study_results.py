@@ -15,11 +15,11 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rlhf_jax.evals.results import HeldOut
-from rlhf_jax.kinds import KINDS
 from rlhf_jax.kinds.pretrain.result import PretrainHeldOut
 from rlhf_jax.laws.curves import Curve, smooth
 from rlhf_jax.laws.isoflop import WIDE
 from rlhf_jax.laws.points import Points, from_rows
+from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.results import LEFT_OUT, read
 from rlhf_jax.study.runs import CellFolder, Damaged, read_json
@@ -27,7 +27,7 @@ from rlhf_jax.study.runs import CellFolder, Damaged, read_json
 
 def result_class(kind: str) -> type | None:
     """What the jobs of a kind return; None where that is not known here."""
-    return KINDS[kind].RESULT if kind in KINDS else None
+    return KNOWN[kind].RESULT if kind in KNOWN else None
 
 
 @dataclass(frozen=True)
