@@ -19,6 +19,7 @@ from tiny_models import (
     noisy_params,
     tiny_corpus,
 )
+from tiny_results import whole
 
 from rlhf_jax.data.chat import example_ids, prompt_ids, turns_of
 from rlhf_jax.data.tokenizer import EOS
@@ -37,6 +38,7 @@ from rlhf_jax.kinds import Pretrain, Prompting
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.prompting import job
 from rlhf_jax.kinds.prompting import section as report
+from rlhf_jax.kinds.prompting.result import Answered
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.report.blocks import html
 from rlhf_jax.report.study_results import CellResult, StudyResults
@@ -371,19 +373,17 @@ def asked_cell(root: Path, name: str, parent: str, choice: float, template: str 
         "answer": "a",
         "completion": name,
     }
-    write_json(
-        folder.path / "results" / "prompting.json",
-        {
-            "template": template,
-            "items": 10,
-            "shots": [0, 4],
-            "seen": 64,
-            "groups": rows,
-            "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
-            "types": [{**r, "type": "t"} for r in rows],
-            "shown": [shown],
-        },
-    )
+    answered = {
+        "template": template,
+        "items": 10,
+        "shots": [0, 4],
+        "seen": 64,
+        "groups": rows,
+        "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
+        "types": [{**r, "type": "t"} for r in rows],
+        "shown": [shown],
+    }
+    write_json(folder.path / "results" / "prompting.json", whole(Answered, answered))
     write_json(folder.path / "done.json", {"seconds": 1.0})
     return CellResult(name, name, "prompting", (parent,), {}, folder)
 

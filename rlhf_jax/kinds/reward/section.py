@@ -88,7 +88,7 @@ def _said(cells: list[CellResult]) -> list[str]:
     if len(cells) > IN_WORDS:
         ordered = sorted(cells, key=lambda c: c.result.report.accuracy)
         worst, best = (
-            f"{share(c.result.report.accuracy)} ({c.name})" for c in ordered[:: len(ordered) - 1]
+            f"{share(c.result.report.accuracy)} ({c.name})" for c in (ordered[0], ordered[-1])
         )
         return [f"{len(cells)} reward models rank held-out pairs right, from {worst} to {best}."]
     return [
