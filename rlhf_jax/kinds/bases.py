@@ -130,11 +130,8 @@ class FromRankings(Cell):
     def scored(self, study: Study) -> Iterator[tuple[str, int, str]]:
         for name in self.compared:
             if names_cell(name) and _habits(study[name]):
-                yield (
-                    self.parents()[0],
-                    study[name].row_length(study),
-                    f"the comparisons of {name!r}",
-                )
+                length = study[name].row_length(study)
+                yield self.parents()[0], length, f"the comparisons of {name!r}"
 
     def check_parents(self, study: Study) -> None:
         names = self.compared if all(map(names_cell, self.compared)) else ()

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.kinds.ppo.cell import POLICY_LOSSES, PPO
 from rlhf_jax.model import Axes
 from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl.advantages import kl_loss, whiten
 from rlhf_jax.rl.rollout import Experience, Networks, adapt_kl, rollout
 from rlhf_jax.rl.scores import Score
+from rlhf_jax.study.callables import load_callable
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train import TrainState, apply_gradients, gradients
 from rlhf_jax.train.state import learning_rate
 
@@ -30,6 +32,7 @@ def ppo_objective(
     and a copy a row of `kl_coef` and of `value_scale` (see `value_scale`), which in a micro-batch
     is that of the whole minibatch; without one it is the batch's own."""
     R = cell.task.response_len
+    policy_loss = load_callable(POLICY_LOSSES.get(cell.policy_loss, cell.policy_loss))
 
     def objective(params: Any, batch: Batch) -> tuple:
         e = Experience(**{n: batch[n] for n in Experience._fields})
@@ -39,8 +42,12 @@ def ppo_objective(
         )
         log_ratio_BR = jnp.clip(log_probs_BR - e.log_probs_BR, -20, 20) * mask
         ratio_BR = jnp.exp(log_ratio_BR)
-        clipped_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
-        policy_BR = jnp.maximum(-e.advantages_BR * ratio_BR, -e.advantages_BR * clipped_BR)
+        policy_BR = policy_loss(ratio_BR, e.advantages_BR, cell)
+        if (shape := jnp.shape(policy_BR)) != mask.shape:
+            raise ConfigError(
+                f"{cell.name}.policy_loss = {cell.policy_loss!r} gave an array of shape {shape}; "
+                f"expected {mask.shape}, the loss of each token"
+            )
         sums = {
             "policy_loss": jnp.sum(policy_BR * mask),
             "entropy": jnp.sum(entropy_BR * mask),
@@ -60,6 +67,12 @@ def ppo_objective(
         return total, jnp.sum(mask), sums
 
     return objective
+
+
+def clipped(ratio_BR: jax.Array, advantages_BR: jax.Array, cell: PPO) -> jax.Array:
+    """The clipped surrogate of Schulman et al. 2017, as a loss BR."""
+    near_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
+    return jnp.maximum(-advantages_BR * ratio_BR, -advantages_BR * near_BR)
 
 
 def value_scale(value_mask_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from rlhf_jax.model.sampler import (
     response_log_probs,
     response_states,
 )
-from rlhf_jax.rl.advantages import gae, grouped, masked_mean, token_rewards, whiten
+from rlhf_jax.rl.advantages import Rollout, estimated, masked_mean, token_rewards, whiten
 from rlhf_jax.rl.scores import Score
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import TrainState
@@ -134,19 +134,13 @@ def rollout(
     rewards_BR = token_rewards(scored_B, kl_BR, value_mask_BR, penalty)
     if cell.whiten_rewards:
         rewards_BR = whiten(rewards_BR, value_mask_BR, shift_mean=False, bessel=cell.bessel)
-    if values_BR is None:
-        values_BR = jnp.zeros_like(mask_BR)
-        return_B = axes.constrain(jnp.sum(rewards_BR, axis=-1))
-        group = mask_BR.shape[0] if cell.algorithm == "reinforce" else cell.samples
-        advantage_B = grouped(return_B, group, standardise=cell.algorithm == "grpo")
-        advantages_BR, returns_BR = (
-            axes.constrain(x_B, "batch")[:, None] * mask_BR for x_B in (advantage_B, return_B)
-        )
-    else:
-        values_BR = values_BR * value_mask_BR
-        advantages_BR, returns_BR = gae(rewards_BR, values_BR, value_mask_BR, cell.gamma, cell.lam)
-        if cell.whiten_advantages == "batch":
-            advantages_BR = whiten(advantages_BR, mask_BR, bessel=cell.bessel)
+    rollout = Rollout(
+        axes.constrain(jnp.sum(rewards_BR, axis=-1)),
+        rewards_BR,
+        value_mask_BR,
+        None if values_BR is None else values_BR * value_mask_BR,
+    )
+    values_BR, advantages_BR, returns_BR = targets(cell, rollout, mask_BR, axes)
     experience = Experience(
         *rows,
         mask_BR,
@@ -179,6 +173,23 @@ def rollout(
     if networks.critic is not None:
         metrics["explained_variance"] = explained(values_BR, returns_BR, value_mask_BR)
     return experience, metrics
+
+
+def targets(
+    cell: PPO, rollout: Rollout, mask_BR: jax.Array, axes: Axes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(values, advantages, returns) of every token, BR. Without a critic the values are 0 and the
+    return of a token is that of its response."""
+    advantages = estimated(rollout, cell)
+    if advantages.ndim == 1:
+        advantages = axes.constrain(advantages, "batch")[:, None] * mask_BR
+    if rollout.values_BR is None:
+        returns_BR = axes.constrain(rollout.returns_B, "batch")[:, None] * mask_BR
+        return jnp.zeros_like(mask_BR), advantages, returns_BR
+    returns_BR = (advantages + rollout.values_BR) * rollout.mask_BR
+    if cell.whiten_advantages == "batch":
+        advantages = whiten(advantages, mask_BR, bessel=cell.bessel)
+    return rollout.values_BR, advantages, returns_BR
 
 
 def explained(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -464,10 +464,9 @@ def _check_result(cell: Cell) -> None:
         )
     if (job := importable(cell.job_path())) is None:
         return
-    try:
-        given = get_type_hints(job).get("return", result)
-    except NameError:  # a type that is imported for type checkers alone
-        return
+    given = getattr(job, "__annotations__", {}).get("return", result)
+    if isinstance(given, str):  # a name that only type checkers import says nothing
+        given = getattr(job, "__globals__", {}).get(given, result)
     if given is not result:
         raise ConfigError(
             f"{cell.name}: its job {cell.job_path()}{line_of(job)} returns "
