@@ -31,9 +31,8 @@ from rlhf_jax.study.cell import Cell, Cost
 from rlhf_jax.study.ranges import Count, Seed
 
 if TYPE_CHECKING:
-    from rlhf_jax.report.blocks import Section
-
     from rlhf_jax.kinds.context import Context
+    from rlhf_jax.report.blocks import Section
     from rlhf_jax.report.study_results import StudyResults
 
 BATCH = 32  # rows at once; no state depends on it

@@ -13,7 +13,17 @@ from tiny_models import GQA, full_logits, log_softmax, mesh, noisy_params, tiny_
 from rlhf_jax.data import feedback
 from rlhf_jax.evals.heldout import heldout_rows
 from rlhf_jax.evals.next_tokens import likeliest
-from rlhf_jax.kinds import PPO, BestOfN, Compare, Evaluate, Pretrain, Reward, TaskConfig, sampling
+from rlhf_jax.kinds import (
+    PPO,
+    BestOfN,
+    Compare,
+    Evaluate,
+    Pretrain,
+    Reward,
+    TaskConfig,
+    rankings,
+    sampling,
+)
 from rlhf_jax.kinds.best_of_n import job as best_of_n
 from rlhf_jax.kinds.compare.job import comparisons
 from rlhf_jax.kinds.compare.job import run as compare

@@ -2,17 +2,17 @@
 
     from rlhf_jax.kinds import PPO, SFT, TaskConfig
 
-Roles that cells play for others, and what a job's module has for them:
+Roles that cells play for others; where others need more than its checkpoint, the module of the job
+has a function of that name:
 
-| role             | other cells                                | function of the job's module            |
-|------------------|--------------------------------------------|-----------------------------------------|
-| `language_model` | start from it, sample it                   | none: its checkpoint is read            |
-| `pretraining`    | go on from its optimizer's state           | none                                    |
-| `reward`         | are taught or judged by its scores         | `reward(context, cell)` -> rl.scores.Reward |
-| `reward_model`   | combine its scores with others             | `reward`, as above                      |
-| `records`        | learn from its records, supervised         | `records(context, cell)` -> path, records |
-| `verdicts`       | judge by what they learn from its records  | none: beside `records`                  |
-| `comparisons`    | learn from its rankings                    | `comparisons(context, cell, learner)` -> arrays by split |
+    language_model   others start from it, or sample it
+    pretraining      others go on from its optimizer's state
+    reward           its scores teach or judge; reward(context, cell) -> rlhf_jax.rl.scores.Reward
+    reward_model     its scores can be combined with others'; a reward as well
+    records          supervised learning takes them; records(context, cell) -> (path, records)
+    verdicts         its records hold verdicts; verdicts(context, cell) -> held-out critiques
+    comparisons      others learn from its rankings; comparisons(context, cell, learner) -> arrays,
+                     by split
 """
 
 import importlib

@@ -78,7 +78,7 @@ class Rollout(NamedTuple):
     values_BR: jax.Array | None
 
 
-# --- algorithms: (rollout, cell) -> advantages, B of whole responses or BR of tokens ----------------
+# --- algorithms: (rollout, cell) -> advantages, B of responses or BR of tokens --------------------
 
 
 def generalised(rollout: Rollout, cell: PPO) -> jax.Array:

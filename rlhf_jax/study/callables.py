@@ -46,8 +46,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     JOB: ("context", "cell"),
 }
 
-# Content hash -> the hash that kept run ids hold, of callables whose text has since been reformatted
-# or was hashed without its compiled patterns. They compute the same.
+# Content hash -> the hash that kept run ids hold, of callables whose text has since been
+# reformatted or was hashed without its compiled patterns. They compute the same.
 KEPT_HASHES = {
     "9f5aad80af4fe3d2": "2ac3019f2a1e864c",  # rlhf_jax.data.annotators:varied_sentiment
     "261a60adb105411c": "009a72969bedad0d",  # experiments/instructions.py: records

@@ -119,8 +119,8 @@ class Study(Checked):
                 raise ConfigError(
                     f"two cells are named {cell.name}"
                     + f" and {other}" * (other != cell.name)
-                    + "; names are unique, and differ in more than capitals, which some file systems do not "
-                    "tell apart"
+                    + "; names are unique, and differ in more than capitals, which some file "
+                    "systems do not tell apart"
                 )
         self.order()
         for cell in self.cells:

@@ -31,8 +31,8 @@ def run(ctx: Context, cell: Pretrain) -> PretrainResult:
 
 
 def run_together(ctxs: Sequence[Context]) -> list[PretrainResult | Exception]:
-    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its results, or
-    the reason why it failed."""
+    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its
+    results, or the reason why it failed."""
     ctx = ctxs[0]
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)

@@ -49,8 +49,8 @@ class Source(NamedTuple):
 def run(ctx: Context, cell: SFT) -> SFTResult:
     """Fine-tuning, several examples to a row, none of which sees another; the loss is on
     completions only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has
-    learned to give verdicts, `results/judge.json` says how well (`rlhf_jax.kinds.sft.judge`), and the cell can
-    be named as a reward."""
+    learned to give verdicts, `results/judge.json` says how well (`rlhf_jax.kinds.sft.judge`), and
+    the cell can be named as a reward."""
     from rlhf_jax.evals.heldout import heldout_loss
     from rlhf_jax.kinds.language_modelling import metrics_row, objective
     from rlhf_jax.kinds.sft.judge import judge_report
