@@ -29,6 +29,7 @@ from rlhf_jax.kinds import Pretrain
 from rlhf_jax.study import CorpusConfig, Study
 from rlhf_jax.study.cell import Cell, Cost
 from rlhf_jax.study.ranges import Count, Seed
+from rlhf_jax.study.results import Headline
 
 if TYPE_CHECKING:
     from rlhf_jax.kinds.context import Context
@@ -60,6 +61,11 @@ class ProbeResult:
     next_token: Reading
     distance: Reading
     sentiment: Reading
+
+    def headline(self) -> Headline:
+        """What a cell list shows beside its name."""
+        r = self.next_token
+        return Headline("kind of the next token", r.accuracy, low=r.low, high=r.high, form=".3f")
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,9 @@ def run(ctx: Context, cell: Probe) -> ProbeResult:
         n: [hidden_states(ctx, p, rows) for rows in texts.values()] for n, p in models.items()
     }
     ctx.beat.progress(phase="classifiers")
-    labels = [all_labels(ctx, rows) for rows in texts.values()]
+    fit, heldout = (all_labels(ctx, rows) for rows in texts.values())
     return ProbeResult(
-        **{name: _read(states, *(split[name] for split in labels), cell.seed) for name in LABELS}
+        **{name: _read(states, fit[name], heldout[name], cell.seed) for name in LABELS}
     )
 
 
@@ -123,7 +129,8 @@ def hidden_states(ctx: Context, params: Any, rows_NT: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def states(rows: dict[str, jax.Array]) -> jax.Array:
-        x_DBT, _ = forward(params, ctx.model, *(rows[k] for k in inputs), run.axes)
+        tokens, segments, positions = (rows[k] for k in inputs)
+        x_DBT, _ = forward(params, ctx.model, tokens, segments, positions, run.axes)
         return jnp.moveaxis(x_DBT, 0, -1)[:, EVERY - 1 :: EVERY].astype(jnp.float32)
 
     return joined(map_rows(states, inputs, BATCH, run.mesh))
@@ -291,9 +298,13 @@ def figure(study: StudyResults, cells: list[Any]) -> Any:
     from rlhf_jax.report.style import MUTED, SERIES, Plot, legend_above, panels, render, styled
 
     by_name = {cell.name: cell for cell in study.cells}
-    losses = {cell.name: by_name[cell.parents[0]].heldout.loss for cell in cells}
+    losses = {}
+    for cell in cells:
+        heldout = by_name[cell.parents[0]].heldout
+        assert heldout is not None
+        losses[cell.name] = heldout.loss
     cells = sorted(cells, key=lambda cell: losses[cell.name])
-    x, rows = [losses[cell.name] for cell in cells], []
+    x, rows = [losses[cell.name] for cell in cells], list[tuple]()
 
     @styled
     def drawn() -> str:
