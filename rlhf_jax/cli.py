@@ -24,8 +24,8 @@ from rlhf_jax.laws.grid import grid
 from rlhf_jax.placement.cpu import without_tpu
 from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report import terminal as tables
+from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.config import ConfigError, argument
-from rlhf_jax.study.graph import Study, load_study
 from rlhf_jax.study.kept import restore
 from rlhf_jax.study.plan import StudyPlan, make_plan
 from rlhf_jax.study.ranges import Count, Efficiency, Seed, Size, Temperature

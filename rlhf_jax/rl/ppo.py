@@ -91,6 +91,21 @@ def value_loss(values_BR: jax.Array, e: Experience, clip: float | None) -> jax.A
     return 0.5 * error_BR
 
 
+def minibatch_of(cell: PPO, batch: Batch, rows_b: jax.Array, axes: Axes, has_critic: bool) -> Batch:
+    """These rows of an iteration's batch, as the objective takes them."""
+    part = {
+        n: a.at[rows_b].get(out_sharding=axes.spec("batch", *[None] * (a.ndim - 1)))
+        for n, a in batch.items()
+    }
+    if has_critic:
+        if cell.whiten_advantages == "minibatch":
+            white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
+            part["advantages_BR"] = white
+        scale = value_scale(part["value_mask_BR"], part["mask_BR"])
+        part["value_scale"] = scale * jnp.ones_like(part["mask_BR"][:, 0])
+    return part
+
+
 def make_ppo_step(
     cell: PPO, networks: Networks, axes: Axes, score: Score, accumulate: int = 1
 ) -> Iteration:
@@ -130,16 +145,7 @@ def make_ppo_step(
 
         def minibatch(state: TrainState, x: tuple[jax.Array, Batch | None]) -> tuple:
             rows_b, text = x
-            part = {
-                n: a.at[rows_b].get(out_sharding=axes.spec("batch", *[None] * (a.ndim - 1)))
-                for n, a in batch.items()
-            }
-            if networks.critic is not None and cell.whiten_advantages == "minibatch":
-                white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
-                part["advantages_BR"] = white
-            if networks.critic is not None:
-                scale = value_scale(part["value_mask_BR"], part["mask_BR"])
-                part["value_scale"] = scale * jnp.ones_like(part["mask_BR"][:, 0])
+            part = minibatch_of(cell, batch, rows_b, axes, networks.critic is not None)
             return update(state, part, text, rate)
 
         orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
@@ -162,10 +168,9 @@ def make_ppo_step(
         if cell.kl_in == "loss":
             batch["kl_coef"] = metrics["kl_coef"] * jnp.ones_like(batch["mask_BR"][:, 0])
         if text is not None:
-            steps = cell.epochs * cell.minibatches
+            steps, layout = cell.epochs * cell.minibatches, axes.spec(None, "batch", None)
             text = {
-                n: x.reshape(steps, -1, x.shape[1], out_sharding=axes.spec(None, "batch", None))
-                for n, x in text.items()
+                n: x.reshape(steps, -1, x.shape[1], out_sharding=layout) for n, x in text.items()
             }
         average = state.params.get("ema")
         trained = {n: p for n, p in state.params.items() if n != "ema"}
