@@ -262,7 +262,7 @@ def test_agreement_compares_with_the_majority_and_ranks_pairs():
         for p, v in (("a", "good"), ("a", "bad"), ("b", "bad"), ("b", "bad"))
     ]
     found = agreement(np.array([-1.0, -2.0, -1.0, 3.0]), critiques)
-    assert found == {
+    assert as_json(found) == {
         "n": 4,
         "good": 0.25,
         "accuracy": 0.5,
@@ -271,9 +271,9 @@ def test_agreement_compares_with_the_majority_and_ranks_pairs():
         "ranking_same_prompt": 1.0,
     }
     even = agreement(np.array([0.0, 0.0, -1.0, 0.0]), critiques)
-    assert even["accuracy"] == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
+    assert even.accuracy == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
     alone = agreement(np.array([1.0]), critiques[:1])
-    assert alone["ranking"] is None and alone["ranking_same_prompt"] is None
+    assert alone.ranking is None and alone.ranking_same_prompt is None
 
 
 def test_the_plan_knows_feedback_and_what_learns_from_it(bench):

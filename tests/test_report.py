@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,15 +13,16 @@ import pytest
 from tiny_results import whole
 
 from rlhf_jax.cost.flops import param_counts, train_flops
-from rlhf_jax.kinds import KINDS
 from rlhf_jax.laws.forms import DataConstrained
 from rlhf_jax.laws.parametric import Law
 from rlhf_jax.laws.sweep import grid_point, ladder
 from rlhf_jax.laws.sweep import pretrain as pretrain_cell
 from rlhf_jax.report import html
+from rlhf_jax.report.blocks import Paragraph, Section
 from rlhf_jax.report.foretell import foretell
 from rlhf_jax.report.study_results import read_study
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.cell import KNOWN, Cell
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 
 LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
@@ -29,7 +31,7 @@ EVIL = '<script>alert("x")</script> & </table>'
 
 def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=True, **results):
     """A cell's folder. results: parts of its results."""
-    results = whole(KINDS[kind].RESULT, results) if results else {}
+    results = whole(KNOWN[kind].RESULT, results) if results else {}
     run_id = content_id([kind, name])
     folder = root / "cells" / f"{name}-{run_id}"
     (folder / "results").mkdir(parents=True)
@@ -538,3 +540,58 @@ def test_the_report_imports_no_jax():
 
     code = "import sys, rlhf_jax.report.html, rlhf_jax.laws.sweep; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(frozen=True)
+class Probed:
+    layers: int
+    said: str
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    probe: Probed
+
+
+@dataclass(frozen=True)
+class Probe(Cell):
+    """A kind from outside without a section."""
+
+    KIND = "a_probe"
+    RESULT = ProbeResult
+
+
+@dataclass(frozen=True)
+class Shown(Cell):
+    """A kind from outside with one."""
+
+    KIND = "shown_probe"
+    RESULT = ProbeResult
+    SECTION = ":probe_section"
+
+
+def probe_section(study):
+    (cell,) = study.having(ProbeResult)[1:]
+    return Section("Probes", [Paragraph(f"{cell.result.probe.layers} layers")], [f"{EVIL} said"])
+
+
+def test_a_kind_from_outside_is_shown_by_its_section_or_else_plainly(tmp_path):
+    cells = [
+        write_cell(tmp_path, kind, f"of-{kind}", probe={"layers": 7, "said": EVIL})
+        for kind in (Probe.KIND, Shown.KIND)
+    ]
+    unknown = write_cell(tmp_path, "sft", "other", heldout={"loss": 2.0}) | {"kind": "not_here"}
+    text = html.build(write_study(tmp_path, [*cells, unknown]), tmp_path).read_text()
+    anchors = re.findall('<section id="([^"]+)">', text)
+    assert anchors[:4] == ["summary", "a_probe", "shown_probe", "not_here"]
+    assert "<p>7 layers</p>" in text and '<td class="n">7</td>' in text
+    assert "heldout.loss" in text and "<script" not in text
+
+
+def test_figures_come_before_words_and_cautions_after_them(full):
+    text = text_of(full[0])
+    lead, summary, limits = (text.index(s) for s in ('class="lead"', 'id="summary"', 'id="limits"'))
+    assert lead < summary < text.index('class="refused"') and lead < text.index("<p")
+    assert text.count('class="lead"') == 5 and text.count("<svg", lead, summary) == 5
+    cautions = [s for s in text[summary:limits].split("<section")[0].split("<p") if "refused" in s]
+    assert cautions == []

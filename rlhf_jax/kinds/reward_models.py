@@ -14,7 +14,7 @@ def member(ctx: Context, cell: Cell, result: str = "report") -> Member:
     Raises:
         ConfigError: it has no such result.
     """
-    found = getattr(ctx.result(cell.name), result)
+    found = getattr(ctx.result(cell.name), result, None)
     if found is None:
         raise ConfigError(
             f"{ctx.cell.name}.reward = {cell.name!r}, which has learned no verdicts; let it learn "

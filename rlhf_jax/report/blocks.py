@@ -3,7 +3,7 @@ numbers are written. Templates turn blocks into HTML and Markdown; they escape a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -133,15 +133,23 @@ def absent(cells: Sequence[CellResult], what: str) -> list[Block]:
 def plain(study: StudyResults, kind: str) -> Section:
     """The section of a kind that has none of its own: the numbers and words of its results."""
     cells = study.of(kind, done=False)
-    rows = [
-        (reference(cell), key, value if isinstance(value, str) else number(value))
-        for cell in cells
-        if cell.result
-        for key, value in scalars(cell.result)
-    ]
+    found = [(cell, dict(scalars(cell.result))) for cell in cells if cell.result]
     title = kind.replace("_", " ").capitalize()
-    found: list[Block] = [Table(("cell", "result", "value"), rows)] if rows else []
-    return Section(title, found or absent(cells, f"{kind} cell"))
+    if not found:
+        return Section(title, absent(cells, f"{kind} cell"))
+    keys = list(dict.fromkeys(key for _, of in found for key in of))
+    one_file = len({key.split(".")[0] for key in keys}) == 1
+    names = [key.split(".", 1)[1] if one_file else key for key in keys]
+
+    def shown(value: Any) -> str:
+        return value if isinstance(value, str) else number(value)
+
+    table = columns(
+        found,
+        ("cell", lambda of: reference(of[0])),
+        *((name, lambda of, k=k: shown(of[1].get(k))) for name, k in zip(names, keys, strict=True)),
+    )
+    return Section(title, [table])
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -192,11 +200,16 @@ def html(blocks: Iterable[Block]) -> Markup:
     return Markup("").join(getattr(macros, b.MACRO)(b) for b in blocks if b is not None)
 
 
-def markdown(blocks: Iterable[Block]) -> str:
-    """The same for a README. Tables of quotes are left out."""
+def markdown(blocks: Iterable[Block], tables: Collection[str]) -> str:
+    """The same for a README. Tables of quotes are left out. tables: figures whose numbers are
+    there."""
     macros = _macros("blocks.md.j2")
     shown = [b for b in blocks if b is not None and not getattr(b, "quotes", False)]
-    return "\n".join(str(getattr(macros, b.MACRO)(b)).strip() + "\n" for b in shown)
+    texts = [
+        macros.figure(b, b.name in tables) if isinstance(b, Plot) else getattr(macros, b.MACRO)(b)
+        for b in shown
+    ]
+    return "\n".join(f"{text.strip()}\n" for text in texts)
 
 
 def page(template: str, **values: Any) -> str:

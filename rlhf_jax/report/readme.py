@@ -50,6 +50,7 @@ def write_readme(to: Path, source: Path | None) -> Path:
         sections=[
             replace(s, blocks=_short(s.blocks)) for s in sections if s.anchor not in ELSEWHERE
         ],
+        tables={p.stem for p in (to / "figures").glob("*.csv")},
         others=[name for name in others if not name.startswith("lead-")],
         command=study.spec.get("command") or "",
         made=_made(study),
@@ -83,11 +84,11 @@ def _studies(folder: Path) -> Iterator[dict[str, Any]]:
         ):
             continue
         found, export = exports.get(path.name, ({}, None))
-        asks = (ast.get_docstring(tree) or "").split("\n\n")[0]
+        asks = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
         yield {
             "file": path.name,
             "title": found.get("title") or path.stem,
-            "asks": asks,
+            "asks": asks.replace("|", "\\|"),
             "export": export,
             "cells": len(found.get("cells", [])),
         }
