@@ -18,6 +18,7 @@ from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import (
     blocks,
     html,
+    law_sections,
     plots_laws,
     plots_scaling,
     scaling_sections,
@@ -211,7 +212,7 @@ def test_exponents_have_their_own_intervals_and_errors_are_percent():
         },
         lr_law={"lr_law": rate_law()},
     )
-    rates = scaling_sections._lr_law("lr_law", fits.lr_law["lr_law"])
+    rates = law_sections.lr_law("lr_law", fits.lr_law["lr_law"])
     _, section = scaling_sections._isoflop(Analysed("isoflop", "", []), fits.approaches["isoflop"])
     assert [*section.said, *section.cautions, *rates.said] == [
         "Approach 2 (IsoFLOP): N* ∝ C^0.520, 95% interval [0.510, 0.530]; D* ∝ C^0.480 [0.460, "
@@ -226,7 +227,7 @@ def test_exponents_have_their_own_intervals_and_errors_are_percent():
     )
     assert "N* at 4×10¹⁵ FLOPs, from the runs up to 10¹⁵, missed by -12% (ln)" in text
     ahead = {"extrapolation": {"rms_log_error": 0.0123, "below": 2e14}}
-    assert scaling_sections._ahead(ahead) == "loss above 2×10¹⁴ FLOPs missed by 1.23% rms"
+    assert law_sections.ahead(ahead) == "loss above 2×10¹⁴ FLOPs missed by 1.23% rms"
 
 
 def rate_law() -> dict:
@@ -259,7 +260,7 @@ def test_the_line_of_the_learning_rate_law_is_the_law():
         np.exp(line), 0.011 * (np.exp(ends) / 1e5) ** -0.61 * (4096 / 1024) ** 0.52
     )
     header = ("params N", "tokens a batch", "best lr", "the law's", "loss", "refused")
-    assert rows_under([scaling_sections._rates(fit)], *header) == [
+    assert rows_under([law_sections._rates(fit)], *header) == [
         ["200k", "2.05k", "0.0103", "0.0103", "3.2500", "-"]
     ]
 
@@ -354,7 +355,7 @@ def test_a_prediction_stands_beside_what_was_measured_with_its_error():
             "runs": {"n": 5, "rms_log_error": 0.015, "mean_log_error": -0.005},
         },
     }
-    drawn, *rest = scaling_sections._prediction(said).blocks
+    drawn, *rest = law_sections.prediction(said).blocks
     text = str(blocks.html(rest))
     header = ("from", "quantity", "predicted", "95%", "measured", "95%", "ln error")
     assert rows_under(text, *header) == [

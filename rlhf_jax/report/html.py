@@ -44,7 +44,8 @@ LIMIT_OF_FLOPS = (
 )
 LIMIT_OF_FITS = (
     "IsoFLOP parabolas are approximations; intervals come from the scatter of the runs, so they "
-    "hold what differs between runs and not what all runs share (data, schedule, learning-rate law)."
+    "hold what differs between runs and not what all runs share (data, schedule, learning-rate "
+    "law)."
 )
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS
-from rlhf_jax.laws.forms import LAWS
-from rlhf_jax.laws.learning_rate import B0, N0
 from rlhf_jax.laws.published import FRONTIERS
-from rlhf_jax.report import plots_laws, plots_scaling
+from rlhf_jax.report import law_sections, plots_laws, plots_scaling
 from rlhf_jax.report.blocks import (
     Block,
     Heading,
@@ -33,7 +31,6 @@ from rlhf_jax.report.study_results import (
     StudyResults,
     is_number,
     sweep_table,
-    unique_rows,
 )
 from rlhf_jax.report.style import count, power
 
@@ -41,50 +38,15 @@ TITLES = {1: "envelope", 2: "IsoFLOP", 3: "parametric"}
 
 
 def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
-    head = f"Approach {approach} ({TITLES[approach]}){_of(name)}"
+    head = f"Approach {approach} ({TITLES[approach]}){law_sections.labelled(name)}"
     if fit.get("refused"):
-        return f"{head}: no exponent. {_sentence(fit['refused'])}"
+        return f"{head}: no exponent. {law_sections.sentence(fit['refused'])}"
     ends = fit.get("intervals", {})
     return (
         f"{head}: N* ∝ C^{fit['a']:.3f}, 95% interval {interval(ends.get('a'), 3)}; "
         f"D* ∝ C^{fit['b']:.3f} {interval(ends.get('b'), 3)}. Hoffmann 2022: "
         f"{FRONTIERS[f'hoffmann-{approach}'].a:.2f}."
     )
-
-
-def _rate_law(fit: dict[str, Any]) -> str:
-    if fit.get("refused"):
-        return "none. " + _sentence(fit["refused"])
-    ends = fit["intervals"]
-    return (
-        f"lr = {fit['lr0']:.3g} (N / {N0:,.0f})^-{fit['n_power']:.2f} (B / "
-        f"{B0:,})^{fit['b_power']:.2f}; 95% intervals {interval(ends['lr0'], 4)}, "
-        f"{interval(ends['n_power'], 2)}, {interval(ends['b_power'], 2)}; residual of ln lr "
-        f"{fit['residual_sd']:.2f}."
-    )
-
-
-def _repetition_line(fit: dict[str, Any]) -> str:
-    if fit.get("refused") or "parameters" not in fit:
-        return "no law. " + _sentence(fit.get("refused") or "nothing was fitted")
-    return (
-        f"R_D* = {fit['parameters']['R_D']:.3g} repetitions, 95% interval "
-        f"{interval(fit['intervals'].get('R_D'))} (Muennighoff 2023: 15.4)."
-    )
-
-
-def _of(name: str) -> str:
-    """` (label)` of an analysis that has one."""
-    label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
-    return f" ({label.replace('-', ' ')})" if label else ""
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _refused(sentence: str) -> Paragraph:
-    return Paragraph(sentence, "refused")
 
 
 def sections(study: StudyResults, fits: Fits) -> list[Section]:
@@ -99,12 +61,13 @@ def sections(study: StudyResults, fits: Fits) -> list[Section]:
         blocks = [plots_laws.exponents(side, "exponents"), *_side_by_side(study, side)]
         found.insert(0, Section("Exponents side by side", blocks, anchor="exponents"))
     if fits.prediction:
-        found.append(_prediction(fits.prediction))
-    found += [_lr_law(name, fit) for name, fit in fits.lr_law.items()]
+        found.append(law_sections.prediction(fits.prediction))
+    found += [law_sections.lr_law(name, fit) for name, fit in fits.lr_law.items()]
     found += [
-        _repeated(a, fits.data_constrained[a.name]) for a in study.analyses("data_constrained")
+        law_sections.repeated(a, fits.data_constrained[a.name])
+        for a in study.analyses("data_constrained")
     ]
-    return found + [_lr_check(name, check) for name, check in fits.lr_check.items()]
+    return found + [law_sections.lr_check(name, check) for name, check in fits.lr_check.items()]
 
 
 def _isoflop(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list[Section]:
@@ -118,9 +81,9 @@ def _isoflop(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list
     said = [line for line in lines.values() if line not in refused]
     sweep = [curves, _accounting(analysis), _sweep_rows(rows) if rows else none]
     return [
-        Section("Scaling sweep" + _of(name), sweep, anchor=name),
+        Section("Scaling sweep" + law_sections.labelled(name), sweep, anchor=name),
         Section(
-            "Fits" + _of(name),
+            "Fits" + law_sections.labelled(name),
             _fits(name, by_approach),
             said,
             refused,
@@ -159,63 +122,17 @@ def _lead(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
         y_form=count,
     )
     number = f"N* ∝ C^{fit['a']:.2f} {interval(fit['intervals'].get('a'), 2)}"
-    return [Lead(f"Compute-optimal size, {TITLES[order[0]]}{_of(name)}", number, plot)]
-
-
-def _lr_law(name: str, fit: dict[str, Any]) -> Section:
-    line = _rate_law(fit)
-    named = f"Learning-rate law{_of(name)}: {line}"
-    refused = bool(fit.get("refused"))
-    groups = [g for g in fit.get("groups") or [] if g["best_lr"] and not g["refused"]]
-    plot = small(
-        f"lead-{name}",
-        [Series([g["params"] for g in groups], [g["best_lr"] for g in groups])],
-        "parameters N",
-        "best peak learning rate",
-        "Best learning rate of every size and batch.",
-        x_form=count,
-        y_form=lambda v: f"{v:.1g}",
-    )
-    power_of_n = "" if refused else f"lr ∝ N^-{fit['n_power']:.2f} B^{fit['b_power']:.2f}"
-    return Section(
-        "Learning-rate law" + _of(name),
-        [
-            plots_laws.lr_law(fit, name),
-            _refused(line) if refused else Paragraph(line),
-            _rates(fit),
-            *_notes(fit),
-        ],
-        [] if refused else [named],
-        [named] if refused else [],
-        [] if refused else [Lead("Learning-rate law", power_of_n, plot)],
-        name,
-    )
-
-
-def _lr_check(name: str, check: dict[str, Any]) -> Section:
-    tried = columns(
-        check["points"],
-        ("cell", lambda p: p["label"]),
-        ("run id", lambda p: Reference(p["run_id"], p["run_id"], code=True)),
-        ("peak lr", lambda p: number(p["lr"])),
-        ("held-out loss", lambda p: plus_minus(p["loss"], p["stderr"])),
-    )
-    kind = "" if check["interior"] else "refused"
-    line = f"Learning-rate check{_of(name)}: {check['reason']}."
-    blocks = [
-        plots_scaling.lr_check(check, name),
-        Paragraph(_sentence(check["reason"]), kind),
-        tried,
+    return [
+        Lead(f"Compute-optimal size, {TITLES[order[0]]}{law_sections.labelled(name)}", number, plot)
     ]
-    said, cautions = ([line], []) if check["interior"] else ([], [line])
-    return Section("Learning-rate check" + _of(name), blocks, said, cautions, anchor=name)
 
 
 def _accounting(analysis: Analysed) -> Paragraph | None:
     """What counts as N, C and loss, where that is not the default."""
     source = {
         "heldout": "",
-        "ends": "Losses at equal compute are interpolated between each size's final held-out losses. ",
+        "ends": "Losses at equal compute are interpolated between each size's final held-out "
+        "losses. ",
         "curve": "Losses at equal compute are read off each size's smoothed training loss. ",
     }[analysis.loss]
     if (analysis.params, analysis.flops, analysis.loss) == ("total", "exact", "heldout"):
@@ -239,7 +156,7 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
         ("a (N*)", lambda of: fixed(of[1].get("a"))),
         ("95%", lambda of: interval((of[1].get("intervals") or {}).get("a"), 3)),
         ("b (D*)", lambda of: fixed(of[1].get("b"))),
-        ("held-out extrapolation", lambda of: _ahead(of[1])),
+        ("held-out extrapolation", lambda of: law_sections.ahead(of[1])),
         ("refused", lambda of: of[1].get("refused") or "-"),
         text=(5, 6),
     )
@@ -275,19 +192,6 @@ def _own_flops(cell: CellResult, study: StudyResults) -> float:
     return spent(cell) - sum(map(spent, parents))
 
 
-def _ahead(fit: dict[str, Any]) -> str:
-    """The score of a fit on what it was not fitted to, in words."""
-    ahead = fit.get("extrapolation") or {}
-    if is_number(ahead.get("rms_log_error")):
-        return f"loss above {power(ahead['below'])} FLOPs missed by {100 * ahead['rms_log_error']:.2f}% rms"
-    if is_number(ahead.get("n_log_error")):
-        return (
-            f"N* at {power(ahead['flops'])} FLOPs, from the runs up to {power(ahead['below'])}, "
-            f"missed by {100 * ahead['n_log_error']:+.0f}% (ln)"
-        )
-    return str(ahead.get("refused") or "-")
-
-
 def _fits(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Block]:
     one, two, three = (by_approach.get(k, {}) for k in (1, 2, 3))
     blocks: list[Block] = [
@@ -311,118 +215,17 @@ def _fits(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Block]:
 def _exponents(fit: dict[str, Any]) -> list[Block]:
     """a and b with intervals, or the refusal, and the notes."""
     if fit.get("refused"):
-        return [_refused("No exponent: " + _sentence(fit["refused"])), *_notes(fit)]
+        return [
+            law_sections.refusal("No exponent: " + law_sections.sentence(fit["refused"])),
+            *law_sections.notes(fit),
+        ]
     ends = fit["intervals"]
     said = (
         f"a = {fit['a']:.4f} {interval(ends.get('a'), 3)}, b = {fit['b']:.4f} "
         f"{interval(ends.get('b'), 3)} (95%, {fit['resamples']} bootstrap resamples). Held-out "
-        f"extrapolation: {_ahead(fit)}."
+        f"extrapolation: {law_sections.ahead(fit)}."
     )
-    return [Paragraph(said), *_notes(fit)]
-
-
-def _rates(fit: dict[str, Any]) -> Table | None:
-    return columns(
-        fit.get("groups") or [],
-        ("params N", lambda g: count(g["params"])),
-        ("tokens a batch", lambda g: count(g["batch_tokens"])),
-        ("best lr", lambda g: number(g["best_lr"], 3)),
-        ("the law's", lambda g: number(g.get("predicted"), 3)),
-        ("loss", lambda g: fixed(g["loss"], 4)),
-        ("refused", lambda g: g["refused"] or "-"),
-        text=(5,),
-    )
-
-
-def _repeated(analysis: Analysed, fit: dict[str, Any]) -> Section:
-    name, line = analysis.name, _repetition_line(fit)
-    title, named = "Repeated data" + _of(name), f"Repeated data{_of(name)}: {line}"
-    if "parameters" not in fit:
-        return Section(title, [_refused(line)], cautions=[named], anchor=name)
-    law, ends = LAWS[fit["law"]](**fit["parameters"]), fit["intervals"]
-    coefficients = columns(
-        fit["parameters"].items(),
-        ("coefficient", lambda of: of[0]),
-        ("value", lambda of: number(of[1], 5)),
-        ("95%", lambda of: interval(ends.get(of[0]))),
-    )
-    rows = unique_rows(analysis.cells)
-    drawn = plots_laws.repetition(law.predict, rows, name)
-    blocks = [
-        drawn,
-        _refused(line) if fit.get("refused") else Paragraph(line),
-        coefficients,
-        plots_laws.law(fit, f"{name}-law"),
-        Paragraph(f"Held-out extrapolation: {_ahead(fit)}."),
-        *_notes(fit),
-    ]
-    if fit.get("refused"):
-        return Section(title, blocks, cautions=[named], anchor=name)
-    plot = small(
-        f"lead-{name}",
-        [Series([r["tokens"] / r["unique_tokens"] for r in rows], [r["loss"] for r in rows])],
-        "epochs of the data",
-        "held-out loss (nats/token)",
-        "Held-out loss of every run against the number of epochs.",
-        x_form=count,
-    )
-    said = f"R_D* = {fit['parameters']['R_D']:.3g} {interval(ends.get('R_D'))}"
-    lead = Lead("Repetitions until repeated tokens lose most of their value", said, plot)
-    return Section(title, blocks, [named], leads=[lead], anchor=name)
-
-
-def _prediction(said: dict[str, Any]) -> Section:
-    score = said.get("score", {})
-    seen = score.get("measured", {})
-    made = (
-        f"Made at {said.get('made', '?')} from {said['fitted']} runs of up to "
-        f"{power(said['below'])} FLOPs, for {power(said['flops'])} FLOPs."
-    )
-    named = {"n_star": "N*", "d_star": "D*", "loss_star": "loss"}
-    found = [
-        {
-            "quantity": label,
-            "law": f"A{approach}",
-            "approach": approach,
-            "predicted": of[key],
-            "low": of["intervals"].get(key, (None, None))[0],
-            "high": of["intervals"].get(key, (None, None))[1],
-            "measured": seen.get(key),
-            "measured_low": ends[0],
-            "measured_high": ends[1],
-            "error": score.get("approaches", {}).get(approach, {}).get(key),
-        }
-        for approach, of in said["approaches"].items()
-        for key, label in named.items()
-        if of.get(key)
-        for ends in [(seen.get("intervals") or {}).get(key, (None, None))]
-    ]
-    beside = columns(
-        found,
-        ("from", lambda r: f"approach {r['approach']}"),
-        ("quantity", lambda r: r["quantity"]),
-        ("predicted", lambda r: number(r["predicted"], 4)),
-        ("95%", lambda r: interval((r["low"], r["high"]))),
-        ("measured", lambda r: number(r["measured"], 4)),
-        ("95%", lambda r: interval((r["measured_low"], r["measured_high"]))),
-        ("ln error", lambda r: "-" if r["error"] is None else f"{100 * r['error']:+.1f}%"),
-        text=(0, 1),
-    )
-    refused = [
-        f"Approach {k}: {_sentence(of['refused'])}"
-        for k, of in said["approaches"].items()
-        if of.get("refused")
-    ]
-    refused += [f"Measured: {_sentence(seen['refused'])}"] if seen.get("refused") else []
-    lines = []
-    if runs := score.get("runs"):
-        lines.append(
-            f"Approach 3 also said the loss of each of the {runs['n']} runs: missed by "
-            f"{100 * runs['rms_log_error']:.2f}% rms (mean {100 * runs['mean_log_error']:+.2f}%)."
-        )
-    drawn = plots_laws.predicted([r for r in found if r["measured"]], "prediction")
-    blocks = [drawn, Paragraph(made), beside, *map(_refused, refused), *map(Paragraph, lines)]
-    return Section("Predicted before it was run", blocks, lines, refused, anchor="prediction")
+    return [Paragraph(said), *law_sections.notes(fit)]
 
 
 def _sweep_rows(rows: Sequence[dict[str, Any]]) -> Table | None:
@@ -468,7 +271,11 @@ def _budgets(fit: dict[str, Any]) -> list[Block]:
 def _law(fit: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Heading("Approach 3: L(N, D) = E + A / N^alpha + B / D^beta")]
     refusal = fit.get("refused")
-    refused = [_refused("No compute-optimal split: " + _sentence(refusal))] if refusal else []
+    refused = (
+        [law_sections.refusal("No compute-optimal split: " + law_sections.sentence(refusal))]
+        if refusal
+        else []
+    )
     if "E" not in fit:
         return [*blocks, *refused]
     blocks.append(
@@ -493,8 +300,4 @@ def _law(fit: dict[str, Any]) -> list[Block]:
         )
     else:
         lines.append(f"Extrapolation not scored: {ahead.get('refused', 'no finite error')}.")
-    return [*blocks, *map(Paragraph, lines), *refused, *_notes(fit)]
-
-
-def _notes(fit: dict[str, Any]) -> list[Paragraph]:
-    return [Paragraph(_sentence(note), "muted") for note in fit.get("notes", [])]
+    return [*blocks, *map(Paragraph, lines), *refused, *law_sections.notes(fit)]

@@ -250,8 +250,8 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
 def sweep_table(
     cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
 ) -> list[dict[str, Any]]:
-    """One row a finished pretraining cell that has a finite held-out loss: label, run_id, params, tokens,
-    flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
+    """One row a finished pretraining cell that has a finite held-out loss: label, run_id, params,
+    tokens, flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
 
     params: which count of the cell's parameters is N (`total`, `non_embedding`). flops: which
     convention is C.

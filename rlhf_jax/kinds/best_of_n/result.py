@@ -9,7 +9,8 @@ from rlhf_jax.study.results import Headline, Interval
 
 @dataclass(frozen=True)
 class Best:
-    """The best of `n` by the proxy, on average. kl: a bound, in nats. gold_gain: over one sample."""
+    """The best of `n` by the proxy, on average. kl: a bound, in nats. gold_gain: over one
+    sample."""
 
     n: int
     kl: float

@@ -41,8 +41,8 @@ DIVERSITY = (
     ("stop_rate", "stop rate"),
 )
 LIMIT = (
-    "The gold reward is a rule that stands in for people. Samples shown are the first of those that "
-    "the evaluation's seed chose, not a selection."
+    "The gold reward is a rule that stands in for people. Samples shown are the first of those "
+    "that the evaluation's seed chose, not a selection."
 )
 
 

@@ -72,7 +72,8 @@ def _leads(found: list[PretrainHeldOut]) -> list[Lead]:
         ],
         "training compute (FLOPs)",
         "held-out loss (nats/token)",
-        "Held-out loss of every pretrained model against its compute; bars are two standard errors.",
+        "Held-out loss of every pretrained model against its compute; bars are two standard "
+        "errors.",
         x_form=power,
     )
     what = "Held-out loss" if len(found) == 1 else f"Lowest held-out loss of {len(found)} models"
