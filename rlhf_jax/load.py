@@ -20,6 +20,7 @@ from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.model.sampler import generate
 from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.placement.cpu import keep_compiled
+from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime
@@ -99,11 +100,13 @@ def sample_text(
 
 
 def _speaks(run: Run) -> None:
-    if run.config.get("kind") == "reward":
+    kind = KNOWN.get(run.config.get("kind", ""))
+    if kind is not None and "language_model" not in kind.ROLES:
         name = run.config.get("name")
-        raise ConfigError(
-            f"{name} is a reward model, which gives scores and no text; name a policy"
+        what = (
+            "reward model, which gives scores and" if "reward" in kind.ROLES else "cell that gives"
         )
+        raise ConfigError(f"{name} is a {what} no text; name a policy")
 
 
 def _length(run: Run, prompt: int, tokens: int | None) -> int:

@@ -21,16 +21,35 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlhf_jax.kinds.task import task_of
 from rlhf_jax.placement.cpu import without_tpu, worker_environment
 from rlhf_jax.placement.mesh import parse_mesh
-from rlhf_jax.study.config import ConfigError, argument
+from rlhf_jax.study import load_study
+from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.config import ConfigError, argument, shown, to_json
 from rlhf_jax.study.ranges import Count
+from rlhf_jax.study.results import LEFT_OUT, as_json
+from rlhf_jax.study.runs import (
+    CellFolder,
+    Damaged,
+    Heartbeat,
+    Runs,
+    disk_words,
+    provenance,
+    read_json,
+    sweep,
+    write_json,
+    write_sealed,
+)
+
+if TYPE_CHECKING:
+    from rlhf_jax.kinds.context import Context
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,63 +68,34 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def run_cell(ctx: Any) -> None:
+def run_cell(ctx: Context) -> None:
     """Run one cell in its folder: config and provenance first, results, then done.json."""
-    from rlhf_jax.kinds.best_of_n.job import best_of_n
-    from rlhf_jax.kinds.compare.job import compare
-    from rlhf_jax.kinds.dpo.job import dpo
-    from rlhf_jax.kinds.ensemble.job import ensemble
-    from rlhf_jax.kinds.evaluate.job import evaluate
-    from rlhf_jax.kinds.feedback.job import feedback
-    from rlhf_jax.kinds.ppo.job import ppo
-    from rlhf_jax.kinds.pretrain.job import pretrain
-    from rlhf_jax.kinds.prompting.job import prompting
-    from rlhf_jax.kinds.reward.job import reward
-    from rlhf_jax.kinds.sft.job import sft
-
-    jobs: dict[str, Any] = {
-        "pretrain": pretrain,
-        "sft": sft,
-        "compare": compare,
-        "feedback": feedback,
-        "reward": reward,
-        "ensemble": ensemble,
-        "ppo": ppo,
-        "dpo": dpo,
-        "best_of_n": best_of_n,
-        "evaluate": evaluate,
-        "prompting": prompting,
-    }
     _begin(ctx, 1)
-    _finish(ctx, jobs[ctx.cell.KIND](ctx, ctx.cell))
+    _finish(ctx, ctx.cell.job_function()(ctx, ctx.cell))
 
 
-def run_cells(ctxs: list[Any]) -> list[Exception | None]:
+def run_cells(ctxs: list[Context]) -> list[Exception | None]:
     """The same for cells that train together: of each, the reason why it failed, or None. One
     cell's exceptions are raised."""
-    from rlhf_jax.kinds.pretrain.job import pretrain_together
-
     if len(ctxs) < 2:
         for ctx in ctxs:
             run_cell(ctx)
         return [None] * len(ctxs)
     for ctx in ctxs:
         _begin(ctx, len(ctxs))
-    outcomes = pretrain_together(ctxs)
+    outcomes = ctxs[0].cell.job_function("run_together")(ctxs)
     for ctx, outcome in zip(ctxs, outcomes, strict=True):
         if not isinstance(outcome, Exception):
             _finish(ctx, outcome)
     return [o if isinstance(o, Exception) else None for o in outcomes]
 
 
-def _begin(ctx: Any, members: int) -> None:
-    from rlhf_jax.kinds.context import task_of
-    from rlhf_jax.study.config import to_json
-    from rlhf_jax.study.runs import Damaged, provenance, read_json, write_json
-
+def _begin(ctx: Context, members: int) -> None:
     path, cell = ctx.folder.path, ctx.cell
     (path / "failed.json").unlink(missing_ok=True)
-    config = {"kind": cell.KIND, **to_json(cell), "model": to_json(ctx.model)}
+    config = {"kind": cell.KIND, **to_json(cell)}
+    if ctx.study.origin(cell) is not None:
+        config["model"] = to_json(ctx.model)
     config |= {"corpus": ctx.corpus.content_hash, "learned_task": to_json(task_of(ctx.study, cell))}
     write_json(path / "config.json", config)
     origin: dict[str, Any] = {"sessions": []}
@@ -120,20 +110,33 @@ def _begin(ctx: Any, members: int) -> None:
     write_json(path / "provenance.json", {"sessions": [*origin["sessions"], session]})
 
 
-def _finish(ctx: Any, results: dict[str, Any]) -> None:
-    """`seconds` of a member of a population is its share."""
-    from rlhf_jax.study.runs import read_json, write_json
-
-    path = ctx.folder.path
+def _finish(ctx: Context, result: Any) -> None:
+    """Writes the results and done.json. `seconds` of a member of a population is its share."""
+    path, files = ctx.folder.path, written(ctx.cell, result)
     if ctx.left_out:
-        results = results | {"left_out": ctx.left_out}
-    for name, result in results.items():
-        write_json(path / "results" / f"{name}.json", result)
+        files = files | {LEFT_OUT: ctx.left_out}
+    for name, content in files.items():
+        write_json(path / "results" / f"{name}.json", content)
     sessions = read_json(path / "provenance.json")["sessions"]
     spent = sum(s.get("seconds", 0.0) for s in sessions)
     spent += (time.time() - ctx.beat.beat["started"]) / sessions[-1]["members"]
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     ctx.folder.finish(finished=finished, seconds=round(spent, 3))
+
+
+def written(cell: Cell, result: Any) -> dict[str, Any]:
+    """What becomes results/NAME.json, by name: the fields of a result that have no default.
+
+    Raises:
+        ConfigError: the job has returned something else than its kind's RESULT.
+    """
+    if not isinstance(result, cell.RESULT or dict):
+        expected = cell.RESULT.__name__ if cell.RESULT else "dict"
+        raise ConfigError(
+            f"{cell.name}: its job {cell.job_path()} returned {shown(result)}; expected {expected}"
+        )
+    files: dict[str, Any] = as_json(result)
+    return files
 
 
 class Worker:
@@ -142,8 +145,6 @@ class Worker:
     def __init__(self, args: argparse.Namespace) -> None:
         from rlhf_jax.data.corpus import find
         from rlhf_jax.model.sharding import AXES, make_mesh
-        from rlhf_jax.study.graph import load_study
-        from rlhf_jax.study.runs import Runs
 
         self.study = load_study(args.study, args.tiny, args.overrides, args.runs)
         self.runs = Runs(args.runs)
@@ -175,7 +176,6 @@ class Worker:
     def run(self, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
         """(cell, outcome, reason) of every cell, as soon as it is known."""
         from rlhf_jax.kinds.context import Context
-        from rlhf_jax.study.runs import Heartbeat
         from rlhf_jax.train import Stopped
 
         folders = self.runs.folders(self.study, self.corpus.content_hash)
@@ -210,11 +210,9 @@ class Worker:
             yield ctx.cell.name, outcome, reason
 
 
-def _make_ready(folder: Any) -> None:
+def _make_ready(folder: CellFolder) -> None:
     """A cell that is held and has to run: results without checkpoints give way to its own, and what
     killed processes left half written goes."""
-    from rlhf_jax.study.runs import sweep
-
     if folder.kept():
         folder.clear()
     folder.unfinish()
@@ -222,7 +220,7 @@ def _make_ready(folder: Any) -> None:
     sweep(folder.results)
 
 
-def _unready(name: str, parents: list[str], folders: Any) -> Exception:
+def _unready(name: str, parents: list[str], folders: Mapping[str, CellFolder]) -> Exception:
     kept = [p for p in parents if folders[p].kept()]
     why = f" (of {', '.join(kept)} only results are kept)" if kept else ""
     return ConfigError(
@@ -230,10 +228,9 @@ def _unready(name: str, parents: list[str], folders: Any) -> Exception:
     )
 
 
-def _failed(ctx: Any, error: Exception) -> tuple[str, str]:
+def _failed(ctx: Context, error: Exception) -> tuple[str, str]:
     """On a full disk the launcher is told all the same."""
     from rlhf_jax.rl.scores import cause
-    from rlhf_jax.study.runs import disk_words, write_sealed
 
     error = cause(error)
     reason, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))

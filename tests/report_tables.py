@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 
 from test_report import write_cell, write_study
 
+from rlhf_jax.report.blocks import Block, html
 from rlhf_jax.report.study_results import StudyResults, read_study
 
 
@@ -25,14 +27,11 @@ def tables(text: str) -> list[list[list[str]]]:
     ]
 
 
-def rows_under(text: str, *header: str) -> list[list[str]]:
-    """The rows of the one table with this header."""
+def rows_under(shown: str | Sequence[Block], *header: str) -> list[list[str]]:
+    """The rows of the one table with this header, on a page or among blocks."""
+    text = shown if isinstance(shown, str) else html(shown)
     (found,) = (rows for head, *rows in tables(text) if head == list(header))
     return found
-
-
-def nothing_drawn(plot: object) -> str:
-    return ""
 
 
 class Made:

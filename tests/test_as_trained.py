@@ -19,9 +19,9 @@ from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, USER
 from rlhf_jax.evals.rankings import label_notes, uninformative
 from rlhf_jax.kinds import DPO, PPO, SFT, Compare, Pretrain, TaskConfig
 from rlhf_jax.kinds.compare.job import ranked
-from rlhf_jax.kinds.context import task_of
 from rlhf_jax.kinds.rankings import template_of
 from rlhf_jax.kinds.sampling import Chunk
+from rlhf_jax.kinds.task import task_of
 from rlhf_jax.model import sampler
 from rlhf_jax.model.sampler import Samples, generate
 from rlhf_jax.model.sharding import AXES

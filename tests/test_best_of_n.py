@@ -25,6 +25,7 @@ from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
@@ -125,7 +126,7 @@ def context(corpus, mesh, monkeypatch):
 
 
 def run(ctx):
-    return job.best_of_n(ctx, ctx.cell)["best_of_n"], np.load(ctx.folder.results / "samples.npz")
+    return as_json(job.run(ctx, ctx.cell))["best_of_n"], np.load(ctx.folder.results / "samples.npz")
 
 
 def test_a_cell_scores_its_samples_and_keeps_the_best(context, tmp_path):

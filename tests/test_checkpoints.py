@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import copied, mesh, same_bits, tiny_corpus
+from tiny_results import HELDOUT
 from tiny_toy import OPTIM, STEPS, regression, toy, toy_step, uninterrupted
 
 from rlhf_jax.kinds import Pretrain
@@ -181,7 +182,7 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
     # The three cells share one program; compile it once, and leave the held-out loss out.
     shared = train_step(lambda p, b: language_modelling(p, b, model, AXES), flat, AXES)
     monkeypatch.setattr(language, "train_step", lambda *_: shared)
-    monkeypatch.setattr(language, "heldout_loss", lambda *_: {})
+    monkeypatch.setattr(language, "heldout_loss", lambda *_: HELDOUT)
     study = Study("s", cells, corpus.cfg)
     folders = Runs(tmp_path).folders(study, corpus.content_hash)
     trained, rows = {}, {}

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_results import whole
 
 from launch import local, loop
 from rlhf_jax import cli
 from rlhf_jax import worker as execute
 from rlhf_jax.data.feedback import Comparison, Demonstration, write
-from rlhf_jax.kinds import BestOfN, Compare, Feedback, rankings
+from rlhf_jax.kinds import BestOfN, Compare, Feedback, Reward
+from rlhf_jax.kinds.compare.job import comparisons
 from rlhf_jax.kinds.sampling import save_arrays
-from rlhf_jax.kinds.sft import job as sft
 from rlhf_jax.placement import launchers
 from rlhf_jax.study.config import to_json
 from rlhf_jax.study.runs import (
@@ -86,8 +87,11 @@ def world(fake, monkeypatch):
                 with Heartbeat(folder):
                     write_sealed(folder.path / "failed.json", {"reason": "not finite at step 7"})
             else:
-                held = {"loss": LOSS, "stderr": 0.25, "params": 1000, "train_tokens": 256}
-                write_json(folder.results / "heldout.json", held)
+                held = {"loss": LOSS, "stderr": 0.25}
+                if cell.KIND == "pretrain":
+                    held |= {"params": 1000, "train_tokens": 256, "flops": {"exact": 1e6}}
+                for stem, content in whole(cell.RESULT, {"heldout": held}).items():
+                    write_json(folder.results / f"{stem}.json", content)
                 folder.finish(seconds=12.5)
     write_study(fake.study, fake.runs, "corpus", "rlhf-jax run", fake.path)
     return fake
@@ -234,10 +238,11 @@ def test_sft_refuses_records_that_are_not_what_their_cell_wrote(
     write(folder.results / name, records)
     folder.finish(seconds=1.0)
     ctx = types.SimpleNamespace(study={"parent": cell}, folders={"parent": folder})
-    assert len(sft._of_cell(ctx, "parent").records) == 4
+    records_of = cell.job_function("records")
+    assert len(records_of(ctx, cell)[1]) == 4
     harm(folder.results / name)
     with pytest.raises(Damaged, match=rf"{name} is damaged.*--force parent"):
-        sft._of_cell(ctx, "parent")
+        records_of(ctx, cell)
 
 
 @pytest.mark.parametrize("harm", [swap_arrays, truncate, delete])
@@ -249,7 +254,7 @@ def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm)
         "mask": np.ones((2, 2, 4)),
         "ranks": np.array([[0, 1], [1, 0]]),
     }
-    for split in rankings.SPLITS:
+    for split in ("train", "validation"):
         save_arrays(folder, split, arrays)
     folder.finish(seconds=1.0)
     ctx = types.SimpleNamespace(
@@ -257,10 +262,11 @@ def test_rankings_that_are_not_what_their_cell_wrote_are_refused(tmp_path, harm)
         folders={"parent": folder},
         model=types.SimpleNamespace(max_positions=64),
     )
-    assert rankings._source(ctx, "sft", "parent")["train"]["ranks"].tolist() == [[0, 1], [1, 0]]
+    cell = ctx.study["parent"]
+    assert comparisons(ctx, cell, Reward("r"))["train"]["ranks"].tolist() == [[0, 1], [1, 0]]
     harm(folder.results / "train.npz")
     with pytest.raises(Damaged, match=r"train\.npz is damaged"):
-        rankings._source(ctx, "sft", "parent")
+        comparisons(ctx, cell, Reward("r"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tiny_models import GQA, copied, log_softmax, mesh, noisy_params, numpy_logi
 
 from rlhf_jax.data.feedback import write
 from rlhf_jax.kinds import DPO
-from rlhf_jax.kinds.dpo.job import dpo
+from rlhf_jax.kinds.dpo.job import run as dpo
 from rlhf_jax.kinds.rankings import INPUTS, rows_of
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation

@@ -25,6 +25,7 @@ from rlhf_jax.kinds.reward.job import ranking_report
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime
 
@@ -221,7 +222,7 @@ def test_an_evaluation_measures_both_sides(corpus, mesh, tmp_path, monkeypatch, 
     beat = SimpleNamespace(progress=lambda **_: None)
     folder = CellFolder(tmp_path)
     ctx = Context(study, cell, {"e": folder}, corpus, Runtime(mesh, AXES), beat)
-    found = job.evaluate(ctx, cell)["evaluation"]
+    found = as_json(job.run(ctx, cell))["evaluation"]
     kept = np.load(folder.results / "responses.npz")
     assert kept["tokens_after"].shape == (10, 5) and kept["gold_before"].shape == (10,)
     np.testing.assert_allclose(found["gold"]["after"], kept["gold_after"])

@@ -24,18 +24,21 @@ from rlhf_jax.kinds import (
     TaskConfig,
     sampling,
 )
-from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.compare.job import run as compare
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.feedback.job import agreement, feedback
-from rlhf_jax.kinds.ppo.job import ppo
-from rlhf_jax.kinds.pretrain.job import pretrain
+from rlhf_jax.kinds.feedback.job import run as feedback
+from rlhf_jax.kinds.ppo.job import run as ppo
+from rlhf_jax.kinds.pretrain.job import run as pretrain
 from rlhf_jax.kinds.rankings import ceilings, rankings
-from rlhf_jax.kinds.sft.job import from_records, sft, source
+from rlhf_jax.kinds.sft.job import from_records, source
+from rlhf_jax.kinds.sft.job import run as sft
+from rlhf_jax.kinds.sft.judge import agreement
 from rlhf_jax.model.sampler import join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import Heartbeat, Runs
 from rlhf_jax.train import Runtime, Stopped
 from rlhf_jax.worker import _begin, _finish
@@ -102,7 +105,7 @@ class Bench:
         _begin(ctx, 1)
         results = job(ctx, ctx.cell)
         _finish(ctx, results)
-        return results
+        return as_json(results)
 
     def records(self, name, file="records.jsonl"):
         return (self.context(name).folder.results / file).read_bytes()
@@ -259,7 +262,7 @@ def test_agreement_compares_with_the_majority_and_ranks_pairs():
         for p, v in (("a", "good"), ("a", "bad"), ("b", "bad"), ("b", "bad"))
     ]
     found = agreement(np.array([-1.0, -2.0, -1.0, 3.0]), critiques)
-    assert found == {
+    assert as_json(found) == {
         "n": 4,
         "good": 0.25,
         "accuracy": 0.5,
@@ -268,9 +271,9 @@ def test_agreement_compares_with_the_majority_and_ranks_pairs():
         "ranking_same_prompt": 1.0,
     }
     even = agreement(np.array([0.0, 0.0, -1.0, 0.0]), critiques)
-    assert even["accuracy"] == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
+    assert even.accuracy == (0.5 + 0.5 + 1 + 0.5) / 4  # even odds are right half the time
     alone = agreement(np.array([1.0]), critiques[:1])
-    assert alone["ranking"] is None and alone["ranking_same_prompt"] is None
+    assert alone.ranking is None and alone.ranking_same_prompt is None
 
 
 def test_the_plan_knows_feedback_and_what_learns_from_it(bench):

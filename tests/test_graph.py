@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
+from tiny_results import whole
 
 from launch import display
 from launch.graph import Graph
@@ -160,7 +161,8 @@ def test_what_is_shown_of_a_finished_cell_is_what_it_ended_with(job):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (job.folder.path / "metrics.jsonl").write_text(lines + '{"step": 4, "lo')
     assert terminal.last_metrics(job.folder) == rows[-1]
-    write_json(job.folder.results / "heldout.json", {"loss": 2.5, "stderr": 0.25})
+    held = whole(Pretrain.RESULT, {"heldout": {"loss": 2.5, "stderr": 0.25}})
+    write_json(job.folder.results / "heldout.json", held["heldout"])
     job.folder.finish(seconds=75.0)
     job.state = "done"
     shown = display.row(job, graph)

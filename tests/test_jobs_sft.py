@@ -14,11 +14,13 @@ from rlhf_jax.data.packing import Example
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.kinds import SFT, BestOfN, Compare, Pretrain, TaskConfig
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.pretrain.job import pretrain
-from rlhf_jax.kinds.sft.job import continuations, from_records, packed_rows, sft, source
+from rlhf_jax.kinds.pretrain.job import run as pretrain
+from rlhf_jax.kinds.sft.job import continuations, from_records, packed_rows, source
+from rlhf_jax.kinds.sft.job import run as sft
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import Heartbeat, Runs, write_json
 from rlhf_jax.train import Runtime
 
@@ -103,7 +105,7 @@ def test_a_file_of_any_records_is_learned_from(context, root):
     write(path, [*MIXED[:4], long])
     cell = SFT("mixed", base="base", task=TASK, records=str(path), batch=2, epochs=2)
     ctx = context(cell)
-    result = sft(ctx, cell)
+    result = as_json(sft(ctx, cell))
     assert result["sft"] == {"demonstrations": 4, "steps": 2, "examples": 4, "cut": 1}
     assert np.isfinite(result["heldout"]["loss"])
     assert read(ctx.folder.results / "demonstrations.jsonl", Demonstration) == [

@@ -28,7 +28,7 @@ from rlhf_jax.kinds import (
     Reward,
     TaskConfig,
 )
-from rlhf_jax.kinds.between_cells import check_cells, remarks, same_runs
+from rlhf_jax.kinds.between_cells import check_cells, remarks
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.needs import check_data
 from rlhf_jax.kinds.prompting.job import asked
@@ -594,4 +594,4 @@ def test_members_that_are_one_run_and_greedy_comparisons_are_named(base):
     assert len(said) == 2 and "4 completions of a prompt are one text" in said[0]
     assert said[1].startswith("e.members: a, b are the same run")
     apart = replace(study, cells=(*study.cells[:-1], Ensemble("e", members=("a", "c"))))
-    assert same_runs(apart, apart["e"]) == ""
+    assert apart["e"].same_runs(apart) == ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from rlhf_jax.cost.flops import flops_per_token, train_flops
 from rlhf_jax.cost.memory import training_bytes
+from rlhf_jax.kinds.between_cells import remarks
 from rlhf_jax.study import Study
-from rlhf_jax.study.config import ConfigError, to_json
-from rlhf_jax.study.plan import calibrate, make_plan, remaining_paths, wall_seconds
+from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.config import to_json
+from rlhf_jax.study.plan import calibrate, cell_plan, make_plan, remaining_paths, wall_seconds
 from rlhf_jax.study.runs import Runs, write_json
 
 
@@ -112,17 +114,19 @@ def test_pretraining_cells_of_other_studies_correct_the_rates(rlhf_study, tmp_pa
     assert cells["base"].seconds > 15
 
 
-def test_an_unknown_kind_of_cell_is_refused(rlhf_study, tmp_path):
-    from rlhf_jax.study.cell import Cell
-    from rlhf_jax.study.plan import cell_plan
-
+def test_a_kind_without_a_cost_counts_as_nothing_and_the_plan_says_so(rlhf_study):
+    @dataclass(frozen=True)
     class Odd(Cell):
         KIND = "odd"
-        PARENTS = {"base": ("pretrain",)}
-        base = "base"
+        PARENTS = {"base": "language_model"}
+        base: str = "base"
 
-    with pytest.raises(ConfigError, match="no cost is known"):
-        cell_plan(rlhf_study, Odd("odd"))
+    study = replace(rlhf_study, cells=(*rlhf_study.cells, Odd("odd")))
+    plan = cell_plan(study, study["odd"])
+    assert (plan.flops, plan.tokens, plan.disk) == (0, 0, 0)
+    assert plan.params == cell_plan(study, study["base"]).params
+    assert "no cost is known for cells of kind 'odd'" in remarks(study)[-1]
+    assert not [text for text in remarks(rlhf_study) if "no cost" in text]
 
 
 def test_list_scheduling():

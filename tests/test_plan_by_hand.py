@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_jax.cost.memory import rlhf_bytes, sampling_bytes, training_bytes
+from rlhf_jax.cost.memory import sampling_bytes, training_bytes
 from rlhf_jax.kinds import (
     DPO,
     PPO,
@@ -20,6 +20,7 @@ from rlhf_jax.kinds import (
     Reward,
     TaskConfig,
 )
+from rlhf_jax.kinds.ppo.memory import rlhf_bytes
 from rlhf_jax.study import Study, plan
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
 from rlhf_jax.study.plan import (
@@ -28,10 +29,10 @@ from rlhf_jax.study.plan import (
     CellPlan,
     StudyPlan,
     cell_plan,
+    computing_seconds,
     make_plan,
     rate,
     wall_seconds,
-    work_seconds,
 )
 from rlhf_jax.study.runs import Runs
 
@@ -167,7 +168,7 @@ def cell_of(name: str, **values) -> CellPlan:
 def test_a_sampled_flop_takes_four_times_as_long():
     cell = cell_of("a", flops=10e9, decode_flops=4e9)
     seconds = (6e9 + 4 * 4e9) / 28e9
-    assert work_seconds(cell, MODEL, 1, False) == pytest.approx(seconds)
+    assert computing_seconds(cell, MODEL, 1, False) == pytest.approx(seconds)
 
 
 def test_totals_by_hand():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_models import mesh, same_bits, tiny_corpus
+from tiny_results import HELDOUT
 
 from launch.graph import Graph
 from rlhf_jax.kinds import Pretrain
@@ -156,7 +157,7 @@ def one_program(monkeypatch):
         "compiled",
         lambda self, step: COMPILED.setdefault(self.devices, COMPILE(self, step)),
     )
-    monkeypatch.setattr(language, "heldout_loss", lambda params, *_: {"loss": 1.0})
+    monkeypatch.setattr(language, "heldout_loss", lambda params, *_: HELDOUT)
 
 
 def _step(axes):
@@ -171,7 +172,7 @@ COMPILE, COMPILED = Population.compiled, {}
 def alone(corpus, mesh, tmp_path_factory):
     world = World(tmp_path_factory.mktemp("alone"), corpus, mesh)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language, "heldout_loss", lambda params, *_: {"loss": 1.0})
+        patch.setattr(language, "heldout_loss", lambda params, *_: HELDOUT)
         for cell in MEMBERS:
             run_cell(world.context(cell))
     return world
@@ -181,7 +182,7 @@ def alone(corpus, mesh, tmp_path_factory):
 def undisturbed(corpus, mesh, tmp_path_factory):
     world = World(tmp_path_factory.mktemp("together"), corpus, mesh)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language, "heldout_loss", lambda params, *_: {"loss": 1.0})
+        patch.setattr(language, "heldout_loss", lambda params, *_: HELDOUT)
         assert world.together() == [None] * 3
     return world
 

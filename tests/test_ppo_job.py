@@ -19,6 +19,7 @@ from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.rl.rollout import SamplerMismatch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
@@ -77,7 +78,7 @@ def run(corpus, mesh, monkeypatch):
         beat = SimpleNamespace(progress=progress)
         ctx = Context(study, cell, {"p": CellFolder(folder)}, corpus, runtime, beat)
         folder.mkdir(exist_ok=True)
-        return job.ppo(ctx, cell)["ppo"]
+        return as_json(job.run(ctx, cell))["ppo"]
 
     return run
 

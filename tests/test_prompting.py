@@ -19,6 +19,7 @@ from tiny_models import (
     noisy_params,
     tiny_corpus,
 )
+from tiny_results import whole
 
 from rlhf_jax.data.chat import example_ids, prompt_ids, turns_of
 from rlhf_jax.data.tokenizer import EOS
@@ -36,12 +37,15 @@ from rlhf_jax.evals.prompting import (
 from rlhf_jax.kinds import Pretrain, Prompting
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.prompting import job
+from rlhf_jax.kinds.prompting import section as report
+from rlhf_jax.kinds.prompting.result import Answered
 from rlhf_jax.model.sharding import AXES, place_batch
-from rlhf_jax.report import prompting as report
+from rlhf_jax.report.blocks import html
 from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.study.plan import cell_plan
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder, write_json
 from rlhf_jax.train import Runtime
 
@@ -225,7 +229,7 @@ def context(corpus, mesh, monkeypatch):
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_a_cell_reports_every_type_at_every_number_of_shots(context, tmp_path, template):
     ctx = context(tmp_path, template=template)
-    found = job.prompting(ctx, ctx.cell)["prompting"]
+    found = as_json(job.run(ctx, ctx.cell))["prompting"]
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert [(r["shots"], r["type"]) for r in found["types"]] == [
         (0, "repeat"),
@@ -242,7 +246,7 @@ def test_a_cell_reports_every_type_at_every_number_of_shots(context, tmp_path, t
 
 def test_a_uniform_model_scores_exactly_chance(context, tmp_path):
     ctx = context(tmp_path, change=lambda x: 0 * x, shots=(1,))
-    for row in job.prompting(ctx, ctx.cell)["prompting"]["types"]:
+    for row in as_json(job.run(ctx, ctx.cell))["prompting"]["types"]:
         assert row["choice"] == pytest.approx(row["chance"]) and row["exact"] == 0
         assert row["margin"] == pytest.approx(0, abs=1e-5)
 
@@ -250,13 +254,13 @@ def test_a_uniform_model_scores_exactly_chance(context, tmp_path):
 def test_prompts_and_answers_that_do_not_fit_are_refused(context, tmp_path):
     ctx = context(tmp_path, shots=(0, 5))
     with pytest.raises(ConfigError, match=r"5 shots takes \d+ tokens .* model.max_positions = 96"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
     ctx = context(tmp_path, answer_len=2)
     with pytest.raises(ConfigError, match="answer_len is 2; raise it"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
     ctx = context(tmp_path, tasks=f"{__name__}:not_items")
     with pytest.raises(ConfigError, match="gave 'text' for the test split; expected items"):
-        job.prompting(ctx, ctx.cell)
+        job.run(ctx, ctx.cell)
 
 
 def not_items(split, n, seed):
@@ -369,19 +373,17 @@ def asked_cell(root: Path, name: str, parent: str, choice: float, template: str 
         "answer": "a",
         "completion": name,
     }
-    write_json(
-        folder.path / "results" / "prompting.json",
-        {
-            "template": template,
-            "items": 10,
-            "shots": [0, 4],
-            "seen": 64,
-            "groups": rows,
-            "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
-            "types": [{**r, "type": "t"} for r in rows],
-            "shown": [shown],
-        },
-    )
+    answered = {
+        "template": template,
+        "items": 10,
+        "shots": [0, 4],
+        "seen": 64,
+        "groups": rows,
+        "tokens": {"0": {"mean": 20.0, "longest": 30}, "4": {"mean": 70.0, "longest": 99}},
+        "types": [{**r, "type": "t"} for r in rows],
+        "shown": [shown],
+    }
+    write_json(folder.path / "results" / "prompting.json", whole(Answered, answered))
     write_json(folder.path / "done.json", {"seconds": 1.0})
     return CellResult(name, name, "prompting", (parent,), {}, folder)
 
@@ -401,12 +403,12 @@ def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
         other("sft-s1", "sft", "base"),
     )
     study = StudyResults(tmp_path, {}, (*models, *cells))
-    (line,) = report.headlines(study)
+    section = report.section(study)
+    (line,) = section.said
     assert "base, chat 30.0% (15.0% exact); sft, chat 85.0% (42.5% exact); chance 30.0%" in line
-    plots = []
-    text = report.prompting(study, lambda plot: plots.append(plot) or "")
+    text = html(section.blocks)
     assert "&lt;Say&gt;" in text and "[80.0%, 90.0%]" in text and "99" in text
-    (plot,) = plots
+    plot = section.blocks[0]
     assert {row[2] for row in plot.rows} == {c.name for c in cells}
     assert {(row[0], row[1]) for row in plot.rows} == {
         ("base, chat", "before"),
@@ -414,4 +416,4 @@ def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
     }
     assert len(plot.rows) == 3 * 2 * 2 and not math.isnan(plot.rows[0][-1])
     empty = StudyResults(tmp_path, {}, models)
-    assert report.headlines(empty) == [] and "no prompting" in report.prompting(empty, lambda _: "")
+    assert "No prompting cell has results yet" in html(report.section(empty).blocks)

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from tiny_results import whole
 
 from rlhf_jax.cost.flops import param_counts, train_flops
 from rlhf_jax.laws.forms import DataConstrained
@@ -16,9 +18,11 @@ from rlhf_jax.laws.parametric import Law
 from rlhf_jax.laws.sweep import grid_point, ladder
 from rlhf_jax.laws.sweep import pretrain as pretrain_cell
 from rlhf_jax.report import html
+from rlhf_jax.report.blocks import Paragraph, Section
 from rlhf_jax.report.foretell import foretell
 from rlhf_jax.report.study_results import read_study
 from rlhf_jax.study import Analysis, Study
+from rlhf_jax.study.cell import KNOWN, Cell
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 
 LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
@@ -26,6 +30,8 @@ EVIL = '<script>alert("x")</script> & </table>'
 
 
 def write_cell(root: Path, kind: str, name: str, config=None, metrics=(), done=True, **results):
+    """A cell's folder. results: parts of its results."""
+    results = whole(KNOWN[kind].RESULT, results) if results else {}
     run_id = content_id([kind, name])
     folder = root / "cells" / f"{name}-{run_id}"
     (folder / "results").mkdir(parents=True)
@@ -241,8 +247,8 @@ def test_the_report_holds_the_numbers_of_the_run_folders(full):
         "+0.513",
         "[0.400, 0.700]",
         "max_ratio_error",
-        "blue&#x27; 40.0%",
-        "grey&#x27; 40.0%",
+        "blue&#39; 40.0%",
+        "grey&#39; 40.0%",
     ):
         assert said in text
     for cell in cells:
@@ -263,7 +269,7 @@ def test_refusals_and_missing_cells_are_said_in_words(full):
 def test_text_from_samples_titles_and_words_is_escaped(full):
     text = text_of(full[0])
     assert "<script" not in text
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &lt;/table&gt;" in text
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &lt;/table&gt;" in text
 
 
 def test_the_page_needs_no_network_and_follows_the_readers_colours(full):
@@ -294,6 +300,11 @@ def test_every_figure_has_its_data_and_stands_alone(full):
         "exponents",
         "isoflop-envelope",
         "isoflop-extrapolation",
+        "lead-isoflop",
+        "lead-heldout",
+        "lead-reward",
+        "lead-ppo",
+        "lead-gain",
     } == names
     assert names == {p.stem for p in figures.glob("*.csv")}
     for path in figures.glob("*.svg"):
@@ -342,7 +353,7 @@ def test_a_study_of_pretraining_alone_has_a_report(tmp_path):
     text = html.build(folder, tmp_path, resamples=10).read_text()
     assert "1 of 1 budgets show a minimum; an exponent needs at least 2" in text
     assert "N and D lie on one line in logs" in text
-    assert "This study has no PPO cell." in text
+    assert '<section id="ppo">' not in text
 
 
 def test_one_studys_runs_counted_in_several_ways_stand_side_by_side(tmp_path):
@@ -474,7 +485,7 @@ def test_a_prediction_is_made_before_its_runs_and_scored_after(tmp_path):
 def test_a_study_of_rlhf_alone_has_a_report(tmp_path):
     folder = write_study(tmp_path, rlhf(tmp_path))
     text = html.build(folder, tmp_path).read_text()
-    assert "This study has no base model" in text
+    assert "Base model" not in text
     assert "74.2%" in text
 
 
@@ -529,3 +540,58 @@ def test_the_report_imports_no_jax():
 
     code = "import sys, rlhf_jax.report.html, rlhf_jax.laws.sweep; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(frozen=True)
+class Probed:
+    layers: int
+    said: str
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    probe: Probed
+
+
+@dataclass(frozen=True)
+class Probe(Cell):
+    """A kind from outside without a section."""
+
+    KIND = "a_probe"
+    RESULT = ProbeResult
+
+
+@dataclass(frozen=True)
+class Shown(Cell):
+    """A kind from outside with one."""
+
+    KIND = "shown_probe"
+    RESULT = ProbeResult
+    SECTION = ":probe_section"
+
+
+def probe_section(study):
+    (cell,) = study.having(ProbeResult)[1:]
+    return Section("Probes", [Paragraph(f"{cell.result.probe.layers} layers")], [f"{EVIL} said"])
+
+
+def test_a_kind_from_outside_is_shown_by_its_section_or_else_plainly(tmp_path):
+    cells = [
+        write_cell(tmp_path, kind, f"of-{kind}", probe={"layers": 7, "said": EVIL})
+        for kind in (Probe.KIND, Shown.KIND)
+    ]
+    unknown = write_cell(tmp_path, "sft", "other", heldout={"loss": 2.0}) | {"kind": "not_here"}
+    text = html.build(write_study(tmp_path, [*cells, unknown]), tmp_path).read_text()
+    anchors = re.findall('<section id="([^"]+)">', text)
+    assert anchors[:4] == ["summary", "a_probe", "shown_probe", "not_here"]
+    assert "<p>7 layers</p>" in text and '<td class="n">7</td>' in text
+    assert "heldout.loss" in text and "<script" not in text
+
+
+def test_figures_come_before_words_and_cautions_after_them(full):
+    text = text_of(full[0])
+    lead, summary, limits = (text.index(s) for s in ('class="lead"', 'id="summary"', 'id="limits"'))
+    assert lead < summary < text.index('class="refused"') and lead < text.index("<p")
+    assert text.count('class="lead"') == 5 and text.count("<svg", lead, summary) == 5
+    cautions = [s for s in text[summary:limits].split("<section")[0].split("<p") if "refused" in s]
+    assert cautions == []

@@ -8,14 +8,17 @@ import math
 
 import numpy as np
 import pytest
-from report_tables import Made, nothing_drawn, rows_under
+from markupsafe import Markup
+from report_tables import Made, rows_under
 from test_report import write_study
 
+from rlhf_jax.kinds.pretrain import section as pretrain
 from rlhf_jax.laws.forms import Chinchilla
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import (
+    blocks,
     html,
-    markup,
+    law_sections,
     plots_laws,
     plots_scaling,
     scaling_sections,
@@ -24,7 +27,13 @@ from rlhf_jax.report import (
 )
 from rlhf_jax.report.export import export
 from rlhf_jax.report.study_fits import Fits
-from rlhf_jax.report.study_results import read_study, sweep_table, training_curves, unique_rows
+from rlhf_jax.report.study_results import (
+    Analysed,
+    read_study,
+    sweep_table,
+    training_curves,
+    unique_rows,
+)
 
 
 def test_numbers_are_written_with_their_units():
@@ -42,14 +51,14 @@ def test_numbers_are_written_with_their_units():
         "7T",
         "-",
     ]
-    assert (markup.share(0.125), markup.share(None)) == ("12.5%", "-")
-    assert markup.interval([0.1, 0.9], 2) == "[0.10, 0.90]" and markup.interval([0.1], 2) == "-"
-    assert markup.interval([1500, 2.5e6], form=style.count) == "[1.5k, 2.5M]"
+    assert (blocks.share(0.125), blocks.share(None)) == ("12.5%", "-")
+    assert blocks.interval([0.1, 0.9], 2) == "[0.10, 0.90]" and blocks.interval([0.1], 2) == "-"
+    assert blocks.interval([1500, 2.5e6], form=style.count) == "[1.5k, 2.5M]"
     assert (
-        markup.plus_minus(1.5, 0.25, 2) == "1.50 ± 0.25"
-        and markup.plus_minus(1.5, None, 2) == "1.50"
+        blocks.plus_minus(1.5, 0.25, 2) == "1.50 ± 0.25"
+        and blocks.plus_minus(1.5, None, 2) == "1.50"
     )
-    assert [markup.number(v) for v in (1234, 12_345_678, 0.123456, math.nan)] == [
+    assert [blocks.number(v) for v in (1234, 12_345_678, 0.123456, math.nan)] == [
         "1,234",
         "1.235e+07",
         "0.1235",
@@ -58,9 +67,9 @@ def test_numbers_are_written_with_their_units():
 
 
 def test_text_in_paragraphs_and_tables_is_escaped_and_markup_is_not():
-    assert markup.paragraph("<b>") == "<p>&lt;b&gt;</p>"
-    assert markup.paragraph("<b>", "muted") == '<p class="muted">&lt;b&gt;</p>'
-    shown = markup.table(("<i>",), [("<b>",), (markup.Html("<u>ok</u>"),)])
+    text = blocks.html([blocks.Paragraph("<b>"), blocks.Paragraph("<b>", "muted")])
+    assert text.split("\n")[:2] == ["<p>&lt;b&gt;</p>", '<p class="muted">&lt;b&gt;</p>']
+    shown = blocks.html([blocks.Table(("<i>",), [("<b>",), (Markup("<u>ok</u>"),)])])
     assert "&lt;i&gt;" in shown and "&lt;b&gt;" in shown and "<u>ok</u>" in shown
 
 
@@ -112,7 +121,7 @@ def test_the_sweeps_rows_are_of_the_counts_asked_for(trunk):
     assert (other["params"], other["flops"]) == (500, 5 * 1000 * 4e4)
     unique = unique_rows([study.cell(n) for n in ("base", "subset")])
     assert [r["unique_tokens"] for r in unique] == [4e4, 1e4]
-    text = scaling_sections._sweep_rows([row])
+    text = [scaling_sections._sweep_rows([row])]
     assert rows_under(
         text,
         "cell",
@@ -147,13 +156,14 @@ def test_cells_that_continue_each_other_are_one_curve_and_cost_what_they_add(tru
 
 def test_base_models_are_those_outside_analyses_or_that_others_start_from(trunk):
     study = trunk.study({"kind": "isoflop", "cells": ["trunk", "on", "branch", "subset"]})
-    assert [c.name for c in html._bases(study)] == ["base", "trunk", "on"]
+    section = pretrain.section(study)
     header = ("cell", "params", "training tokens", "FLOPs (exact)", "held-out loss", "bits/byte")
-    rows = rows_under(html._base(study, nothing_drawn), *header)
+    rows = rows_under(section.blocks, *header)
+    assert [row[0] for row in rows] == ["base", "trunk", "on"]
     assert rows[0] == ["base", "1k", "40k", "2.8×10⁸", "4.5000 ± 0.0041", "1.9100 ± 0.0023"]
     assert (
         "base (1k parameters): held-out loss 4.5000 ± 0.0041 nats/token, 1.9100 ± 0.0023 bits/byte"
-        in (html._summary(study, Fits()))
+        in section.said[0]
     )
 
 
@@ -170,12 +180,13 @@ def test_cells_are_counted_and_the_process_that_finished_them_is_named(trunk):
     path = study.cell("base").folder.path / "provenance.json"
     sessions = [{"commit": f"{c}" * 12, "dirty": c == "b", "hardware": f"chip {c}"} for c in "ab"]
     path.write_text(json.dumps({"sessions": sessions}))
-    assert rows_under(html._data(study), "kind", "cells", "done") == [["pretrain", "6", "5"]]
+    assert rows_under(html._data(study).blocks, "kind", "cells", "done") == [["pretrain", "6", "5"]]
     header = ("cell", "kind", "run id", "state", "commit", "seconds", "made on", "starts from")
-    rows = {row[0]: row for row in rows_under(html._provenance(study), *header)}
+    rows = {row[0]: row for row in rows_under(html._provenance(study).blocks, *header)}
     assert rows["base"][3:6] == ["done", "b" * 10 + "+", "12.5"]
     assert rows["branch"][7] == "on" and rows["late"][3] == "not started"
-    assert "chip b" in html._provenance(study) and "chip a" not in html._provenance(study)
+    text = blocks.html(html._provenance(study).blocks)
+    assert "chip b" in text and "chip a" not in text
 
 
 def law_fit() -> dict:
@@ -193,23 +204,30 @@ def law_fit() -> dict:
 
 def test_exponents_have_their_own_intervals_and_errors_are_percent():
     fits = Fits(
-        approaches={"isoflop": {2: law_fit(), 3: law_fit() | {"refused": "no split", "a": None}}},
+        approaches={
+            "isoflop": {
+                2: law_fit() | {"frontier": []},
+                3: law_fit() | {"refused": "no split", "a": None},
+            }
+        },
         lr_law={"lr_law": rate_law()},
     )
-    assert scaling_sections.headlines(fits) == [
+    rates = law_sections.lr_law("lr_law", fits.lr_law["lr_law"])
+    _, section = scaling_sections._isoflop(Analysed("isoflop", "", []), fits.approaches["isoflop"])
+    assert [*section.said, *section.cautions, *rates.said] == [
         "Approach 2 (IsoFLOP): N* ∝ C^0.520, 95% interval [0.510, 0.530]; D* ∝ C^0.480 [0.460, "
         "0.500]. Hoffmann 2022: 0.49.",
         "Approach 3 (parametric): no exponent. No split.",
         "Learning-rate law (lr_law): lr = 0.011 (N / 100,000)^-0.61 (B / 1,024)^0.52; 95% "
         "intervals [0.0100, 0.0120], [0.60, 0.62], [0.51, 0.53]; residual of ln lr 0.07.",
     ]
-    text = scaling_sections._exponents(law_fit())
+    text = str(blocks.html(scaling_sections._exponents(law_fit())))
     assert (
         "a = 0.5200 [0.510, 0.530], b = 0.4800 [0.460, 0.500] (95%, 25 bootstrap resamples)" in text
     )
     assert "N* at 4×10¹⁵ FLOPs, from the runs up to 10¹⁵, missed by -12% (ln)" in text
     ahead = {"extrapolation": {"rms_log_error": 0.0123, "below": 2e14}}
-    assert scaling_sections._ahead(ahead) == "loss above 2×10¹⁴ FLOPs missed by 1.23% rms"
+    assert law_sections.ahead(ahead) == "loss above 2×10¹⁴ FLOPs missed by 1.23% rms"
 
 
 def rate_law() -> dict:
@@ -242,7 +260,7 @@ def test_the_line_of_the_learning_rate_law_is_the_law():
         np.exp(line), 0.011 * (np.exp(ends) / 1e5) ** -0.61 * (4096 / 1024) ** 0.52
     )
     header = ("params N", "tokens a batch", "best lr", "the law's", "loss", "refused")
-    assert rows_under(scaling_sections._rates(fit), *header) == [
+    assert rows_under([law_sections._rates(fit)], *header) == [
         ["200k", "2.05k", "0.0103", "0.0103", "3.2500", "-"]
     ]
 
@@ -337,14 +355,14 @@ def test_a_prediction_stands_beside_what_was_measured_with_its_error():
             "runs": {"n": 5, "rms_log_error": 0.015, "mean_log_error": -0.005},
         },
     }
-    plots = []
-    text = scaling_sections._prediction(said, lambda plot: plots.append(plot) or "")
+    drawn, *rest = law_sections.prediction(said).blocks
+    text = str(blocks.html(rest))
     header = ("from", "quantity", "predicted", "95%", "measured", "95%", "ln error")
     assert rows_under(text, *header) == [
         ["approach 2", "N*", "2e+06", "[1e+06, 3e+06]", "2.5e+06", "[2.25e+06, 2.75e+06]", "-22.3%"]
     ]
     assert "each of the 5 runs: missed by 1.50% rms (mean -0.50%)" in text
-    assert plots[0].rows == [("N*", "A2", 2e6, 1e6, 3e6, 2.5e6, 2.25e6, 2.75e6)]
+    assert drawn.rows == [("N*", "A2", 2e6, 1e6, 3e6, 2.5e6, 2.25e6, 2.75e6)]
 
 
 def test_a_law_is_drawn_against_what_was_observed():
@@ -396,18 +414,20 @@ def test_a_kept_fit_is_read_only_while_its_inputs_are_the_same(tmp_path):
 def test_an_export_keeps_numbers_to_six_digits_and_neither_texts_nor_long_lists(tmp_path):
     made = Made(tmp_path)
     found = {
-        "samples": [{"prompt": "secret"}],
-        "gold": list(range(65)),
-        "curve": list(range(64)),
-        "kl": 1.23456789,
+        "samples": [{"prompt": "secret", "before": "b", "after": "a"}],
+        "gold": {"before": [0.5] * 64, "after": [0.5] * 65},
+        "gain": 1.23456789,
     }
+    made.add("evaluate", "eval", "sft", "ppo", evaluation=found)
     metrics = [{"step": 1, "kl": 0.123456789, "reward_gold": 2.0, "unlisted": 1.0}]
-    made.add("ppo", "ppo", "sft", metrics=metrics, ppo=found)
+    made.add("ppo", "ppo", "sft", metrics=metrics)
     folder = write_study(tmp_path, made.cells)
     path = read_study(folder, tmp_path).cell("ppo").folder.path / "provenance.json"
     path.write_text(json.dumps({"sessions": [{"commit": "first"}, {"commit": "last"}]}))
     kept = json.loads((export(folder, tmp_path, tmp_path / "to") / "results.json").read_text())
-    (cell,) = kept["cells"]
-    assert cell["results"] == {"ppo": {"curve": list(range(64)), "kl": 1.23456789}}
+    evaluated, cell = kept["cells"]
+    evaluation = evaluated["results"]["evaluation"]
+    assert evaluation["gold"] == {"before": [0.5] * 64} and "samples" not in evaluation
+    assert evaluation["gain"] == 1.23456789
     assert cell["metrics"] == {"step": [1], "kl": [0.123457], "reward_gold": [2.0]}
     assert cell["provenance"]["commit"] == "last" and cell["done"]["seconds"] == 12.5

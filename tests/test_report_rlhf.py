@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_report import write_cell, write_study
+from tiny_results import whole
 
 from rlhf_jax.evals.best_of_n import gold_by_prompt
-from rlhf_jax.report import evaluation_sections, html, policy_sections
+from rlhf_jax.kinds.best_of_n.result import BestOf
+from rlhf_jax.kinds.evaluate.section import over_seeds
+from rlhf_jax.report import html, rounds
 from rlhf_jax.report.families import family, strokes
 from rlhf_jax.report.study_results import read_study
 
@@ -63,7 +66,7 @@ def proxies(root: Path, seeds=3):
                     "distinct": 0.9,
                     "demonstrations": 40,
                 }
-                (results / "best_of_n.json").write_text(json.dumps(found))
+                (results / "best_of_n.json").write_text(json.dumps(whole(BestOf, found)))
                 kl = 12 * np.linspace(0, 1, 60) ** 1.5
                 x = np.sqrt(kl)
                 golds = (
@@ -239,7 +242,7 @@ def test_rounds_seeds_and_modes_are_shown(tmp_path):
         "At equal length",
     ):
         assert said in text
-    steps = policy_sections.round_steps(read_study(folder, tmp_path))
+    steps = rounds.round_steps(read_study(folder, tmp_path))
     assert {(s.cell, s.round, s.before) for s in steps if "-s1-" in s.cell} == {
         ("ppo-s1-r1", 1, None),
         ("ppo-s1-r2", 2, "ppo-s1-r1"),
@@ -302,10 +305,10 @@ def test_few_cells_have_colours_and_many_share_those_of_their_family(tmp_path):
 
 
 def test_the_mean_over_seeds_has_students_interval():
-    mean, (low, high) = evaluation_sections.over_seeds([1.0, 2.0, 3.0])
+    mean, (low, high) = over_seeds([1.0, 2.0, 3.0])
     assert (
         mean == 2
         and high - 2 == pytest.approx(4.302653 / 3**0.5)
         and low == pytest.approx(4 - high)
     )
-    assert evaluation_sections.over_seeds([1.5]) == (1.5, None)
+    assert over_seeds([1.5]) == (1.5, None)

@@ -17,9 +17,11 @@ from rlhf_jax.evals.rankings import annotators_agree, clustered_interval, rankin
 from rlhf_jax.kinds import Compare, Ensemble, Pretrain, Reward, TaskConfig
 from rlhf_jax.kinds.compare.job import save_arrays
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.ensemble.job import disagreement, ensemble, member_scores
+from rlhf_jax.kinds.ensemble.job import disagreement, member_scores
+from rlhf_jax.kinds.ensemble.job import run as ensemble
 from rlhf_jax.kinds.rankings import INPUTS, heldout_prompts, rankings, rows_of
-from rlhf_jax.kinds.reward.job import demonstrations, reward
+from rlhf_jax.kinds.reward.job import demonstrations
+from rlhf_jax.kinds.reward.job import run as reward
 from rlhf_jax.model import init, param_axes, with_scalar_head
 from rlhf_jax.model.sampler import join
 from rlhf_jax.model.sharding import AXES, place, place_batch
@@ -27,6 +29,7 @@ from rlhf_jax.objectives import ranked_scores, reward_modelling
 from rlhf_jax.rl.scores import combined
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import Heartbeat, Runs
 from rlhf_jax.train import Runtime, init_state, make_train_step, train
 from rlhf_jax.worker import _begin, _finish
@@ -91,15 +94,17 @@ class Bench:
         ctx = self.context(study, name)
         _begin(ctx, 1)
         results = job(ctx, ctx.cell)
+        if results is None:  # untrained: parameters alone
+            ctx.folder.finish(seconds=0.0)
+            return None
         _finish(ctx, results)
-        return results
+        return as_json(results)
 
 
 def untrained(ctx, cell):
     """A pretraining cell of no steps."""
     params = place(init(cell.model, jax.random.key(0)), param_axes(cell.model), ctx.runtime.mesh)
     train(ctx.folder, init_state(params, cell.optim, 0), None, None, 0, ctx.runtime, None, ctx.beat)
-    return {}
 
 
 @pytest.fixture(scope="module")

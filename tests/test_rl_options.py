@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tiny_models import LEARNED, mesh, noisy_params, packed_batch
 
-from rlhf_jax.cost.memory import rlhf_bytes
 from rlhf_jax.kinds import PPO, Reward, TaskConfig
+from rlhf_jax.kinds.ppo.memory import rlhf_bytes
 from rlhf_jax.model import with_scalar_head
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl import ppo
-from rlhf_jax.rl.advantages import grouped, kl_loss
+from rlhf_jax.rl.advantages import Rollout, estimated, kl_loss
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.presets import NAMES, ppo_preset, reward_preset
 from rlhf_jax.rl.rollout import Networks, rollout
@@ -165,8 +165,11 @@ def test_kl_as_a_loss_has_the_value_of_k3_and_the_gradient_of_k2():
 
 def test_group_advantages_equal_loops():
     score = np.random.default_rng(0).normal(size=12).astype(np.float32)
-    loo = np.asarray(grouped(jnp.array(score), 4))
-    grpo = np.asarray(grouped(jnp.array(score), 4, standardise=True))
+    responses = Rollout(jnp.array(score), jnp.zeros((12, 1)), jnp.ones((12, 1)), None)
+    loo, grpo = (
+        np.asarray(estimated(responses, PPO("p", algorithm=name, samples=4)))
+        for name in ("rloo", "grpo")
+    )
     for i, s in enumerate(score):
         group = score[i // 4 * 4 : i // 4 * 4 + 4]
         others = [x for j, x in enumerate(group) if j != i % 4]
@@ -295,6 +298,52 @@ def test_siblings_raise_the_probability_of_what_is_rewarded(mesh, algorithm):
     rewards = [float(m["reward_proxy"]) for m in history]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
     assert all(m["max_ratio_error"] <= 1e-4 for m in history)
+
+
+def leave_one_out(rollout, cell):
+    scores_Ng = rollout.returns_B.reshape(-1, cell.samples)
+    others = cell.samples / (cell.samples - 1)
+    return jnp.ravel((scores_Ng - scores_Ng.mean(1, keepdims=True)) * others)
+
+
+def surrogate(ratio_BR, advantages_BR, cell):
+    bounded_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
+    return jnp.maximum(-advantages_BR * ratio_BR, -advantages_BR * bounded_BR)
+
+
+def one_for_all(rollout, cell):
+    return jnp.zeros(3)
+
+
+def test_an_algorithm_and_a_loss_of_ones_own_are_one_function_each(mesh):
+    """Written anew, they give what the named ones give, to the bit."""
+    named = dataclasses.replace(CELL, algorithm="rloo", samples=2, epochs=2)
+    own = dataclasses.replace(
+        named, algorithm=f"{__name__}:leave_one_out", policy_loss=f"{__name__}:surrogate"
+    )
+    (one, before), (other, after) = (iterated(cell, mesh, n=2) for cell in (named, own))
+    for a, b in zip(*map(jax.tree.leaves, ((one, before), (other, after))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not own.has_critic
+    wrong = dataclasses.replace(own, algorithm=f"{__name__}:one_for_all")
+    with pytest.raises(ConfigError, match=r"gave an array of shape \(3,\).*each of 16 responses"):
+        iterated(wrong, mesh)
+    wrong = dataclasses.replace(own, policy_loss=f"{__name__}:one_for_two")
+    with pytest.raises(ConfigError, match=r"gave an array of shape \(\); expected \(16, 6\)"):
+        iterated(wrong, mesh)
+
+
+def one_for_two(ratio_BR, advantages_BR, cell):
+    return jnp.sum(ratio_BR * advantages_BR)
+
+
+def test_an_unknown_algorithm_or_loss_is_refused_with_the_names_that_there_are():
+    with pytest.raises(ConfigError, match=r"p.algorithm = 'grpp'. Did you mean 'grpo'\?"):
+        dataclasses.replace(CELL, algorithm="grpp")
+    with pytest.raises(ConfigError, match=r"p.policy_loss = 'huber'. Known: clip"):
+        dataclasses.replace(CELL, policy_loss="huber")
+    with pytest.raises(ConfigError, match=r"p.value_coef = 0.5 would do nothing"):
+        dataclasses.replace(CELL, algorithm="mine:own", value_coef=0.5)
 
 
 def test_weights_are_averaged_once_an_iteration(mesh):

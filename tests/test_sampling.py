@@ -13,9 +13,20 @@ from tiny_models import GQA, full_logits, log_softmax, mesh, noisy_params, tiny_
 from rlhf_jax.data import feedback
 from rlhf_jax.evals.heldout import heldout_rows
 from rlhf_jax.evals.next_tokens import likeliest
-from rlhf_jax.kinds import PPO, BestOfN, Compare, Evaluate, Pretrain, TaskConfig, rankings, sampling
+from rlhf_jax.kinds import (
+    PPO,
+    BestOfN,
+    Compare,
+    Evaluate,
+    Pretrain,
+    Reward,
+    TaskConfig,
+    rankings,
+    sampling,
+)
 from rlhf_jax.kinds.best_of_n import job as best_of_n
-from rlhf_jax.kinds.compare.job import compare
+from rlhf_jax.kinds.compare.job import comparisons
+from rlhf_jax.kinds.compare.job import run as compare
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.evaluate import job as evaluate
 from rlhf_jax.kinds.ppo.job import prompt_rows
@@ -152,15 +163,16 @@ def test_a_damaged_chunk_is_sampled_again(context, tmp_path, monkeypatch):
 
 def test_damaged_or_missing_comparisons_of_a_parent_are_named(context, tmp_path, monkeypatch):
     compared(context, tmp_path, monkeypatch, 8)
-    path = tmp_path / "results" / "train.npz"
+    path, cell = tmp_path / "results" / "train.npz", Compare("c")
+    ctx = SimpleNamespace(folders={"c": CellFolder(tmp_path)})
     path.write_bytes(broken(path.read_bytes(), "flipped"))
     with pytest.raises(
         ConfigError, match=r"train.npz is damaged .* make the cell again with `--force c`"
     ):
-        rankings._saved(path, "c")
+        comparisons(ctx, cell, Reward("r"))
     path.unlink()
     with pytest.raises(ConfigError, match=r"train.npz.*`--force c`"):
-        rankings._saved(path, "c")
+        comparisons(ctx, cell, Reward("r"))
 
 
 def test_best_of_n_does_not_depend_on_how_many_are_sampled_at_once(context, tmp_path, monkeypatch):
@@ -172,7 +184,7 @@ def test_best_of_n_does_not_depend_on_how_many_are_sampled_at_once(context, tmp_
         monkeypatch.setattr(best_of_n, "ROWS", rows)
         monkeypatch.setattr(best_of_n, "AT_ONCE", at_once)
         ctx = context(cell, tmp_path / str(rows))
-        result = best_of_n.best_of_n(ctx, cell)
+        result = best_of_n.run(ctx, cell)
         records = feedback.read(ctx.folder.results / "demonstrations.jsonl")
         found.append((to_json(result), records, arrays(tmp_path / str(rows), "samples")))
     (result, records, samples), (again, records_again, samples_again) = found
@@ -202,7 +214,7 @@ def test_an_evaluation_does_not_depend_on_its_chunks(context, tmp_path, monkeypa
     for chunk in (16, 5):
         monkeypatch.setattr(evaluate, "CHUNK", chunk)
         ctx = context(cell, tmp_path / str(chunk))
-        result = evaluate.evaluate(ctx, cell)["evaluation"]
+        result = evaluate.run(ctx, cell)["evaluation"]
         found.append((result, arrays(tmp_path / str(chunk), "responses")))
     (result, kept), (again, kept_again) = found
     same(kept, kept_again)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_models import WORDS, tiny_corpus
+from tiny_results import whole
 
 from rlhf_jax.data.feedback import Demonstration
 from rlhf_jax.data.tokenizer import BOS, EOS
@@ -270,7 +271,8 @@ class Bench:
             model = scores(name)
             where = self.finished(study, name, model.cfg, model.params(), scalar=True)
             report = {"gain": model.gain, "bias": model.bias, "accuracy": 0.5}
-            write_json(where.results / "report.json", report)
+            files = whole(Reward.RESULT, {"report": report})
+            write_json(where.results / "report.json", files["report"])
 
     def study(self, *cells: Any) -> Study:
         small = {"batch": 2, "tokens": 64}

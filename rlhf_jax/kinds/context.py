@@ -15,13 +15,12 @@ from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.kinds.ensemble.cell import Ensemble
-from rlhf_jax.kinds.sft.cell import SFT
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import call_for_scores, call_for_texts
 from rlhf_jax.study.cell import Cell, names_cell
-from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.results import read
 from rlhf_jax.study.runs import CellFolder, Heartbeat
 
 if TYPE_CHECKING:
@@ -61,12 +60,15 @@ class Context:
             self.left_out[where] = "; ".join([*([known] if known else []), *said])
             self.runtime.log(f"{self.cell.name}: {where}: {'; '.join(said)}")
 
-    def noted(self, notes: Sequence[str]) -> dict[str, list[str]]:
-        """Notes on labels or scores, logged, and as the cell's report has them: not at all where
-        there are none."""
+    def noted(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Notes on labels or scores, logged, and as the cell's results have them."""
         for note in notes:
             self.runtime.log(f"{self.cell.name}: {note}")
-        return {"notes": list(notes)} if notes else {}
+        return tuple(notes)
+
+    def result(self, name: str) -> Any:
+        """The typed results of a finished cell."""
+        return read(self.study[name].RESULT, self.folders[name])
 
     @property
     def folder(self) -> CellFolder:
@@ -77,38 +79,26 @@ class Context:
         return self.study.model_of(self.cell)
 
     def language_model(self, name: str) -> Any:
-        """Parameters of a finished pretraining, SFT or PPO cell, on this cell's mesh."""
+        """Parameters of a finished cell that plays `language_model`, on this cell's mesh."""
         cfg = self.study.model_of(self.study[name])
         return read_model(self.folders[name], cfg, self.runtime)
 
     def reward(self, name: str) -> Reward:
-        """The reward that a cell's field names: a reward cell, an ensemble of them, a model of
-        critiques, or a callable."""
-        from rlhf_jax.rl.critique import verdict_reward
-        from rlhf_jax.rl.scores import Member, callable_reward, model_reward
+        """The reward that a cell's field names: of a cell or a callable."""
+        from rlhf_jax.rl.scores import callable_reward
 
         if not names_cell(name):
             where = f"{self.cell.name}.reward"
             return callable_reward(
                 partial(call_for_scores, name, where), self.corpus.tokenizer.decode
             )
-        cell, names = self.study[name], self.study.reward_models(name)
-        cfgs = [self.study.model_of(self.study[n]) for n in names]
-        members = []
-        for n, cfg in zip(names, cfgs, strict=True):
-            report = self.folders[n].result("judge" if isinstance(cell, SFT) else "report")
-            if report is None:
-                raise ConfigError(
-                    f"{self.cell.name}.reward = {name!r}, which has learned no verdicts; let it "
-                    f"learn from critiques with verdicts, or name a reward cell"
-                )
-            params = read_model(self.folders[n], cfg, self.runtime)
-            members.append(Member(params, report["gain"], report["bias"]))
-        if isinstance(cell, SFT):
-            tokenizer, template = self.corpus.tokenizer, cell.task.template
-            return verdict_reward(members[0], cfgs[0], tokenizer, self.runtime.axes, template)
-        how = (cell.combine, cell.variance_coef) if isinstance(cell, Ensemble) else ()
-        return model_reward(members, cfgs, self.runtime.axes, *how)
+        reward: Reward = self.play("reward", name)
+        return reward
+
+    def play(self, role: str, name: str, *arguments: Any) -> Any:
+        """What a finished cell gives in a role, by the function of that name beside its job."""
+        cell = self.study[name]
+        return cell.job_function(role)(self, cell, *arguments)
 
     def prompts(self, task: TaskConfig, split: str, n: int, seed: int) -> TaskPrompts:
         """`n` prompts of a task from a split."""
@@ -128,19 +118,9 @@ class Context:
         return call_for_scores(task.gold, f"{self.cell.name}.task.gold", prompts, responses)
 
 
-def task_of(study: Study, cell: Cell) -> TaskConfig | None:
-    """The task that a cell's model, or what it started from, learned; None: text alone."""
-    while not hasattr(cell, "task"):
-        if not cell.parents():
-            return None
-        cell = study[cell.parents()[0]]
-    task: TaskConfig = cell.task
-    return task
-
-
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
-    """Parameters of a finished cell, on this mesh. Of a PPO cell those of its policy, the average
-    if it keeps one, without a value head."""
+    """Parameters of a finished cell, on this mesh. Of a checkpoint with several models those of
+    `policy`, or of its average `ema` if there is one, without a value head."""
     import jax
 
     from rlhf_jax.model import param_axes
@@ -148,8 +128,7 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     from rlhf_jax.train.loop import final_checkpoint
 
     def laid_out(shapes: Any) -> Any:
-        """A model's shapes on the mesh; of a PPO cell's models only the one that is wanted is
-        read."""
+        """A model's shapes on the mesh; of several models only the one that is wanted is read."""
         if "policy" in shapes:
             wanted = "ema" if "ema" in shapes else "policy"
             return {

@@ -1,8 +1,8 @@
 """What the cells of a study need of data, found out before any of them runs.
 
-Each kind of cell says here what it needs (`NEEDS`); whether the data has it is found out by the
-functions that the cell's job takes it with, so the two cannot disagree. No jax. What has been found
-is kept in RUNS/data/index/needs, by the content of everything that it depends on.
+Each kind says what it needs (`Cell.needs`); whether the data has it is found out by the functions
+that its job takes it with, so the two cannot disagree. No jax. What has been found is kept in
+RUNS/data/index/needs, by the content of everything that it depends on.
 """
 
 from __future__ import annotations
@@ -13,29 +13,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from rlhf_jax.data.corpus import Corpus
-from rlhf_jax.data.feedback import Critique
-from rlhf_jax.data.signals import verdict_tokens
-from rlhf_jax.kinds.best_of_n.cell import BestOfN
-from rlhf_jax.kinds.compare.cell import Compare
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.dpo.cell import DPO
-from rlhf_jax.kinds.evaluate.cell import Evaluate
-from rlhf_jax.kinds.feedback.cell import Feedback
-from rlhf_jax.kinds.ppo.cell import PPO
-from rlhf_jax.kinds.prompting.cell import Prompting
-from rlhf_jax.kinds.prompting.job import asked
-from rlhf_jax.kinds.rankings import check_comparisons, template_of
-from rlhf_jax.kinds.reward.cell import Reward
-from rlhf_jax.kinds.sft.cell import SFT
-from rlhf_jax.kinds.sft.job import packed_rows, source, taught
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import LABELS, call_for_list, call_for_scores
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ConfigError, content_id, to_json
 from rlhf_jax.study.digests import Remembered
 from rlhf_jax.study.graph import Study
-
-Check = Callable[[Context], Any]
 
 
 class Need(NamedTuple):
@@ -48,17 +32,22 @@ class Need(NamedTuple):
     """
 
     key: list[Any]
-    check: Check
+    check: Callable[[Context], Any]
     size: int = 0
 
 
-def _heldout(study: Study, cell: Cell) -> Iterator[Need]:
-    yield Need(["held out", study.corpus.heldout_tokens], lambda ctx: ctx.corpus.heldout_tokens)
+def needs_of(study: Study, cell: Cell) -> Iterator[Need]:
+    """What a cell needs, in the order in which it is looked for."""
+    if cell.HELDOUT:
+        tokens = study.corpus.heldout_tokens
+        yield Need(["held out", tokens], lambda ctx: ctx.corpus.heldout_tokens)
+    for field, role in cell.PARENTS.items():
+        for name in filter(names_cell, cell.named(field)):
+            yield from study[name].needs_as(role, study, cell)
+    yield from cell.needs(study)
 
 
-def _called(
-    study: Study, cell: Compare | PPO | BestOfN | Evaluate, split: str, n: int
-) -> Iterator[Need]:
+def called(study: Study, cell: Any, split: str, n: int) -> Iterator[Need]:
     """The user's rewards, gold scores and modes give what they should, of two of the cell's own
     prompts."""
     task = cell.task
@@ -80,10 +69,10 @@ def _called(
         yield Need(["called", field, name, study.outside.get(name), prompts], check)
 
 
-def _prompts(
+def prompts(
     study: Study, task: TaskConfig, split: str, n: int, seed: int, recorded: bool = False
 ) -> Need:
-    """`recorded`: they become records, whose prompts are not empty."""
+    """`n` prompts of a split. recorded: they become records, whose prompts are not empty."""
 
     def check(ctx: Context) -> None:
         if "" in ctx.prompts(task, split, n, seed).texts and recorded:
@@ -99,106 +88,10 @@ def _prompts(
     return Need(["prompts", source, *facts], check)
 
 
-def _sft(study: Study, cell: SFT) -> Iterator[Need]:
-    yield from _heldout(study, cell)
-    if cell.records is not None and names_cell(cell.records):
-        return  # how many those can be, `rlhf_jax.kinds.between_cells` knows
-    named = [study.outside.get(name) for name in (cell.records, cell.task.gold) if name]
-    task = to_json(cell.task)
-    key = ["sft", named, task, cell.examples, cell.min_gold, cell.batch, cell.seed]
-    yield Need(key, lambda ctx: packed_rows(ctx, cell, taught(ctx, cell)[2]))
-
-
-def _sampled(study: Study, cell: Compare | Feedback) -> Iterator[Need]:
-    for split, n in (("train", cell.prompts), ("validation", cell.heldout_prompts)):
-        yield _prompts(study, cell.task, split, n, cell.seed, recorded=True)
-    if isinstance(cell, Compare):
-        yield from _called(study, cell, "train", cell.prompts)
-
-
-def _ppo(study: Study, cell: PPO) -> Iterator[Need]:
-    yield from _verdicts(study, cell)
-    n = cell.batch * min(cell.iterations, cell.prompt_batches)
-    yield _prompts(study, cell.task, "train", n, cell.seed)
-    yield from _called(study, cell, "train", n)
-
-
-def _best_of_n(study: Study, cell: BestOfN) -> Iterator[Need]:
-    yield from _verdicts(study, cell)
-    yield _prompts(study, cell.task, cell.split, cell.prompts, cell.seed)
-    yield from _called(study, cell, cell.split, cell.prompts)
-
-
-def _evaluate(study: Study, cell: Evaluate) -> Iterator[Need]:
-    yield from _heldout(study, cell)
-    yield from _verdicts(study, cell)
-    yield _prompts(study, cell.task, "test", cell.prompts, cell.seed)
-    yield from _called(study, cell, "test", cell.prompts)
-
-
-def _verdicts(study: Study, cell: PPO | BestOfN | Evaluate) -> Iterator[Need]:
-    """Of a reward that is a model of critiques: verdicts to learn from, and positions for its
-    prompts."""
-    if not names_cell(cell.reward) or not isinstance(judge := study[cell.reward], SFT):
-        return
-    where, records = f"{cell.name}.reward = {judge.name!r}", judge.records
-    most = study.model_of(judge).max_positions
-    longest = cell.task.prompt_len + cell.task.response_len
-
-    def check(ctx: Context) -> None:
-        size = longest + verdict_tokens(ctx.corpus.tokenizer, judge.task.template)
-        if size > most:
-            raise ConfigError(
-                f"{where}: with the verdict, prompt and response take {size} tokens, but its model "
-                f"has max_positions = {most}; shorten {cell.name}.task or raise it"
-            )
-        if records is None or names_cell(records):
-            return
-        given = source(ctx, judge)
-        if not any(isinstance(r, Critique) and r.verdict for r in given.records):
-            raise ConfigError(
-                f"{where}, whose records ({records}) hold no critiques with verdicts; let it learn "
-                f"from some, or name a reward cell"
-            )
-
-    key = [records and study.outside.get(records), judge.examples, judge.seed, judge.task.template]
-    yield Need(["verdicts", key, longest, most], check)
-
-
-def _comparisons(study: Study, cell: Reward | DPO) -> Iterator[Need]:
-    if isinstance(cell, DPO):
-        yield from _heldout(study, cell)
-    files = [study.outside[n] for n in cell.compared if not names_cell(n)]
-    if files:
-        template, most = template_of(study, cell), study.model_of(cell).max_positions
-        limit = cell.prompts if isinstance(cell, Reward) else None
-        alone = len(files) == len(cell.compared)
-        key = ["comparisons", files, alone, template, most, cell.batch, limit]
-        yield Need(key, lambda ctx: check_comparisons(ctx, cell))
-
-
-def _prompting(study: Study, cell: Prompting) -> Iterator[Need]:
-    facts = {k: v for k, v in to_json(cell).items() if k not in ("name", "policy", "tasks")}
-    most = study.model_of(cell).max_positions
-    yield Need(
-        ["items", cell.tasks, study.outside[cell.tasks], facts, most],
-        lambda ctx: list(asked(ctx, cell)),
-    )
-
-
-NEEDS: dict[str, Callable[[Study, Any], Iterator[Need]]] = {
-    "pretrain": _heldout,
-    "sft": _sft,
-    "compare": _sampled,
-    "feedback": _sampled,
-    "reward": _comparisons,
-    "ensemble": lambda study, cell: iter(()),
-    "ppo": _ppo,
-    "dpo": _comparisons,
-    "best_of_n": _best_of_n,
-    "evaluate": _evaluate,
-    "prompting": _prompting,
-}
+def judged(study: Study, cell: Any, split: str, n: int) -> Iterator[Need]:
+    """Prompts to sample responses to, and a reward and a gold score that take those."""
+    yield prompts(study, cell.task, split, n, cell.seed)
+    yield from called(study, cell, split, n)
 
 
 def check_data(
@@ -222,7 +115,7 @@ def check_data(
     wanted: dict[str, tuple[Cell, Need]] = {}
     callers: dict[str, list[str]] = {}
     for cell in (c for c in study.cells if c.name in names):
-        for need in NEEDS[cell.KIND](study, cell):
+        for need in needs_of(study, cell):
             at = content_id([corpus.content_hash, need.key], 16)
             if at not in wanted or wanted[at][1].size < need.size:
                 wanted[at] = (cell, need)
@@ -273,4 +166,4 @@ def _left_out(study: Study, cell: Cell, need: Need, corpus: Corpus) -> dict[str,
     except ConfigError as e:
         text = str(e)
         raise ConfigError(text if text.startswith(cell.name) else f"{cell.name}: {text}") from None
-    return dict(getattr(ctx, "left_out", {}))
+    return dict(ctx.left_out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,11 +18,9 @@ from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import comparisons_of
 from rlhf_jax.data.tokenizer import EOS, PAD
 from rlhf_jax.evals.rankings import annotators_agree, untied_pairs
-from rlhf_jax.kinds.compare.cell import Compare
-from rlhf_jax.kinds.context import Context, task_of
-from rlhf_jax.kinds.dpo.cell import DPO
-from rlhf_jax.kinds.feedback.cell import Feedback
-from rlhf_jax.kinds.reward.cell import Reward
+from rlhf_jax.kinds.bases import FromRankings, Sampled
+from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.task import task_of
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.graph import Study
@@ -34,13 +31,11 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 VALIDATION = 0.1  # of a file's prompts, at least one
 SPLITS = ("train", "validation")
-COMPARED = ("prompts", "responses", "mask", "ranks")
-OPTIONAL = ("gold",)
 AGREE = "two annotators agree"  # of a report's baselines
 INPUTS = ("tokens", "segments", "positions", "last", "mask", "ranks")
 
 
-def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
+def rankings(ctx: Context, cell: FromRankings) -> dict[str, Arrays]:
     """The training and validation rows of a cell's comparisons, those of `comparisons` before those
     of `earlier`; of the training rows the first `prompts`.
 
@@ -55,8 +50,7 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
     """
     sources = [_source(ctx, cell, name) for name in cell.compared]
     data = {s: _joined([source[s] for source in sources]) for s in SPLITS}
-    if isinstance(cell, Reward):
-        data["train"] = {k: v[: cell.prompts] for k, v in data["train"].items()}
+    data["train"] = {k: v[: cell.most_prompts] for k, v in data["train"].items()}
     for split, arrays in data.items():
         if not len(untied_pairs(arrays["ranks"])[0]):
             raise ConfigError(
@@ -67,7 +61,7 @@ def rankings(ctx: Context, cell: Reward | DPO) -> dict[str, Arrays]:
     return {split: rows_of(arrays) for split, arrays in data.items()}
 
 
-def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
+def check_comparisons(ctx: Context, cell: FromRankings) -> None:
     """Refuses files of comparisons that cannot be read, split or fill a batch; of a cell's own
     comparisons nothing is known before it has run."""
     files = [name for name in cell.compared if not names_cell(name)]
@@ -78,15 +72,15 @@ def check_comparisons(ctx: Context, cell: Reward | DPO) -> None:
         _source(ctx, cell, name)
 
 
-def ceilings(ctx: Context, cell: Reward | DPO, rows: Arrays) -> dict[str, float]:
+def ceilings(ctx: Context, cell: FromRankings, rows: Arrays) -> dict[str, float]:
     """How often two annotators of a cell's comparisons order a pair alike, as a baseline for its
     report; nothing where annotators are not simulated, or not all alike."""
     names = cell.compared
-    sources = [c for n in names if names_cell(n) and isinstance(c := ctx.study[n], Compare)]
-    habits = {(c.noise, c.disagreement, c.length_bias) for c in sources}
-    if len(sources) < len(names) or len(habits) > 1:
+    cells = [ctx.study[n] if names_cell(n) else None for n in names]
+    habits = {c.habits if isinstance(c, Sampled) else None for c in cells}
+    if len(habits) > 1 or not (alike := habits.pop()):
         return {}
-    return {AGREE: annotators_agree(rows, *habits.pop())}
+    return {AGREE: annotators_agree(rows, *alike)}
 
 
 def rows_of(data: Arrays) -> Arrays:
@@ -107,48 +101,15 @@ def rows_of(data: Arrays) -> Arrays:
     }
 
 
-def _source(ctx: Context, cell: Reward | DPO, name: str) -> dict[str, Arrays]:
+def _source(ctx: Context, cell: FromRankings, name: str) -> dict[str, Arrays]:
     """Prompts, responses, mask, ranks and perhaps gold of a cell or a file, by split."""
-    from rlhf_jax.kinds.feedback.job import FILES
-
-    most = ctx.model.max_positions
-    given = isinstance(ctx.study[name], Feedback) if names_cell(name) else False
-    if names_cell(name) and not given:
-        data = {s: _saved(ctx.folders[name].result_file(f"{s}.npz"), name) for s in SPLITS}
-        longest = data["train"]["prompts"].shape[-1] + data["train"]["responses"].shape[-1]
-        if longest > most:
-            raise ConfigError(
-                f"{name} has sequences of {longest} tokens, but the model of {cell.parents()[0]!r} "
-                f"has max_positions = {most}; compare shorter responses or take a base with more "
-                "positions"
-            )
-        return data
-    template = template_of(ctx.study, cell)
-    if given:
-        folder = ctx.folders[name]
-        return {
-            s: encoded(_fitting(ctx, str(folder.result_file(f)), template, most))
-            for s, f in FILES.items()
-        }
-    records = _fitting(ctx, ctx.study.unchanged(name), template, most)
+    if names_cell(name):
+        found: dict[str, Arrays] = ctx.play("comparisons", name, cell)
+        return found
+    records = fitting(ctx, cell, ctx.study.unchanged(name))
     whole = encoded(records)
     held = heldout_prompts([r.prompt for r in records], name)
     return {"train": _only(whole, ~held), "validation": _only(whole, held)}
-
-
-def _saved(path: Path, name: str) -> Arrays:
-    """The arrays that a compare cell wrote.
-
-    Raises:
-        ConfigError: the file is damaged or not there.
-    """
-    from rlhf_jax.kinds.sampling import load_arrays
-
-    try:
-        arrays = load_arrays(path)
-    except (ConfigError, FileNotFoundError) as e:
-        raise ConfigError(f"{e}; make the cell again with `--force {name}`") from None
-    return {k: arrays[k] for k in (*COMPARED, *OPTIONAL) if k in arrays}
 
 
 def template_of(study: Study, cell: Cell) -> Template:
@@ -202,13 +163,14 @@ class Encoded(NamedTuple):
     ranking: tuple[int, ...]
 
 
-def _fitting(ctx: Context, path: str, template: Template, longest: int) -> list[Encoded]:
-    """The comparisons of a file of records, at most `longest` tokens; the others are left out and
-    counted.
+def fitting(ctx: Context, cell: FromRankings, path: str) -> list[Encoded]:
+    """The comparisons of a file of records that the cell's model has positions for; the others are
+    left out and counted.
 
     Raises:
         ConfigError: none is.
     """
+    template, longest = template_of(ctx.study, cell), ctx.model.max_positions
     tokenizer, found, left = ctx.corpus.tokenizer, [], LeftOut()
     for row, record in compared_in(ctx, path).items():
         prompt = prompt_ids(tokenizer, record.prompt, template)
@@ -265,7 +227,7 @@ def _joined(sources: Sequence[Arrays]) -> Arrays:
 
 
 def training_batches(
-    ctx: Context, cell: Reward | DPO, rows: Arrays, *more: str
+    ctx: Context, cell: FromRankings, rows: Arrays, *more: str
 ) -> tuple[int, Callable[[int], dict[str, jax.Array]]]:
     """(optimizer steps, batch of step t) of a cell's training rows: the model's inputs, and arrays
     called `more`."""
@@ -281,7 +243,7 @@ def training_batches(
     return steps, batch_at
 
 
-def training_steps(cell: Reward | DPO, prompts: int) -> int:
+def training_steps(cell: FromRankings, prompts: int) -> int:
     """Optimizer steps on so many compared prompts."""
     if prompts < cell.batch:
         raise ConfigError(

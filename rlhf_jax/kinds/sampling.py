@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.kinds.compare.cell import Compare
+from rlhf_jax.kinds.bases import Sampled
 from rlhf_jax.kinds.context import Context, TaskPrompts
-from rlhf_jax.kinds.feedback.cell import Feedback
 from rlhf_jax.model.sampler import generate, sample_keys
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.config import ConfigError
@@ -50,9 +49,7 @@ class Split(NamedTuple):
     arrays: Arrays
 
 
-def sampled(
-    ctx: Context, cell: Compare | Feedback, found: Callable[[Chunk], Arrays]
-) -> dict[str, Split]:
+def sampled(ctx: Context, cell: Sampled, found: Callable[[Chunk], Arrays]) -> dict[str, Split]:
     """`k` responses to each prompt of the `train` and the `validation` split, with the arrays that
     `found` adds to each chunk. Prompts of different splits come from different documents. Cells
     that agree in policy, task, k, temperature and seed get the same responses.
@@ -82,7 +79,7 @@ def split_key(seed: int, split: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), SPLITS.index(split))
 
 
-def _sampler(ctx: Context, cell: Compare | Feedback) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _sampler(ctx: Context, cell: Sampled) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(params, key of the split, batch of prompts and their items) -> responses and mask, (B, K,
     R)."""
     axes, R, K = ctx.runtime.axes, cell.task.response_len, cell.k
@@ -115,7 +112,7 @@ def _sampler(ctx: Context, cell: Compare | Feedback) -> Callable[..., tuple[jax.
 
 def _chunk(
     ctx: Context,
-    cell: Compare | Feedback,
+    cell: Sampled,
     sample: Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]],
     found: Callable[[Chunk], Arrays],
     prompts: TaskPrompts,
@@ -155,7 +152,7 @@ def decoded(ctx: Context, tokens_NKR: np.ndarray) -> list[str]:
     return [ctx.corpus.tokenizer.decode(row.tolist()) for row in rows]
 
 
-def gold_of(ctx: Context, cell: Compare | Feedback, chunk: Chunk) -> np.ndarray:
+def gold_of(ctx: Context, cell: Sampled, chunk: Chunk) -> np.ndarray:
     """The labeller's scores (n, K) of a chunk's responses."""
     asked = [prompt for prompt in chunk.asked for _ in range(cell.k)]
     return ctx.gold(cell.task, asked, chunk.texts).reshape(len(chunk.asked), cell.k)

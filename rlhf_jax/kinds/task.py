@@ -1,18 +1,16 @@
-"""What kinds that sample share: the task, and which kinds can play a part."""
+"""The task: what cells that sample have in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_jax.study.cell import option
+from rlhf_jax.study.cell import Cell, option
 from rlhf_jax.study.config import Checked, ConfigError
-from rlhf_jax.study.ranges import (
-    Size,
-)
+from rlhf_jax.study.ranges import Size
 
-LANGUAGE_MODELS = ("pretrain", "sft", "ppo", "dpo")
-REWARDS = ("reward", "ensemble", "sft")  # sft: on critiques with verdicts, which it then gives
+if TYPE_CHECKING:
+    from rlhf_jax.study.graph import Study
 
 
 @dataclass(frozen=True)
@@ -40,3 +38,13 @@ class TaskConfig(Checked):
                 f"task.template = {self.template!r} needs task.prompts; openings of sentences are "
                 "plain"
             )
+
+
+def task_of(study: Study, cell: Cell) -> TaskConfig | None:
+    """The task that a cell's model, or what it started from, learned; None: text alone."""
+    while not hasattr(cell, "task"):
+        if not cell.parents():
+            return None
+        cell = study[cell.parents()[0]]
+    task: TaskConfig = cell.task
+    return task

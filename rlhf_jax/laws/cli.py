@@ -243,7 +243,7 @@ def _open_study(args: argparse.Namespace) -> StudyResults:
 
     folder, root = Path(args.source), Path(args.source).resolve().parent.parent
     if folder.suffix == ".py":
-        from rlhf_jax.study.graph import load_study
+        from rlhf_jax.study import load_study
         from rlhf_jax.study.runs import Runs, claim_study
 
         runs = Runs(args.runs)

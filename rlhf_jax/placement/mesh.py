@@ -4,15 +4,8 @@ start anything. `rlhf_jax.model.sharding` has the sharding table that these rule
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from rlhf_jax.kinds.dpo.cell import DPO
-from rlhf_jax.kinds.ensemble.cell import Ensemble
-from rlhf_jax.kinds.ppo.cell import PPO
-from rlhf_jax.kinds.pretrain.cell import Pretrain
-from rlhf_jax.kinds.reward.cell import Reward
-from rlhf_jax.kinds.sft.cell import SFT
-from rlhf_jax.study.cell import Cell
 from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 from rlhf_jax.study.graph import Study
 
@@ -81,25 +74,21 @@ def check_placement(
     """
     chosen = set(cells)
     for cell in (c for c in study.order() if c.name in chosen):
-        for owner in (
-            cell.name,
-            *cell.parents(),
-            *study.reward_models(getattr(cell, "reward", "")),
-        ):
-            _check_model(study, study[owner], mesh)
-        for field, rows, micro in _row_counts(study, cell):
+        behind = [name for parent in cell.parents() for name in study[parent].member_cells()]
+        for owner in dict.fromkeys((cell.name, *cell.parents(), *behind)):
+            if (origin := study.origin(study[owner])) is not None:
+                _check_model(origin.name, study.model_of(origin), mesh)
+        for field, rows, micro in cell.batches(study):
             _check_rows(field, rows, mesh, accumulate if micro else 1)
 
 
-def _check_model(study: Study, cell: Cell, mesh: Mapping[str, int]) -> None:
-    while not isinstance(cell, Pretrain):
-        cell = study[cell.parents()[0]]
-    for axis, sizes in _sharded(cell.model).items():
+def _check_model(owner: str, model: ModelConfig, mesh: Mapping[str, int]) -> None:
+    for axis, sizes in _sharded(model).items():
         for field, size in sizes.items():
             if size % mesh[axis]:
                 fits = [n for n in range(1, mesh[axis]) if size % n == 0]
                 raise ConfigError(
-                    f"{cell.name}.model.{field} = {size} does not divide over {axis} = "
+                    f"{owner}.model.{field} = {size} does not divide over {axis} = "
                     f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
                     f"multiple of {mesh[axis]}"
                 )
@@ -116,21 +105,6 @@ def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
         "width": model.width,  # the residual stream between layers
     }
     return {"fsdp": {"width": model.width}, "tensor": tensor}
-
-
-def _row_counts(study: Study, cell: Cell) -> Iterator[tuple[str, int, bool]]:
-    """(what, rows, whether they are split into micro-batches) of the batches that a cell puts on
-    the mesh."""
-    if isinstance(cell, Pretrain | SFT | Reward | DPO):
-        yield f"{cell.name}.batch", cell.batch, True
-    elif isinstance(cell, Ensemble):
-        yield from (row for m in cell.members for row in _row_counts(study, study[m]))
-    elif isinstance(cell, PPO):
-        yield f"{cell.name}.batch", cell.batch, False
-        rows = cell.batch * cell.samples // cell.minibatches
-        yield f"{cell.name}: batch x samples / minibatches", rows, True
-        if cell.ptx_coef:
-            yield f"{cell.name}.ptx_batch", cell.ptx_batch, True
 
 
 def _check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.report.readme import write_index, write_readme
 from rlhf_jax.report.study_results import read_study, unique_rows
 from rlhf_jax.study.runs import CellFolder, read_json, write_json
 
@@ -32,16 +33,32 @@ TEXTS = ("samples",)  # and so do texts: what a corpus holds or a model says is 
 def export(study_folder: Path, runs_root: Path, to: Path) -> Path:
     """Copy fits, figures and a prediction to `to`, and write `results.json`: the command, and of
     every finished cell its configuration, results, time and provenance, and PPO's curves; and
-    `runs.csv`, the pretraining runs as a table that `rlhf-jax fit` reads. Replaces what an earlier
-    export left there, which stays if this one cannot be written."""
+    `runs.csv`, the pretraining runs as a table that `rlhf-jax fit` reads; and `README.md`, the
+    study's page. Replaces what an earlier export left there, which stays if this one cannot be
+    written. A study whose cells all come from that export (`--kept`) gets its page alone."""
     to.mkdir(parents=True, exist_ok=True)
+    spec = read_json(study_folder / "study.json")
+    source = Path(spec["file"]) if spec.get("file") else None
+    if not ((to / "results.json").exists() and _came_from_an_export(spec, runs_root)):
+        _replace(study_folder, runs_root, to)
+    write_readme(to, source)
+    if source and to.resolve().parent == source.parent / "results":
+        write_index(source.parent)
+    return to
+
+
+def _came_from_an_export(spec: dict[str, Any], runs_root: Path) -> bool:
+    folders = [CellFolder(runs_root / cell["folder"], cell["name"]) for cell in spec["cells"]]
+    return any(f.kept() for f in folders) and not any(f.done() for f in folders)
+
+
+def _replace(study_folder: Path, runs_root: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory(dir=to, prefix=".export-") as tmp:
         _write(study_folder, runs_root, Path(tmp))
         for name in ("fits", "figures"):
             shutil.rmtree(to / name, ignore_errors=True)
         for path in Path(tmp).iterdir():
             path.replace(to / path.name)
-    return to
 
 
 def _write(study_folder: Path, runs_root: Path, to: Path) -> None:

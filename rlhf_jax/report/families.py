@@ -6,10 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_jax.cost.flops import param_counts
-from rlhf_jax.report.study_results import CellResult, StudyResults, is_number
+from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.report.style import SERIES
 from rlhf_jax.study.config import ConfigError, ModelConfig, from_json
 
@@ -84,17 +83,13 @@ def proxy_of(study: StudyResults, cell: CellResult) -> Proxy:
 
 def proxy(study: StudyResults, cell: CellResult) -> Proxy:
     """What a reward cell or an ensemble is."""
-    report = cell.results.get("report") or {}
-    alone = cell.kind in ("reward", "sft")  # an SFT cell: a critique model
-    parts = [cell] if alone else [study.cell(name) for name in cell.parents]
+    report = getattr(cell.result, "report", None)
+    members = getattr(report, "members", ())  # of an ensemble
+    parts = [study.cell(name) for name in members] if members else [cell]
     sizes = [size(part) for part in parts if part]
-    labels = report.get("prompts") or cell.config.get("prompts")
-    return Proxy(
-        cell.name,
-        sum(s for s in sizes if s) or None,
-        int(labels) if is_number(labels) else None,
-        report.get("accuracy") if is_number(report.get("accuracy")) else None,
-    )
+    labels = report.prompts if report else cell.config.get("prompts")
+    accuracy = report.accuracy if report else None
+    return Proxy(cell.name, sum(s for s in sizes if s) or None, labels, accuracy)
 
 
 def size(cell: CellResult) -> int | None:
@@ -143,9 +138,3 @@ def ancestors(study: StudyResults, name: str) -> set[str]:
 def evaluated(cell: CellResult) -> str | None:
     """Name of the policy that an evaluation looks at: its `after`."""
     return cell.parents[1] if len(cell.parents) > 1 else None
-
-
-def result(cell: CellResult, name: str) -> dict[str, Any]:
-    """A cell's results file, {} where there is none."""
-    found = cell.results.get(name)
-    return found if isinstance(found, dict) else {}

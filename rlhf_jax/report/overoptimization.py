@@ -3,21 +3,35 @@ section."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
+from rlhf_jax.kinds.best_of_n.result import BestOfNResult
 from rlhf_jax.laws.forms.overoptimization import FORMULAS, Curve, Form, of_iterations
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.report import plots_overoptimization as plots
-from rlhf_jax.report.families import Proxy, family, proxy_of, result
-from rlhf_jax.report.markup import cell_link, fixed, interval, number, paragraph, table
+from rlhf_jax.report.blocks import (
+    Block,
+    Lead,
+    Paragraph,
+    Section,
+    columns,
+    fixed,
+    interval,
+    number,
+    share,
+)
+from rlhf_jax.report.families import Proxy, family, proxy_of
+from rlhf_jax.report.lead import Series, small
 from rlhf_jax.report.study_results import Analysed, CellResult, StudyResults, is_number
-from rlhf_jax.report.style import Plot, count
+from rlhf_jax.report.style import count
+from rlhf_jax.study.results import as_json
 
+GOLD_AND_KL = ("kl", "reward_gold")
 IN_WORDS = 6  # fits that the summary names one by one
 TITLES: dict[Form, str] = {"best_of_n": "best-of-n", "rl": "PPO"}
 
@@ -67,24 +81,24 @@ def gold_curve(cell: CellResult) -> Curve:
     Raises:
       FitError: the cell's result or its metrics lack what the curve is made of.
     """
-    if cell.kind == "ppo":
+    if not _sampled(cell):
         logged = cell.column("kl", "reward_gold")
         if not logged:
             raise FitError(f"{cell.name} has logged no KL and gold score")
         kl, gold = zip(*logged, strict=True)
         return of_iterations(cell.name, kl, gold)
-    found = result(cell, "best_of_n")
-    gold_PM = np.array(found.get("gold_by_prompt") or [], float).T
+    found = cell.result.best_of_n
+    gold_PM = np.array(found.gold_by_prompt, float).T
     if not gold_PM.size:
         raise FitError(f"{cell.name} has no gold_by_prompt in its result; run it again")
-    d_M = np.sqrt([kl_bound(n) for n in powers_of_two(found["n"])])
+    d_M = np.sqrt([kl_bound(n) for n in powers_of_two(found.n)])
     return Curve(cell.name, np.tile(d_M, (len(gold_PM), 1)), gold_PM)
 
 
 def inputs(group: Group) -> list[Any]:
     """What a group's fit is made from, for telling whether it has changed."""
     return [
-        [c.run_id, c.column("kl", "reward_gold") or result(c, "best_of_n").get("curve")]
+        [c.run_id, as_json(c.result.best_of_n.curve) if _sampled(c) else c.column(*GOLD_AND_KL)]
         for c in group.cells
     ]
 
@@ -103,82 +117,126 @@ def sentence(proxy: str, form: str, fit: dict[str, Any]) -> str:
     return said + (f", beyond the data (to {fit['d_max']:.2f})." if peak["beyond"] else ".")
 
 
-def section(
-    study: StudyResults,
-    analysis: Analysed,
-    fits: dict[str, dict[str, Any]],
-    draw: Callable[[Plot | None], str],
-) -> str:
+def section(study: StudyResults, analysis: Analysed, fits: Mapping[str, dict[str, Any]]) -> Section:
     """Table and figures of an analysis. fits: by the name of the group."""
     found = groups(study, analysis)
     waiting = "; ".join(f"{c.name}: {c.state}" for c in analysis.cells if not c.done)
-    body = paragraph(f"Left out: {waiting}.", "muted") if waiting else ""
+    late = [Paragraph(f"Left out: {waiting}.", "muted")] if waiting else []
+    heading = "Over-optimization" + (f" ({analysis.label})" if analysis.label else "")
     if not found:
-        return body + paragraph("No best-of-n or PPO cell of this analysis is done yet.", "muted")
-    body += paragraph(
+        none = Paragraph("No best-of-n or PPO cell of this analysis is done yet.", "muted")
+        return Section(heading, [*late, none], anchor=analysis.name)
+    said = (
         "With d the square root of the KL from the initial policy in nats, the gold score less its "
-        "value at "
-        f"d = 0 is {FORMULAS['best_of_n']} for best-of-n and {FORMULAS['rl']} for RL (Gao et al. "
-        f"2022). Extrapolation: fitted to the first 75% of the range of d, the root mean square "
-        f"error on the rest, and that of the guess that the score stays where it was last."
+        f"value at d = 0 is {FORMULAS['best_of_n']} for best-of-n and {FORMULAS['rl']} for RL (Gao "
+        "et al. 2022). Extrapolation: fitted to the first 75% of the range of d, the root mean "
+        "square error on the rest, and that of the guess that the score stays where it was last."
     )
-    rows = []
-    for group in found:
-        fit, known = fits.get(group.name, {}), group.known
-        ends, ahead = fit.get("intervals") or {}, fit.get("extrapolation") or {}
-        peak = fit.get("peak") or {}
-        scored = is_number(ahead.get("rms_error"))
-        rows.append(
-            (
-                group.proxy,
-                TITLES[group.form],
-                len(group.cells),
-                count(known.params),
-                number(known.labels),
-                f"{known.accuracy:.1%}" if known.accuracy is not None else "-",
-                fixed(fit.get("alpha")),
-                interval(ends.get("alpha"), 3),
-                fixed(fit.get("beta")),
-                interval(ends.get("beta"), 3),
-                fixed(peak.get("d"), 2),
-                fixed(peak.get("gain")),
-                f"{fixed(ahead['rms_error'])} ({fixed(ahead['last_rms_error'])})"
-                if scored
-                else ahead.get("refused", "-"),
-            )
-        )
-    body += table(
-        (
-            "proxy",
-            "optimised by",
-            "cells",
-            "params",
-            "labels",
-            "accuracy",
-            "alpha",
-            "95%",
-            "beta",
-            "95%",
-            "peak d",
-            "peak gain",
-            "extrapolation (last)",
-        ),
-        rows,
-        (0,),
-    )
-    for group in found:
-        fit = fits.get(group.name, {})
-        if fit.get("refused"):
-            body += paragraph(sentence(group.proxy, group.form, fit), "refused")
+    drawn = []
+    for form, name in TITLES.items():
+        some = [g for g in found if g.form == form]
+        facets = [plots.Facet(_title(g), [_points(c) for c in g.cells], fits[g.name]) for g in some]
+        drawn.append(plots.curves(facets, name, f"{analysis.name}-{form.replace('_', '-')}"))
+    refused = [
+        Paragraph(sentence(g.proxy, g.form, fits[g.name]), "refused")
+        for g in found
+        if fits[g.name].get("refused")
+    ]
     notes = dict.fromkeys(
         f"{TITLES[g.form]}: {n}." for g in found for n in fits[g.name].get("notes", [])
     )
-    body += "".join(paragraph(n, "muted") for n in notes)
-    for form, title in TITLES.items():
-        some = [g for g in found if g.form == form]
-        facets = [plots.Facet(_title(g), [_points(c) for c in g.cells], fits[g.name]) for g in some]
-        body += draw(plots.curves(facets, title, f"{analysis.name}-{form.replace('_', '-')}"))
-    return body
+    muted = [Paragraph(n, "muted") for n in notes]
+    blocks: list[Block] = [
+        *drawn,
+        Paragraph(said),
+        _parameters(found, fits),
+        *refused,
+        *late,
+        *muted,
+    ]
+    known = [(g.proxy, g.form, fits[g.name]) for g in found]
+    lead = _lead(found, fits)
+    return Section(
+        heading,
+        blocks,
+        _said(known),
+        [p.text for p in refused],
+        [lead] if lead else [],
+        analysis.name,
+    )
+
+
+def _parameters(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Block:
+    """A row a group: what the proxy is, its fit, and how that extrapolates."""
+
+    def ahead(fit: dict[str, Any]) -> str:
+        scored = fit.get("extrapolation") or {}
+        if not is_number(scored.get("rms_error")):
+            return str(scored.get("refused", "-"))
+        return f"{fixed(scored['rms_error'])} ({fixed(scored['last_rms_error'])})"
+
+    def ends(fit: dict[str, Any], key: str) -> str:
+        return interval((fit.get("intervals") or {}).get(key), 3)
+
+    def peak(fit: dict[str, Any], key: str) -> Any:
+        return (fit.get("peak") or {}).get(key)
+
+    return columns(
+        [(g, g.known, fits[g.name]) for g in found],
+        ("proxy", lambda of: of[0].proxy),
+        ("optimised by", lambda of: TITLES[of[0].form]),
+        ("cells", lambda of: len(of[0].cells)),
+        ("params", lambda of: count(of[1].params)),
+        ("labels", lambda of: number(of[1].labels)),
+        ("accuracy", lambda of: share(of[1].accuracy)),
+        ("alpha", lambda of: fixed(of[2].get("alpha"))),
+        ("95%", lambda of: ends(of[2], "alpha")),
+        ("beta", lambda of: fixed(of[2].get("beta"))),
+        ("95%", lambda of: ends(of[2], "beta")),
+        ("peak d", lambda of: fixed(peak(of[2], "d"), 2)),
+        ("peak gain", lambda of: fixed(peak(of[2], "gain"))),
+        ("extrapolation (last)", lambda of: ahead(of[2])),
+        text=(0,),
+    )
+
+
+def _said(found: list[tuple[str, Form, dict[str, Any]]]) -> list[str]:
+    """One sentence a fit that shows a peak; how many do, where there are many."""
+    shown = [one for one in found if one[2].get("peak")]
+    if len(found) <= IN_WORDS:
+        return [sentence(*one) for one in shown]
+    return [
+        f"{len(shown)} of {len(found)} fits show over-optimization.",
+        *(sentence(*one) for one in shown[:IN_WORDS]),
+    ]
+
+
+def _lead(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Lead | None:
+    """Gold and proxy gain of the group whose gold score peaks highest."""
+    peaks = {g.name: fits[g.name]["peak"]["gain"] for g in found if fits[g.name].get("peak")}
+    if not peaks:
+        return None
+    best = max((g for g in found if g.name in peaks), key=lambda g: peaks[g.name])
+    fit = fits[best.name]
+    band = fit["band"]
+    seen = [_points(c) for c in best.cells]
+    plot = small(
+        "lead-overoptimization",
+        [
+            Series(band["d"], band["gain"], band["low"], band["high"], True, "fit to gold"),
+            Series(
+                np.concatenate([s.d for s in seen]).tolist(),
+                np.concatenate([plots.gains(fit, s)[0] for s in seen]).tolist(),
+                label="gold",
+            ),
+        ],
+        "sqrt(KL)",
+        "gain",
+        f"Gain in gold score against sqrt(KL) under {TITLES[best.form]} against {best.proxy}.",
+    )
+    said = f"{peaks[best.name]:+.3f} {interval(fit['intervals']['peak_gain'], 3)}"
+    what = f"Highest peak of the gold score ({TITLES[best.form]}, {best.proxy})"
+    return Lead(what, f"{said} at sqrt(KL) {fit['peak']['d']:.2f}", plot)
 
 
 def _title(group: Group) -> str:
@@ -191,70 +249,14 @@ def _title(group: Group) -> str:
     return f"{group.proxy}\n{said}" if said else group.proxy
 
 
+def _sampled(cell: CellResult) -> bool:
+    return isinstance(cell.result, BestOfNResult)
+
+
 def _points(cell: CellResult) -> plots.Seen:
     """What is drawn of a cell: d, gold and proxy scores."""
-    if cell.kind == "ppo":
-        logged = np.array(cell.column("kl", "reward_gold", "reward_proxy"), float).reshape(-1, 3)
-        return plots.Seen(cell.name, np.sqrt(np.maximum(logged[:, 0], 0)), *logged[:, 1:].T)
-    curve = [r for r in result(cell, "best_of_n").get("curve", []) if isinstance(r, dict)]
-    rows = np.array([(r["kl"] ** 0.5, r["gold"], r["proxy"]) for r in curve], float).reshape(-1, 3)
-    return plots.Seen(cell.name, *rows.T)
-
-
-def headlines(study: StudyResults, fits: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """One sentence a fit; how many show a peak, where there are many."""
-    found = [
-        (g.proxy, g.form, fits[a.name][g.name])
-        for a in study.analyses("overoptimization")
-        for g in groups(study, a)
-    ]
-    if len(found) <= IN_WORDS:
-        return [sentence(*one) for one in found]
-    shown = [one for one in found if one[2].get("peak")]
-    return [
-        f"{len(shown)} of {len(found)} fits show over-optimization.",
-        *(sentence(*one) for one in shown[:IN_WORDS]),
-    ]
-
-
-def best_of_n(study: StudyResults) -> str:
-    """The section on best-of-n cells."""
-    rows = []
-    for cell in study.of("best_of_n"):
-        found = result(cell, "best_of_n")
-        curve = found.get("curve") or [{}]
-        best = max(curve, key=lambda r: r.get("gold_gain", float("-inf")))
-        rows.append(
-            (
-                cell_link(cell),
-                proxy_of(study, cell).name,
-                number(found.get("prompts")),
-                number(found.get("n")),
-                fixed(curve[0].get("gold")),
-                fixed(curve[-1].get("gold_gain")),
-                interval(curve[-1].get("gold_gain_interval"), 3),
-                number(best.get("n")),
-                fixed(curve[-1].get("kl"), 2),
-                fixed(found.get("distinct"), 2),
-                number(found.get("demonstrations")),
-            )
-        )
-    head = (
-        "cell",
-        "reward",
-        "prompts",
-        "n",
-        "gold of one",
-        "gain at n",
-        "95%",
-        "best n",
-        "KL at most",
-        "distinct",
-        "demonstrations",
-    )
-    body = paragraph(
-        "Gains are of the best of n samples by the reward over one sample, from all subsets of the "
-        "samples (unbiased); intervals are over prompts. The KL bound is loose where samples "
-        "repeat: `distinct` is the share of different samples of a prompt."
-    )
-    return body + table(head, rows, (1,))
+    if _sampled(cell):
+        rows = [(best.kl**0.5, best.gold, best.proxy) for best in cell.result.best_of_n.curve]
+        return plots.Seen(cell.name, *np.array(rows, float).reshape(-1, 3).T)
+    logged = np.array(cell.column("kl", "reward_gold", "reward_proxy"), float).reshape(-1, 3)
+    return plots.Seen(cell.name, np.sqrt(np.maximum(logged[:, 0], 0)), *logged[:, 1:].T)

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FixedLocator
 
-from rlhf_jax.report.families import Proxy, family
 from rlhf_jax.report.style import (
     FG,
     MUTED,
     SERIES,
     Plot,
-    count,
     legend_above,
-    log_axis,
     panels,
     render,
     styled,
@@ -48,10 +44,10 @@ class Facet:
     fit: dict[str, Any]
 
 
-def _gains(facet: Facet, run: Seen) -> tuple[np.ndarray, np.ndarray]:
+def gains(fit: dict[str, Any], run: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Gold and proxy above the start: the fit's, or the run's first point."""
-    start = facet.fit.get("gold_at_0")
-    if start is None or len(facet.runs) == 0 or facet.fit.get("form") == "best_of_n":
+    start = fit.get("gold_at_0")
+    if start is None or fit.get("form") == "best_of_n":
         start = run.gold[0]
     return run.gold - start, run.proxy - run.proxy[0]
 
@@ -70,8 +66,8 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
     figure, axes = panels(
         lines, columns, width=max(4.6, 2.3 * columns + 0.8), height=2.5 * lines + 0.7
     )
-    gains = [[_gains(f, r) for r in f.runs] for f in facets]
-    seen = [np.concatenate([g[k] for of in gains for g in of]) for k in (0, 1)]
+    gained = [[gains(f.fit, r) for r in f.runs] for f in facets]
+    seen = [np.concatenate([g[k] for of in gained for g in of]) for k in (0, 1)]
     fitted = [np.array((f.fit.get("band") or {}).get("gain") or [0.0], float) for f in facets]
     limits = _limits(np.concatenate([seen[0], *fitted]), seen[1])
     rows = []
@@ -80,7 +76,7 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
         thin = len(facet.runs) > 1
         style: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.6} if thin else {"linewidth": 1.2}
         mark = {"marker": "o", "markersize": 3} if len(facet.runs[0].d) < 20 else {}
-        for run, (gold, proxy) in zip(facet.runs, gains[i], strict=True):
+        for run, (gold, proxy) in zip(facet.runs, gained[i], strict=True):
             ax.plot(run.d, gold, color=GOLD, **style, **mark)
             other.plot(run.d, proxy, color=PROXY, linestyle="--", **style, **mark)
             rows += [
@@ -103,7 +99,7 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
         if last:
             other.set_ylabel("proxy gain", color=PROXY)
         if i + columns >= len(facets):
-            ax.set_xlabel("sqrt(KL) (nats$^{1/2}$)" if False else "sqrt(KL)")
+            ax.set_xlabel("sqrt(KL)")
     for ax in axes[len(facets) :]:
         ax.set_visible(False)
     _name_lines(axes[0])
@@ -144,41 +140,3 @@ def _name_lines(ax: Any) -> None:
     ax.plot([], [], color=PROXY, linestyle="--", label="proxy")
     ax.plot([], [], color=FG, linewidth=1.4, label="fit to gold")
     ax.plot([], [], "v", color=FG, linestyle="", label="its peak")
-
-
-@styled
-def reward_scaling(proxies: Sequence[Proxy], ceiling: float | None, name: str) -> Plot | None:
-    """Held-out accuracy of reward models against labels, a line a size; every seed a point."""
-    known = [p for p in proxies if p.params and p.labels and p.accuracy is not None]
-    if len({(p.params, p.labels) for p in known}) < 2:
-        return None
-    figure, (ax,) = panels(width=5.6, height=3.8)
-    rows = []
-    for i, size in enumerate(sorted({p.params or 0 for p in known})):
-        some = sorted((p for p in known if p.params == size), key=lambda p: p.labels or 0)
-        labels = np.array([p.labels for p in some], float)
-        accuracy = np.array([p.accuracy for p in some], float)
-        at = np.unique(labels)
-        mean = [accuracy[labels == n].mean() for n in at]
-        colour = SERIES[i % len(SERIES)]
-        ax.plot(labels, accuracy, "o", color=colour, markersize=4, alpha=0.6)
-        ax.plot(at, mean, color=colour, label=f"{count(size)} parameters")
-        rows += [(family(p.name), p.name, p.params, p.labels, p.accuracy) for p in some]
-    ax.axhline(0.5, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
-    if ceiling is not None:
-        ax.axhline(
-            ceiling, color=MUTED, linestyle="--", linewidth=1.2, label="the gold score itself"
-        )
-    log_axis(ax, "x", "labelled prompts", lambda v: f"{v:,.0f}")
-    if len(places := sorted({p.labels or 0 for p in known})) <= 8:
-        ax.xaxis.set_major_locator(FixedLocator(places))
-    ax.set_ylabel("pairwise accuracy (held out)")
-    legend_above(figure, ax)
-    return Plot(
-        name,
-        render(figure, name),
-        ("family", "cell", "params", "labels", "accuracy"),
-        rows,
-        "Held-out accuracy of reward models by labels and size; a point a model, lines through "
-        "means over seeds.",
-    )

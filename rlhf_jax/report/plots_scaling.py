@@ -313,13 +313,13 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
         curve = curve[shown]
         ax.plot(curve[:, 0], curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
         ax.plot(curve[:, 0], smoothed[shown], color=colour, label=cell.name)
-        if is_number(cell.heldout.get("loss")) and cell.kind == "pretrain":
+        if cell.pretrained:
             ax.axhline(
-                cell.heldout["loss"],
+                cell.pretrained.loss,
                 color=colour,
                 linestyle="--",
                 linewidth=1.1,
-                label=f"{cell.name}: held out {cell.heldout['loss']:.3f}",
+                label=f"{cell.name}: held out {cell.pretrained.loss:.3f}",
             )
         rows += [(cell.name, *point) for point in curve.tolist()]
         ax.set_xlabel("training tokens" if key == "tokens" else "step")

@@ -3,15 +3,27 @@ predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS
-from rlhf_jax.laws.forms import LAWS
-from rlhf_jax.laws.learning_rate import B0, N0
 from rlhf_jax.laws.published import FRONTIERS
-from rlhf_jax.report import plots_laws, plots_scaling
-from rlhf_jax.report.markup import fixed, interval, number, paragraph, plus_minus, run_link, table
+from rlhf_jax.report import law_sections, plots_laws, plots_scaling
+from rlhf_jax.report.blocks import (
+    Block,
+    Heading,
+    Lead,
+    Paragraph,
+    Reference,
+    Section,
+    Table,
+    columns,
+    fixed,
+    interval,
+    number,
+    plus_minus,
+)
+from rlhf_jax.report.lead import Series, small
 from rlhf_jax.report.study_fits import Fits
 from rlhf_jax.report.study_results import (
     Analysed,
@@ -19,32 +31,16 @@ from rlhf_jax.report.study_results import (
     StudyResults,
     is_number,
     sweep_table,
-    unique_rows,
 )
-from rlhf_jax.report.style import Plot, count, power
+from rlhf_jax.report.style import count, power
 
-Draw = Callable[[Plot | None], str]
 TITLES = {1: "envelope", 2: "IsoFLOP", 3: "parametric"}
 
 
-def headlines(fits: Fits) -> list[str]:
-    """One line a fit, for the summary."""
-    lines = []
-    for name, by_approach in fits.approaches.items():
-        lines += [_exponent_line(approach, name, fit) for approach, fit in by_approach.items()]
-    for name, fit in fits.lr_law.items():
-        lines.append(f"Learning-rate law{_of(name)}: {_rate_law(fit)}")
-    for name, check in fits.lr_check.items():
-        lines.append(f"Learning-rate check{_of(name)}: {check['reason']}.")
-    for name, fit in fits.data_constrained.items():
-        lines.append(f"Repeated data{_of(name)}: {_repetition_line(fit)}")
-    return lines
-
-
 def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
-    head = f"Approach {approach} ({TITLES[approach]}){_of(name)}"
+    head = f"Approach {approach} ({TITLES[approach]}){law_sections.labelled(name)}"
     if fit.get("refused"):
-        return f"{head}: no exponent. {_sentence(fit['refused'])}"
+        return f"{head}: no exponent. {law_sections.sentence(fit['refused'])}"
     ends = fit.get("intervals", {})
     return (
         f"{head}: N* ∝ C^{fit['a']:.3f}, 95% interval {interval(ends.get('a'), 3)}; "
@@ -53,94 +49,96 @@ def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
     )
 
 
-def _rate_law(fit: dict[str, Any]) -> str:
-    if fit.get("refused"):
-        return "none. " + _sentence(fit["refused"])
-    ends = fit["intervals"]
-    return (
-        f"lr = {fit['lr0']:.3g} (N / {N0:,.0f})^-{fit['n_power']:.2f} (B / "
-        f"{B0:,})^{fit['b_power']:.2f}; 95% intervals {interval(ends['lr0'], 4)}, "
-        f"{interval(ends['n_power'], 2)}, {interval(ends['b_power'], 2)}; residual of ln lr "
-        f"{fit['residual_sd']:.2f}."
-    )
-
-
-def _repetition_line(fit: dict[str, Any]) -> str:
-    if fit.get("refused") or "parameters" not in fit:
-        return "no law. " + _sentence(fit.get("refused") or "nothing was fitted")
-    return (
-        f"R_D* = {fit['parameters']['R_D']:.3g} repetitions, 95% interval "
-        f"{interval(fit['intervals'].get('R_D'))} (Muennighoff 2023: 15.4)."
-    )
-
-
-def _of(name: str) -> str:
-    """` (label)` of an analysis that has one."""
-    label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
-    return f" ({label.replace('-', ' ')})" if label else ""
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def sections(study: StudyResults, fits: Fits, draw: Draw) -> list[tuple[str, str, str]]:
-    """(anchor, heading, markup) of every section on scaling that the study has."""
-    found = []
-    for analysis in study.analyses("isoflop"):
-        name, cells, by_approach = analysis.name, analysis.cells, fits.approaches[analysis.name]
-        rows = sweep_table(cells, analysis.params, analysis.flops)
-        body = _accounting(analysis)
-        body += (
-            _sweep_rows(rows) if rows else paragraph("None of its cells has a held-out loss yet.")
-        )
-        body += draw(plots_scaling.training_curves([c for c in cells if c.done], f"{name}-curves"))
-        found += [
-            (name, "Scaling sweep" + _of(name), body),
-            (f"{name}-fits", "Fits" + _of(name), _fits(name, by_approach, draw)),
-        ]
+def sections(study: StudyResults, fits: Fits) -> list[Section]:
+    """Every section on scaling that the study has."""
+    found = [s for a in study.analyses("isoflop") for s in _isoflop(a, fits.approaches[a.name])]
     if sum(map(len, fits.approaches.values())) > 1:
         side = [
             (_side(a.label or a.name, approach, fits), fit)
             for a in study.analyses("isoflop")
             for approach, fit in fits.approaches[a.name].items()
         ]
-        body = draw(plots_laws.exponents(side, "exponents")) + _side_by_side(study, side)
-        found.insert(0, ("exponents", "Exponents side by side", body))
+        blocks = [plots_laws.exponents(side, "exponents"), *_side_by_side(study, side)]
+        found.insert(0, Section("Exponents side by side", blocks, anchor="exponents"))
     if fits.prediction:
-        found.append(
-            ("prediction", "Predicted before it was run", _prediction(fits.prediction, draw))
-        )
-    for name, fit in fits.lr_law.items():
-        body = paragraph(_rate_law(fit), "refused" if fit.get("refused") else "")
-        body += _rates(fit) + draw(plots_laws.lr_law(fit, name)) + _notes(fit)
-        found.append((name, "Learning-rate law" + _of(name), body))
-    for analysis in study.analyses("data_constrained"):
-        body = _repeated(fits.data_constrained[analysis.name], analysis, draw)
-        found.append((analysis.name, "Repeated data" + _of(analysis.name), body))
-    for name, check in fits.lr_check.items():
-        tried = [
-            (p["label"], run_link(p["run_id"]), number(p["lr"]), plus_minus(p["loss"], p["stderr"]))
-            for p in check["points"]
-        ]
-        body = paragraph(_sentence(check["reason"]), "" if check["interior"] else "refused")
-        body += table(("cell", "run id", "peak lr", "held-out loss"), tried) if tried else ""
-        body += draw(plots_scaling.lr_check(check, name))
-        found.append((name, "Learning-rate check" + _of(name), body))
-    return found
+        found.append(law_sections.prediction(fits.prediction))
+    found += [law_sections.lr_law(name, fit) for name, fit in fits.lr_law.items()]
+    found += [
+        law_sections.repeated(a, fits.data_constrained[a.name])
+        for a in study.analyses("data_constrained")
+    ]
+    return found + [law_sections.lr_check(name, check) for name, check in fits.lr_check.items()]
 
 
-def _accounting(analysis: Analysed) -> str:
+def _isoflop(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list[Section]:
+    """The sweep, and the three approaches' fits to it."""
+    name, cells = analysis.name, analysis.cells
+    rows = sweep_table(cells, analysis.params, analysis.flops)
+    none = Paragraph("None of its cells has a held-out loss yet.", "muted")
+    curves = plots_scaling.training_curves([c for c in cells if c.done], f"{name}-curves")
+    lines = {k: _exponent_line(k, name, fit) for k, fit in by_approach.items()}
+    refused = [line for k, line in lines.items() if by_approach[k].get("refused")]
+    said = [line for line in lines.values() if line not in refused]
+    sweep = [curves, _accounting(analysis), _sweep_rows(rows) if rows else none]
+    return [
+        Section("Scaling sweep" + law_sections.labelled(name), sweep, anchor=name),
+        Section(
+            "Fits" + law_sections.labelled(name),
+            _fits(name, by_approach),
+            said,
+            refused,
+            _lead(name, by_approach),
+            f"{name}-fits",
+        ),
+    ]
+
+
+def _lead(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
+    """The compute-optimal sizes with the law through them, of the IsoFLOP fit, or else of the first
+    that gives an exponent."""
+    order = [k for k in (2, 3, 1) if not by_approach.get(k, {"refused": True}).get("refused")]
+    if not order:
+        return []
+    fit = by_approach[order[0]]
+    line, minima = fit["frontier"], [b for b in fit.get("budgets") or [] if not b["refused"]]
+    ends = [(p.get("intervals") or {}).get("n_star") for p in line]
+    low, high = zip(*ends, strict=True) if ends and all(ends) else (None, None)
+    around = [b["intervals"].get("n_star", (b["n_star"],) * 2) for b in minima]
+    plot = small(
+        f"lead-{name}",
+        [
+            Series([p["flops"] for p in line], [p["n_star"] for p in line], low, high, True),
+            Series(
+                [b["flops"] for b in minima],
+                [b["n_star"] for b in minima],
+                [a[0] for a in around],
+                [a[1] for a in around],
+            ),
+        ],
+        "training compute C (FLOPs)",
+        "optimal size N*",
+        "Compute-optimal model size against compute, with the fitted law and its 95% band.",
+        x_form=power,
+        y_form=count,
+    )
+    number = f"N* ∝ C^{fit['a']:.2f} {interval(fit['intervals'].get('a'), 2)}"
+    return [
+        Lead(f"Compute-optimal size, {TITLES[order[0]]}{law_sections.labelled(name)}", number, plot)
+    ]
+
+
+def _accounting(analysis: Analysed) -> Paragraph | None:
     """What counts as N, C and loss, where that is not the default."""
     source = {
         "heldout": "",
-        "ends": "Losses at equal compute are interpolated between each size's final held-out losses. ",
+        "ends": "Losses at equal compute are interpolated between each size's final held-out "
+        "losses. ",
         "curve": "Losses at equal compute are read off each size's smoothed training loss. ",
     }[analysis.loss]
     if (analysis.params, analysis.flops, analysis.loss) == ("total", "exact", "heldout"):
-        return ""
+        return None
     n = "all parameters" if analysis.params == "total" else "parameters without embeddings"
-    return paragraph(f"{source}N: {n}. C: {CONVENTIONS[analysis.flops]}.")
+    return Paragraph(f"{source}N: {n}. C: {CONVENTIONS[analysis.flops]}.")
 
 
 def _side(label: str, approach: int, fits: Fits) -> str:
@@ -150,34 +148,27 @@ def _side(label: str, approach: int, fits: Fits) -> str:
     return f"{label}, approach {approach}"
 
 
-def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -> str:
-    rows = [
-        (
-            label,
-            fit.get("n", "-"),
-            fixed(fit.get("a")),
-            interval((fit.get("intervals") or {}).get("a"), 3),
-            fixed(fit.get("b")),
-            _ahead(fit),
-            fit.get("refused") or "-",
-        )
-        for label, fit in side
-    ]
-    body = table(
-        ("fit", "runs", "a (N*)", "95%", "b (D*)", "held-out extrapolation", "refused"),
-        rows,
-        (5, 6),
+def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -> list[Block]:
+    found = columns(
+        side,
+        ("fit", lambda of: of[0]),
+        ("runs", lambda of: of[1].get("n", "-")),
+        ("a (N*)", lambda of: fixed(of[1].get("a"))),
+        ("95%", lambda of: interval((of[1].get("intervals") or {}).get("a"), 3)),
+        ("b (D*)", lambda of: fixed(of[1].get("b"))),
+        ("held-out extrapolation", lambda of: law_sections.ahead(of[1])),
+        ("refused", lambda of: of[1].get("refused") or "-"),
+        text=(5, 6),
     )
+    blocks: list[Block] = [found]
     first = 0.0
     for analysis in study.analyses("isoflop"):
         spent = sum(_own_flops(c, study) for c in _with_parents(analysis.cells, study))
         first = first or spent
         share = f"; {spent / first:.2f} of the first" if first != spent else ""
-        body += paragraph(
-            f"{analysis.label or 'The sweep'}: {power(spent)} FLOPs in all, the cells that it "
-            f"starts from included{share}."
-        )
-    return body
+        line = f"{power(spent)} FLOPs in all, the cells that it starts from included{share}."
+        blocks.append(Paragraph(f"{analysis.label or 'The sweep'}: {line}"))
+    return blocks
 
 
 def _with_parents(cells: list[CellResult], study: StudyResults) -> list[CellResult]:
@@ -195,211 +186,105 @@ def _own_flops(cell: CellResult, study: StudyResults) -> float:
     """Training FLOPs of a cell beyond those of the one that it continues."""
 
     def spent(c: CellResult) -> float:
-        flops = c.heldout.get("flops")
-        return float(flops["exact"]) if isinstance(flops, dict) else 0.0
+        return float(c.pretrained.flops["exact"]) if c.pretrained else 0.0
 
     parents = [p for name in cell.parents if (p := study.cell(name)) is not None]
     return spent(cell) - sum(map(spent, parents))
 
 
-def _ahead(fit: dict[str, Any]) -> str:
-    """The score of a fit on what it was not fitted to, in words."""
-    ahead = fit.get("extrapolation") or {}
-    if is_number(ahead.get("rms_log_error")):
-        return f"loss above {power(ahead['below'])} FLOPs missed by {100 * ahead['rms_log_error']:.2f}% rms"
-    if is_number(ahead.get("n_log_error")):
-        return (
-            f"N* at {power(ahead['flops'])} FLOPs, from the runs up to {power(ahead['below'])}, "
-            f"missed by {100 * ahead['n_log_error']:+.0f}% (ln)"
-        )
-    return str(ahead.get("refused") or "-")
-
-
-def _fits(name: str, by_approach: dict[int, dict[str, Any]], draw: Draw) -> str:
+def _fits(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Block]:
     one, two, three = (by_approach.get(k, {}) for k in (1, 2, 3))
-    body = ""
-    if one:
-        body += "<h3>Approach 1: the envelope</h3>" + _exponents(one)
-        body += draw(plots_laws.envelope(one, f"{name}-envelope"))
-    body += _budgets(two) + draw(plots_scaling.isoflop(two, f"{name}-parabolas"))
-    body += draw(plots_scaling.frontier(by_approach, f"{name}-frontier"))
+    blocks: list[Block] = [
+        plots_scaling.frontier(by_approach, f"{name}-frontier"),
+        plots_scaling.isoflop(two, f"{name}-parabolas"),
+        Heading("Approach 2: IsoFLOP minima"),
+        *_budgets(two),
+    ]
     if three:
-        body += _law(three) + draw(plots_scaling.residuals(three, f"{name}-residuals"))
-        body += draw(plots_laws.extrapolation(three, f"{name}-extrapolation"))
-    return body
+        blocks += [
+            *_law(three),
+            plots_scaling.residuals(three, f"{name}-residuals"),
+            plots_laws.extrapolation(three, f"{name}-extrapolation"),
+        ]
+    if one:
+        blocks += [Heading("Approach 1: the envelope"), *_exponents(one)]
+        blocks.append(plots_laws.envelope(one, f"{name}-envelope"))
+    return blocks
 
 
-def _exponents(fit: dict[str, Any]) -> str:
+def _exponents(fit: dict[str, Any]) -> list[Block]:
     """a and b with intervals, or the refusal, and the notes."""
     if fit.get("refused"):
-        return paragraph("No exponent: " + _sentence(fit["refused"]), "refused") + _notes(fit)
+        return [
+            law_sections.refusal("No exponent: " + law_sections.sentence(fit["refused"])),
+            *law_sections.notes(fit),
+        ]
     ends = fit["intervals"]
-    return paragraph(
+    said = (
         f"a = {fit['a']:.4f} {interval(ends.get('a'), 3)}, b = {fit['b']:.4f} "
         f"{interval(ends.get('b'), 3)} (95%, {fit['resamples']} bootstrap resamples). Held-out "
-        f"extrapolation: {_ahead(fit)}."
-    ) + _notes(fit)
-
-
-def _rates(fit: dict[str, Any]) -> str:
-    rows = [
-        (
-            count(g["params"]),
-            count(g["batch_tokens"]),
-            number(g["best_lr"], 3),
-            number(g.get("predicted"), 3),
-            fixed(g["loss"], 4),
-            g["refused"] or "-",
-        )
-        for g in fit.get("groups") or []
-    ]
-    head = ("params N", "tokens a batch", "best lr", "the law's", "loss", "refused")
-    return table(head, rows, (5,)) if rows else ""
-
-
-def _repeated(fit: dict[str, Any], analysis: Analysed, draw: Draw) -> str:
-    body = paragraph(_repetition_line(fit), "refused" if fit.get("refused") else "")
-    if "parameters" not in fit:
-        return body
-    law = LAWS[fit["law"]](**fit["parameters"])
-    body += table(
-        ("coefficient", "value", "95%"),
-        [
-            (k, number(v, 5), interval(fit["intervals"].get(k)))
-            for k, v in fit["parameters"].items()
-        ],
+        f"extrapolation: {law_sections.ahead(fit)}."
     )
-    body += draw(plots_laws.repetition(law.predict, unique_rows(analysis.cells), analysis.name))
-    body += draw(plots_laws.law(fit, f"{analysis.name}-law"))
-    body += paragraph(f"Held-out extrapolation: {_ahead(fit)}.")
-    return body + _notes(fit)
+    return [Paragraph(said), *law_sections.notes(fit)]
 
 
-def _prediction(said: dict[str, Any], draw: Draw) -> str:
-    seen = said.get("score", {}).get("measured", {})
-    body = paragraph(
-        f"Made at {said.get('made', '?')} from {said['fitted']} runs of up to "
-        f"{power(said['below'])} FLOPs, for {power(said['flops'])} FLOPs."
-    )
-    named = {"n_star": "N*", "d_star": "D*", "loss_star": "loss"}
-    rows, drawn = [], []
-    for approach, of in said["approaches"].items():
-        for key, label in named.items():
-            if not of.get(key):
-                continue
-            low, high = of["intervals"].get(key, (None, None))
-            wanted, ends = seen.get(key), (seen.get("intervals") or {}).get(key, (None, None))
-            error = said.get("score", {}).get("approaches", {}).get(approach, {}).get(key)
-            rows.append(
-                (
-                    f"approach {approach}",
-                    label,
-                    number(of[key], 4),
-                    interval((low, high)),
-                    number(wanted, 4),
-                    interval(ends),
-                    f"{100 * error:+.1f}%" if error is not None else "-",
-                )
-            )
-            if wanted:
-                drawn.append(
-                    {
-                        "quantity": label,
-                        "law": f"A{approach}",
-                        "predicted": of[key],
-                        "low": low,
-                        "high": high,
-                        "measured": wanted,
-                        "measured_low": ends[0],
-                        "measured_high": ends[1],
-                    }
-                )
-        if of.get("refused"):
-            body += paragraph(f"Approach {approach}: {_sentence(of['refused'])}", "refused")
-    body += table(
-        ("from", "quantity", "predicted", "95%", "measured", "95%", "ln error"), rows, (0, 1)
-    )
-    if seen.get("refused"):
-        body += paragraph("Measured: " + _sentence(seen["refused"]), "refused")
-    runs = said.get("score", {}).get("runs")
-    if runs:
-        body += paragraph(
-            f"Approach 3 also said the loss of each of the {runs['n']} runs: missed by "
-            f"{100 * runs['rms_log_error']:.2f}% rms (mean {100 * runs['mean_log_error']:+.2f}%)."
-        )
-    return body + draw(plots_laws.predicted(drawn, "prediction"))
+def _sweep_rows(rows: Sequence[dict[str, Any]]) -> Table | None:
+    def tokens_per_param(row: dict[str, Any]) -> str:
+        return number(row["tokens"] / row["params"], 3) if row["params"] else "-"
 
-
-def _sweep_rows(rows: list[dict[str, Any]]) -> str:
-    rows = sorted(rows, key=lambda row: (float(f"{row['flops'] or 0:.1e}"), row["params"] or 0))
-    return table(
-        (
-            "cell",
-            "run id",
-            "params N",
-            "tokens D",
-            "D/N",
-            "FLOPs (exact)",
-            "loss (nats/token)",
-            "bits/byte",
-            "peak lr",
-        ),
-        [
-            (
-                row["label"],
-                run_link(row["run_id"]),
-                count(row["params"]),
-                count(row["tokens"]),
-                number(row["tokens"] / row["params"], 3)
-                if row["params"] and row["tokens"]
-                else "-",
-                power(row["flops"]) if row["flops"] else "-",
-                plus_minus(row["loss"], row["stderr"]),
-                fixed(row["bits_per_byte"], 4),
-                number(row["lr"], 3),
-            )
-            for row in rows
-        ],
+    return columns(
+        sorted(rows, key=lambda r: (float(f"{r['flops'] or 0:.1e}"), r["params"] or 0)),
+        ("cell", lambda r: r["label"]),
+        ("run id", lambda r: Reference(r["run_id"], r["run_id"], code=True)),
+        ("params N", lambda r: count(r["params"])),
+        ("tokens D", lambda r: count(r["tokens"])),
+        ("D/N", tokens_per_param),
+        ("FLOPs (exact)", lambda r: power(r["flops"])),
+        ("loss (nats/token)", lambda r: plus_minus(r["loss"], r["stderr"])),
+        ("bits/byte", lambda r: fixed(r["bits_per_byte"], 4)),
+        ("peak lr", lambda r: number(r["lr"], 3)),
     )
 
 
-def _budgets(fit: dict[str, Any]) -> str:
-    body = "<h3>Approach 2: IsoFLOP minima</h3>"
-    rows = []
-    for b in fit.get("budgets") or []:
-        ends, said = b["intervals"], b["refused"] or "; ".join(b["warnings"]) or "resolved"
-        verdict = f"refused: {said}" if b["refused"] else said
-        rows.append(
-            (
-                power(b["flops"]),
-                len(b["points"]),
-                count(b["n_star"]),
-                interval(ends.get("n_star"), form=count),
-                count(b["d_star"]),
-                interval(ends.get("d_star"), form=count),
-                fixed(b["loss_star"], 4),
-                interval(ends.get("loss_star"), 4),
-                verdict,
-            )
+def _budgets(fit: dict[str, Any]) -> list[Block]:
+    def verdict(b: dict[str, Any]) -> str:
+        return (
+            f"refused: {b['refused']}" if b["refused"] else "; ".join(b["warnings"]) or "resolved"
         )
-    if rows:
-        body += table(
-            ("budget", "runs", "N*", "95%", "D*", "95%", "L*", "95%", "verdict"), rows, (8,)
-        )
-    return body + _exponents(fit)
+
+    found = columns(
+        fit.get("budgets") or [],
+        ("budget", lambda b: power(b["flops"])),
+        ("runs", lambda b: len(b["points"])),
+        ("N*", lambda b: count(b["n_star"])),
+        ("95%", lambda b: interval(b["intervals"].get("n_star"), form=count)),
+        ("D*", lambda b: count(b["d_star"])),
+        ("95%", lambda b: interval(b["intervals"].get("d_star"), form=count)),
+        ("L*", lambda b: fixed(b["loss_star"], 4)),
+        ("95%", lambda b: interval(b["intervals"].get("loss_star"), 4)),
+        ("verdict", verdict),
+        text=(8,),
+    )
+    return [found, *_exponents(fit)]
 
 
-def _law(fit: dict[str, Any]) -> str:
-    body = "<h3>Approach 3: L(N, D) = E + A / N^alpha + B / D^beta</h3>"
-    if fit.get("refused"):
-        body += paragraph("No compute-optimal split: " + _sentence(fit["refused"]), "refused")
+def _law(fit: dict[str, Any]) -> list[Block]:
+    blocks: list[Block] = [Heading("Approach 3: L(N, D) = E + A / N^alpha + B / D^beta")]
+    refusal = fit.get("refused")
+    refused = (
+        [law_sections.refusal("No compute-optimal split: " + law_sections.sentence(refusal))]
+        if refusal
+        else []
+    )
     if "E" not in fit:
-        return body
-    ends = fit["intervals"]
-    names = ("E", "A", "B", "alpha", "beta", "a", "b")
-    body += table(
-        ("coefficient", "value", "95%"),
-        [(k, number(fit[k], 6), interval(ends.get(k))) for k in names],
+        return [*blocks, *refused]
+    blocks.append(
+        columns(
+            ("E", "A", "B", "alpha", "beta", "a", "b"),
+            ("coefficient", str),
+            ("value", lambda key: number(fit[key], 6)),
+            ("95%", lambda key: interval(fit["intervals"].get(key))),
+        )
     )
     ahead = fit["extrapolation"]
     lines = [
@@ -407,7 +292,7 @@ def _law(fit: dict[str, Any]) -> str:
         f"starts reach this optimum; condition number {number(fit['condition'], 3)}.",
         f"Outliers: {fit['outliers']['policy']}.",
     ]
-    if "rms_log_error" in ahead and is_number(ahead["rms_log_error"]):
+    if is_number(ahead.get("rms_log_error")):
         lines.append(
             f"Extrapolation: fitted to the {ahead['fitted']} runs up to {power(ahead['below'])} "
             f"FLOPs, the law misses the other {ahead['scored']} by "
@@ -415,8 +300,4 @@ def _law(fit: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"Extrapolation not scored: {ahead.get('refused', 'no finite error')}.")
-    return body + "".join(map(paragraph, lines)) + _notes(fit)
-
-
-def _notes(fit: dict[str, Any]) -> str:
-    return "".join(paragraph(_sentence(note), "muted") for note in fit.get("notes", []))
+    return [*blocks, *map(Paragraph, lines), *refused, *law_sections.notes(fit)]

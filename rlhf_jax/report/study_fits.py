@@ -47,13 +47,18 @@ class Fits:
     prediction: dict[str, Any] | None = None
 
 
-def run_fits(study: StudyResults, resamples: int = 1000, seed: int = 0) -> Fits:
-    """Runs every analysis and writes `fits/NAME.json`; an unchanged fit is read back instead."""
+def run_fits(
+    study: StudyResults, resamples: int = 1000, seed: int = 0, as_kept: bool = False
+) -> Fits:
+    """Runs every analysis and writes `fits/NAME.json`; an unchanged fit is read back instead, and
+    with `as_kept` every fit that is there."""
     fits = Fits(prediction=_prediction(study))
 
     def kept(name: str, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        key = [*inputs, resamples, seed, METHOD]
-        return _kept(study.folder / "fits" / f"{name}.json", key, make)
+        path = study.folder / "fits" / f"{name}.json"
+        if as_kept and (fit := read_json(path)):
+            return dict(fit)
+        return _kept(path, [*inputs, resamples, seed, METHOD], make)
 
     for analysis in study.analyses("isoflop"):
         rows = sweep_table(analysis.cells, analysis.params, analysis.flops)
@@ -160,7 +165,7 @@ def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
         if is_number(row["lr"])
     ]
     rows.sort(key=lambda row: row["lr"])
-    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if not c.heldout]}
+    out: dict[str, Any] = {"points": rows, "missing": [c.name for c in cells if c.heldout is None]}
     try:
         return out | check_lr([(r["lr"], r["loss"], r["stderr"]) for r in rows]).to_dict()
     except ConfigError as e:

@@ -14,11 +14,20 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from rlhf_jax.evals.results import HeldOut
+from rlhf_jax.kinds.pretrain.result import PretrainHeldOut
 from rlhf_jax.laws.curves import Curve, smooth
 from rlhf_jax.laws.isoflop import WIDE
 from rlhf_jax.laws.points import Points, from_rows
+from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import LEFT_OUT, read
 from rlhf_jax.study.runs import CellFolder, Damaged, read_json
+
+
+def result_class(kind: str) -> type | None:
+    """What the jobs of a kind return; None where that is not known here."""
+    return KNOWN[kind].RESULT if kind in KNOWN else None
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,15 @@ class CellResult:
         return (self.record or {}).get("seconds")
 
     @cached_property
-    def results(self) -> dict[str, Any]:
-        """File stem -> content of every `results/*.json`."""
-        if not self.done:
-            return {}
-        return {stem: self.snapshot.result(stem) or {} for stem in self.snapshot.result_names()}
+    def result(self) -> Any:
+        """The typed results of a finished cell, or None. Raises Damaged where they are not what a
+        cell of its kind writes."""
+        return read(result_class(self.kind), self.snapshot) if self.done else None
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """File -> rows of it that the cell did not use, and why."""
+        return (self.snapshot.result(LEFT_OUT) or {}) if self.done else {}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -95,8 +108,16 @@ class CellResult:
         return str(state["state"])
 
     @property
-    def heldout(self) -> dict[str, Any]:
-        return self.results.get("heldout") or {}
+    def heldout(self) -> HeldOut | None:
+        """Its loss on the held-out set, where its kind measures one."""
+        return getattr(self.result, "heldout", None)
+
+    @property
+    def pretrained(self) -> PretrainHeldOut | None:
+        """The same with what it cost, of a pretraining cell whose loss is finite."""
+        held = self.heldout
+        known = isinstance(held, PretrainHeldOut) and is_number(held.loss)
+        return held if known else None  # type: ignore[return-value]
 
     def column(self, *names: str) -> list[tuple[Any, ...]]:
         """The metrics rows in which all of `names` are finite numbers, as tuples."""
@@ -133,7 +154,7 @@ class Analysed:
     @property
     def left_out(self) -> list[tuple[str, str]]:
         """(name, state) of the cells without a held-out loss."""
-        return [(cell.name, cell.state) for cell in self.cells if not cell.heldout]
+        return [(cell.name, cell.state) for cell in self.cells if cell.heldout is None]
 
 
 @dataclass(frozen=True)
@@ -146,6 +167,10 @@ class StudyResults:
 
     def of(self, kind: str, done: bool = True) -> list[CellResult]:
         return [cell for cell in self.cells if cell.kind == kind and (cell.done or not done)]
+
+    def having(self, result: type) -> list[CellResult]:
+        """The cells that have results of a class."""
+        return [cell for cell in self.cells if isinstance(cell.result, result)]
 
     def cell(self, name: str) -> CellResult | None:
         """The cell of a name, or None."""
@@ -185,7 +210,7 @@ class StudyResults:
         """
         for cell in self.cells:
             if cell.done:
-                _ = cell.config, cell.provenance, cell.results
+                _ = cell.config, cell.provenance, cell.result, cell.left_out
                 cell.snapshot.read("metrics.jsonl")
 
     @property
@@ -225,32 +250,30 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
 def sweep_table(
     cells: Sequence[CellResult], params: str = "total", flops: str = "exact"
 ) -> list[dict[str, Any]]:
-    """One row a finished pretraining cell that has a held-out loss: label, run_id, params, tokens,
-    flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
+    """One row a finished pretraining cell that has a finite held-out loss: label, run_id, params,
+    tokens, flops, loss, stderr, bits_per_byte, lr, batch_tokens, unique_tokens, seed.
 
     params: which count of the cell's parameters is N (`total`, `non_embedding`). flops: which
     convention is C.
     """
     rows = []
     for cell in cells:
-        held, config = cell.heldout, cell.config
-        if not is_number(held.get("loss")):
+        held, config = cell.pretrained, cell.config
+        if held is None:
             continue
-        counts, compute = held.get("param_counts") or {}, held.get("flops")
-        optim = config.get("optim") or {}
         rows.append(
             {
                 "label": cell.name,
                 "run_id": cell.run_id,
-                "params": counts.get(params, held.get("params") if params == "total" else None),
-                "tokens": held.get("train_tokens", config.get("tokens")),
-                "flops": compute.get(flops) if isinstance(compute, dict) else compute,
-                "loss": held["loss"],
-                "stderr": held.get("stderr"),
-                "bits_per_byte": held.get("bits_per_byte"),
-                "bits_per_byte_stderr": held.get("bits_per_byte_stderr"),
-                "lr": optim.get("lr"),
-                "batch_tokens": held.get("batch_tokens"),
+                "params": held.param_counts.get(params),
+                "tokens": held.train_tokens,
+                "flops": held.flops.get(flops),
+                "loss": held.loss,
+                "stderr": held.stderr,
+                "bits_per_byte": held.bits_per_byte,
+                "bits_per_byte_stderr": held.bits_per_byte_stderr,
+                "lr": config.get("optim", {}).get("lr"),
+                "batch_tokens": held.batch_tokens,
                 "unique_tokens": config.get("unique_tokens"),
                 "seed": config.get("seed"),
             }

@@ -12,9 +12,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -78,6 +79,12 @@ class Plot:
     header: tuple[str, ...]
     rows: list[tuple]
     caption: str
+
+    MACRO: ClassVar[str] = "figure"
+
+    def markup(self) -> Markup:
+        """For a page that defines the colours."""
+        return Markup(self.svg)
 
     def write(self, folder: Path) -> None:
         """`NAME.svg`, readable on its own in light and dark, and `NAME.csv`."""

@@ -1,11 +1,15 @@
-"""Rewards per token, generalised advantages, and KL estimators, over masked BT arrays."""
+"""Rewards per token, advantages, and KL estimators, over masked BT arrays."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax.kinds.ppo.cell import ALGORITHMS, PPO
+from rlhf_jax.study.callables import load_callable
+from rlhf_jax.study.config import ConfigError
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -58,17 +62,72 @@ def gae(
     return advantages_BT, (advantages_BT + values_BT) * mask_BT
 
 
-def grouped(score_B: jax.Array, group: int, standardise: bool = False) -> jax.Array:
-    """Advantages B of whole responses against the others of their group of consecutive rows: the
-    score less the mean of the others (RLOO, Ahmadian et al. 2024), or less the group's mean, in
-    units of its standard deviation (GRPO, Shao et al. 2024)."""
-    score_Ng = score_B.reshape(-1, group)
-    centred_Ng = score_Ng - jnp.mean(score_Ng, axis=1, keepdims=True)
-    if standardise:
-        advantage_Ng = centred_Ng / (jnp.std(score_Ng, axis=1, keepdims=True, ddof=1) + 1e-4)
-    else:
-        advantage_Ng = centred_Ng * (group / (group - 1))
-    return advantage_Ng.reshape(score_B.shape)
+class Rollout(NamedTuple):
+    """What advantages are estimated from: B rows, `cell.samples` responses to each prompt beside
+    each other, R tokens.
+
+    Attributes:
+        returns_B: reward of a whole response, its score less the KL penalty.
+        rewards_BR: by token. mask_BR: 1 where there are any.
+        values_BR: of the critic; None: there is none.
+    """
+
+    returns_B: jax.Array
+    rewards_BR: jax.Array
+    mask_BR: jax.Array
+    values_BR: jax.Array | None
+
+
+# --- algorithms: (rollout, cell) -> advantages, B of responses or BR of tokens --------------------
+
+
+def generalised(rollout: Rollout, cell: PPO) -> jax.Array:
+    """Of tokens, by `gae`."""
+    assert rollout.values_BR is not None
+    return gae(rollout.rewards_BR, rollout.values_BR, rollout.mask_BR, cell.gamma, cell.lam)[0]
+
+
+def leave_one_out(rollout: Rollout, cell: PPO) -> jax.Array:
+    """The return less the mean of the others of its prompt (RLOO, Ahmadian et al. 2024)."""
+    return _centred(rollout.returns_B, cell.samples) * (cell.samples / (cell.samples - 1))
+
+
+def leave_one_out_of_batch(rollout: Rollout, cell: PPO) -> jax.Array:
+    """The return less the mean of all others of the batch."""
+    B = len(rollout.returns_B)
+    return _centred(rollout.returns_B, B) * (B / (B - 1))
+
+
+def standardised(rollout: Rollout, cell: PPO) -> jax.Array:
+    """The return less the mean of its prompt, in units of the standard deviation (GRPO, Shao et al.
+    2024)."""
+    returns_Ng = rollout.returns_B.reshape(-1, cell.samples)
+    spread_N1 = jnp.std(returns_Ng, axis=1, keepdims=True, ddof=1)
+    centred_Ng = _centred(rollout.returns_B, cell.samples).reshape(returns_Ng.shape)
+    return (centred_Ng / (spread_N1 + 1e-4)).reshape(rollout.returns_B.shape)
+
+
+def _centred(x_B: jax.Array, group: int) -> jax.Array:
+    """x less the mean of its group of consecutive rows."""
+    x_Ng = x_B.reshape(-1, group)
+    return (x_Ng - jnp.mean(x_Ng, axis=1, keepdims=True)).reshape(x_B.shape)
+
+
+def estimated(rollout: Rollout, cell: PPO) -> jax.Array:
+    """The advantages, B or BR, that the cell's `algorithm` gives.
+
+    Raises:
+        ConfigError: a user's function gives another shape.
+    """
+    named = ALGORITHMS.get(cell.algorithm)
+    found = load_callable(named.function if named else cell.algorithm)(rollout, cell)
+    if (shape := jnp.shape(found)) not in (rollout.returns_B.shape, rollout.mask_BR.shape):
+        raise ConfigError(
+            f"{cell.name}.algorithm = {cell.algorithm!r} gave an array of shape {shape}; expected "
+            f"one advantage for each of {rollout.mask_BR.shape[0]} responses, or for each token, "
+            f"{rollout.mask_BR.shape}"
+        )
+    return jnp.asarray(found)
 
 
 def whiten(

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.kinds.ppo.cell import POLICY_LOSSES, PPO
 from rlhf_jax.model import Axes
 from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl.advantages import kl_loss, whiten
 from rlhf_jax.rl.rollout import Experience, Networks, adapt_kl, rollout
 from rlhf_jax.rl.scores import Score
+from rlhf_jax.study.callables import load_callable
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train import TrainState, apply_gradients, gradients
 from rlhf_jax.train.state import learning_rate
 
@@ -30,6 +32,7 @@ def ppo_objective(
     and a copy a row of `kl_coef` and of `value_scale` (see `value_scale`), which in a micro-batch
     is that of the whole minibatch; without one it is the batch's own."""
     R = cell.task.response_len
+    policy_loss = load_callable(POLICY_LOSSES.get(cell.policy_loss, cell.policy_loss))
 
     def objective(params: Any, batch: Batch) -> tuple:
         e = Experience(**{n: batch[n] for n in Experience._fields})
@@ -39,8 +42,12 @@ def ppo_objective(
         )
         log_ratio_BR = jnp.clip(log_probs_BR - e.log_probs_BR, -20, 20) * mask
         ratio_BR = jnp.exp(log_ratio_BR)
-        clipped_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
-        policy_BR = jnp.maximum(-e.advantages_BR * ratio_BR, -e.advantages_BR * clipped_BR)
+        policy_BR = policy_loss(ratio_BR, e.advantages_BR, cell)
+        if (shape := jnp.shape(policy_BR)) != mask.shape:
+            raise ConfigError(
+                f"{cell.name}.policy_loss = {cell.policy_loss!r} gave an array of shape {shape}; "
+                f"expected {mask.shape}, the loss of each token"
+            )
         sums = {
             "policy_loss": jnp.sum(policy_BR * mask),
             "entropy": jnp.sum(entropy_BR * mask),
@@ -62,6 +69,12 @@ def ppo_objective(
     return objective
 
 
+def clipped(ratio_BR: jax.Array, advantages_BR: jax.Array, cell: PPO) -> jax.Array:
+    """The clipped surrogate of Schulman et al. 2017, as a loss BR."""
+    near_BR = jnp.clip(ratio_BR, 1 - cell.clip, 1 + cell.clip)
+    return jnp.maximum(-advantages_BR * ratio_BR, -advantages_BR * near_BR)
+
+
 def value_scale(value_mask_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
     """The weight of the policy's tokens over that of the values: a sum over values, times this,
     over the policy's weight, is their mean."""
@@ -76,6 +89,21 @@ def value_loss(values_BR: jax.Array, e: Experience, clip: float | None) -> jax.A
         near_BR = jnp.clip(values_BR, e.values_BR - clip, e.values_BR + clip)
         error_BR = jnp.maximum(error_BR, jnp.square(near_BR - e.returns_BR))
     return 0.5 * error_BR
+
+
+def minibatch_of(cell: PPO, batch: Batch, rows_b: jax.Array, axes: Axes, has_critic: bool) -> Batch:
+    """These rows of an iteration's batch, as the objective takes them."""
+    part = {
+        n: a.at[rows_b].get(out_sharding=axes.spec("batch", *[None] * (a.ndim - 1)))
+        for n, a in batch.items()
+    }
+    if has_critic:
+        if cell.whiten_advantages == "minibatch":
+            white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
+            part["advantages_BR"] = white
+        scale = value_scale(part["value_mask_BR"], part["mask_BR"])
+        part["value_scale"] = scale * jnp.ones_like(part["mask_BR"][:, 0])
+    return part
 
 
 def make_ppo_step(
@@ -117,16 +145,7 @@ def make_ppo_step(
 
         def minibatch(state: TrainState, x: tuple[jax.Array, Batch | None]) -> tuple:
             rows_b, text = x
-            part = {
-                n: a.at[rows_b].get(out_sharding=axes.spec("batch", *[None] * (a.ndim - 1)))
-                for n, a in batch.items()
-            }
-            if networks.critic is not None and cell.whiten_advantages == "minibatch":
-                white = whiten(part["advantages_BR"], part["mask_BR"], bessel=cell.bessel)
-                part["advantages_BR"] = white
-            if networks.critic is not None:
-                scale = value_scale(part["value_mask_BR"], part["mask_BR"])
-                part["value_scale"] = scale * jnp.ones_like(part["mask_BR"][:, 0])
+            part = minibatch_of(cell, batch, rows_b, axes, networks.critic is not None)
             return update(state, part, text, rate)
 
         orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
@@ -149,10 +168,9 @@ def make_ppo_step(
         if cell.kl_in == "loss":
             batch["kl_coef"] = metrics["kl_coef"] * jnp.ones_like(batch["mask_BR"][:, 0])
         if text is not None:
-            steps = cell.epochs * cell.minibatches
+            steps, layout = cell.epochs * cell.minibatches, axes.spec(None, "batch", None)
             text = {
-                n: x.reshape(steps, -1, x.shape[1], out_sharding=axes.spec(None, "batch", None))
-                for n, x in text.items()
+                n: x.reshape(steps, -1, x.shape[1], out_sharding=layout) for n, x in text.items()
             }
         average = state.params.get("ema")
         trained = {n: p for n, p in state.params.items() if n != "ema"}

@@ -5,12 +5,10 @@
 What a publication does not say keeps the cell's default. The numbers are for models of 0.1 to 6
 billion parameters: batches and learning rates scale, the rest is a choice.
 
-| preset         | of                                                                                         |
-|----------------|--------------------------------------------------------------------------------------------|
-| openai2019     | Ziegler et al. 2019, books (sentiment); details after Huang et al. 2023                    |
-| stiennon2020   | Stiennon et al. 2020, 1.3B summaries                                                       |
-| instructgpt2022| Ouyang et al. 2022, 1.3B, PPO-ptx                                                          |
-| nplus2024      | Huang et al. 2024, "The N+ implementation details of RLHF with PPO"                        |
+    openai2019       Ziegler et al. 2019, books (sentiment); details after Huang et al. 2023
+    stiennon2020     Stiennon et al. 2020, 1.3B summaries
+    instructgpt2022  Ouyang et al. 2022, 1.3B, PPO-ptx
+    nplus2024        Huang et al. 2024, "The N+ implementation details of RLHF with PPO"
 """
 
 from __future__ import annotations

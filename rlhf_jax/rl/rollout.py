@@ -13,6 +13,7 @@ from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.model import Axes, scalars
 from rlhf_jax.model.sampler import (
     EOS,
+    Samples,
     Sequences,
     generate,
     join,
@@ -20,7 +21,7 @@ from rlhf_jax.model.sampler import (
     response_log_probs,
     response_states,
 )
-from rlhf_jax.rl.advantages import gae, grouped, masked_mean, token_rewards, whiten
+from rlhf_jax.rl.advantages import Rollout, estimated, masked_mean, token_rewards, whiten
 from rlhf_jax.rl.scores import Score
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import TrainState
@@ -91,19 +92,8 @@ def rollout(
     first update. `frozen` holds `reference` parameters and the arrays of the `reward`. Policy,
     critic, reference and reward score the rows in `accumulate` parts, one after the other."""
     R, params = cell.task.response_len, state.params
-    sampled = generate(
-        params["policy"],
-        networks.policy,
-        prompts_BP,
-        key,
-        length=R,
-        temperature=cell.temperature,
-        axes=axes,
-        samples=cell.samples,
-    )
+    sampled, prompts_BP = responses(cell, networks, axes, params, prompts_BP, key)
     mask_BR = sampled.mask_BR
-    rows_B = jnp.arange(mask_BR.shape[0]) // cell.samples
-    prompts_BP = prompts_BP.at[rows_B].get(out_sharding=axes.spec("batch", None))
     rows = join(prompts_BP, sampled.tokens_BR, mask_BR)
 
     def scored(part: tuple[Sequences, jax.Array]) -> tuple:
@@ -125,40 +115,18 @@ def rollout(
     kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
     kl_coef = state.extra["kl_coef"]
     scored_B = score_without_eos(cell, score_B, stopped_B)
-    value_mask_BR = mask_BR
-    if (
-        cell.score_at == "after"
-    ):  # the first position is always valid, the others follow those before
-        value_mask_BR = jnp.concatenate([jnp.ones_like(mask_BR[:, :1]), mask_BR[:, :-1]], axis=1)
-    penalty = kl_coef if cell.kl_in == "reward" else jnp.zeros_like(kl_coef)
-    rewards_BR = token_rewards(scored_B, kl_BR, value_mask_BR, penalty)
-    if cell.whiten_rewards:
-        rewards_BR = whiten(rewards_BR, value_mask_BR, shift_mean=False, bessel=cell.bessel)
-    if values_BR is None:
-        values_BR = jnp.zeros_like(mask_BR)
-        return_B = axes.constrain(jnp.sum(rewards_BR, axis=-1))
-        group = mask_BR.shape[0] if cell.algorithm == "reinforce" else cell.samples
-        advantage_B = grouped(return_B, group, standardise=cell.algorithm == "grpo")
-        advantages_BR, returns_BR = (
-            axes.constrain(x_B, "batch")[:, None] * mask_BR for x_B in (advantage_B, return_B)
-        )
-    else:
-        values_BR = values_BR * value_mask_BR
-        advantages_BR, returns_BR = gae(rewards_BR, values_BR, value_mask_BR, cell.gamma, cell.lam)
-        if cell.whiten_advantages == "batch":
-            advantages_BR = whiten(advantages_BR, mask_BR, bessel=cell.bessel)
+    rewarded = rewards(cell, scored_B, kl_BR, kl_coef, mask_BR, values_BR, axes)
+    values_BR, advantages_BR, returns_BR = targets(cell, rewarded, mask_BR, axes)
     experience = Experience(
         *rows,
         mask_BR,
-        value_mask_BR,
+        rewarded.mask_BR,
         sampled.log_probs_BR,
         reference_BR,
         values_BR,
         advantages_BR,
         returns_BR,
     )
-    gap_BR = (log_probs_BR - sampled.log_probs_BR) * mask_BR
-    ratio_error_BR = jnp.abs(jnp.exp(gap_BR) - 1)
     metrics = {
         "reward_proxy": jnp.mean(score_B),
         "reward_spread": jnp.std(score_B),
@@ -167,18 +135,87 @@ def rollout(
         "entropy": masked_mean(entropy_BR, mask_BR),
         "response_length": jnp.mean(jnp.sum(mask_BR, axis=-1)),
         "stop_rate": jnp.mean(stopped_B.astype(jnp.float32)),
-        "max_logprob_gap": jnp.max(jnp.abs(gap_BR)),
-        "max_ratio_error": jnp.max(ratio_error_BR),
-        "approx_kl_before": masked_mean(0.5 * jnp.square(gap_BR), mask_BR),
         "logprob_variance": masked_mean(jnp.square(log_probs_BR + entropy_BR), mask_BR),
-        "clip_frac_before": masked_mean((ratio_error_BR > cell.clip).astype(jnp.float32), mask_BR),
+        **sampler_gap(cell, log_probs_BR, sampled.log_probs_BR, mask_BR),
         "prompts": prompts_BP,
         "responses": sampled.tokens_BR,
         "mask": mask_BR,
     }
     if networks.critic is not None:
-        metrics["explained_variance"] = explained(values_BR, returns_BR, value_mask_BR)
+        metrics["explained_variance"] = explained(values_BR, returns_BR, rewarded.mask_BR)
     return experience, metrics
+
+
+def responses(
+    cell: PPO, networks: Networks, axes: Axes, params: Any, prompts_NP: jax.Array, key: jax.Array
+) -> tuple[Samples, jax.Array]:
+    """`samples` responses to each prompt, and the prompt of each of them."""
+    sampled = generate(
+        params["policy"],
+        networks.policy,
+        prompts_NP,
+        key,
+        length=cell.task.response_len,
+        temperature=cell.temperature,
+        axes=axes,
+        samples=cell.samples,
+    )
+    rows_B = jnp.arange(len(sampled.mask_BR)) // cell.samples
+    return sampled, prompts_NP.at[rows_B].get(out_sharding=axes.spec("batch", None))
+
+
+def rewards(
+    cell: PPO,
+    score_B: jax.Array,
+    kl_BR: jax.Array,
+    kl_coef: jax.Array,
+    mask_BR: jax.Array,
+    values_BR: jax.Array | None,
+    axes: Axes,
+) -> Rollout:
+    """Rewards of tokens: the score at one of them, and the KL penalty if it is in the reward."""
+    value_mask_BR = mask_BR
+    if cell.score_at == "after":
+        # The first position is always valid, the others follow those before.
+        value_mask_BR = jnp.concatenate([jnp.ones_like(mask_BR[:, :1]), mask_BR[:, :-1]], axis=1)
+    penalty = kl_coef if cell.kl_in == "reward" else jnp.zeros_like(kl_coef)
+    rewards_BR = token_rewards(score_B, kl_BR, value_mask_BR, penalty)
+    if cell.whiten_rewards:
+        rewards_BR = whiten(rewards_BR, value_mask_BR, shift_mean=False, bessel=cell.bessel)
+    returns_B = axes.constrain(jnp.sum(rewards_BR, axis=-1))
+    values_BR = None if values_BR is None else values_BR * value_mask_BR
+    return Rollout(returns_B, rewards_BR, value_mask_BR, values_BR)
+
+
+def sampler_gap(
+    cell: PPO, log_probs_BR: jax.Array, sampled_BR: jax.Array, mask_BR: jax.Array
+) -> dict[str, jax.Array]:
+    """How far trainer and sampler are apart before the first update; see `check_sampler`."""
+    gap_BR = (log_probs_BR - sampled_BR) * mask_BR
+    ratio_error_BR = jnp.abs(jnp.exp(gap_BR) - 1)
+    return {
+        "max_logprob_gap": jnp.max(jnp.abs(gap_BR)),
+        "max_ratio_error": jnp.max(ratio_error_BR),
+        "approx_kl_before": masked_mean(0.5 * jnp.square(gap_BR), mask_BR),
+        "clip_frac_before": masked_mean((ratio_error_BR > cell.clip).astype(jnp.float32), mask_BR),
+    }
+
+
+def targets(
+    cell: PPO, rollout: Rollout, mask_BR: jax.Array, axes: Axes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(values, advantages, returns) of every token, BR. Without a critic the values are 0 and the
+    return of a token is that of its response."""
+    advantages = estimated(rollout, cell)
+    if advantages.ndim == 1:
+        advantages = axes.constrain(advantages, "batch")[:, None] * mask_BR
+    if rollout.values_BR is None:
+        returns_BR = axes.constrain(rollout.returns_B, "batch")[:, None] * mask_BR
+        return jnp.zeros_like(mask_BR), advantages, returns_BR
+    returns_BR = (advantages + rollout.values_BR) * rollout.mask_BR
+    if cell.whiten_advantages == "batch":
+        advantages = whiten(advantages, mask_BR, bessel=cell.bessel)
+    return rollout.values_BR, advantages, returns_BR
 
 
 def explained(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
+JOB = "job of its kind"  # what messages call that function of a user's kind
 # Arguments of the callable that a field names.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "prompts": SAMPLED,
@@ -34,6 +35,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "reward": JUDGED,
     "modes": JUDGED,
     "sources": (),
+    "algorithm": ("rollout", "cell"),
+    "policy_loss": ("ratio_BR", "advantages_BR", "cell"),
+    JOB: ("context", "cell"),
 }
 
 # Content hash -> the hash in kept run ids, of callables that compute the same, but whose text was

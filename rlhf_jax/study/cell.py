@@ -1,21 +1,42 @@
-"""A cell: one unit of work of a study, described by science alone."""
+"""A cell: one unit of work of a study, described by science alone, and what the rest of the house
+asks of a kind of cell.
+
+A kind is a subclass of `Cell` with a `KIND` of its own. What follows the class attributes has
+defaults for a kind that starts from one model and that no other cell starts from.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlhf_jax.study.config import Checked
+from rlhf_jax.study.callables import importable, load_callable
+from rlhf_jax.study.config import Checked, ConfigError
+
+if TYPE_CHECKING:
+    from rlhf_jax.kinds.needs import Need
+    from rlhf_jax.study.graph import Study
 
 # Fields that came after a release stay out of run ids while they have their default: a new option
 # leaves finished runs what they were.
 ADDED = {"added": True}
 
+# Every kind that has been imported, by name: those of `rlhf_jax.kinds` and those of study files.
+KNOWN: dict[str, type[Cell]] = {}
+
 
 def option(default: Any, outside: str = "") -> Any:
-    """A field that came after a release. `outside`: it can name something whose content enters run
-    ids, a `callable` MODULE:FUNCTION, a `file` of records, or `records`, either of them."""
+    """A field that came after a release.
+
+    Args:
+        outside: what the field can name whose content enters run ids: a `callable` MODULE:FUNCTION;
+            a `function`, which is a callable or a name without a colon; a `file` of records; or
+            `records`, a callable or a file.
+    """
     return field(default=default, metadata={**ADDED, "outside": outside})
 
 
@@ -26,15 +47,115 @@ def names_cell(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """An estimate for one cell.
+
+    Attributes:
+        flops: model FLOPs. decode_flops: the part spent sampling, one token a step.
+        memory: bytes, beside the process itself. disk: bytes kept.
+        tokens: None: `sequences` of the cell's `row_length` each.
+        estimated: False: the kind has no estimate, and counts as nothing.
+    """
+
+    sequences: int = 0
+    flops: float = 0.0
+    decode_flops: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    tokens: int | None = None
+    estimated: bool = True
+
+
+@dataclass(frozen=True)
 class Cell(Checked):
-    """Base of all cells. `PARENTS` maps the fields that name other cells to the kinds allowed."""
+    """Base of all cells.
+
+    Attributes:
+        KIND: name of the kind, in files and messages.
+        ROLES: what other cells can use it as; a field of `PARENTS` asks for a role. The roles of
+            this package are in `rlhf_jax.kinds`. A role that needs code is a function of the same
+            name in the module of the job: `reward(context, cell)`.
+        PARENTS: field that names other cells -> the role that they must play.
+        RESULT: frozen dataclass that the job returns; each field that is not None becomes
+            `results/FIELD.json`.
+        JOB: `run(context, cell)`, as MODULE:FUNCTION. SECTION: how the report shows cells of the
+            kind. A module that begins with a dot is beside the class's own (the same package); no
+            module is the class's own. In a module without a package (a study file, or one beside
+            it) the defaults are functions `run` and `section` of that module.
+        HELDOUT: the job measures a loss on the corpus's held-out set.
+
+    A field `model: ModelConfig` says that the cell makes a model; others have their first parent's.
+    A field `task: TaskConfig` says what the cell samples.
+    """
 
     name: str  # that of a folder; a study checks it
     KIND: ClassVar[str] = "cell"
-    PARENTS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    ROLES: ClassVar[tuple[str, ...]] = ()
+    PARENTS: ClassVar[dict[str, str]] = {}
+    RESULT: ClassVar[type | None] = None
+    JOB: ClassVar[str] = ".job:run"
+    SECTION: ClassVar[str] = ".section:section"
+    HELDOUT: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "KIND" not in vars(cls):
+            return  # a base of several kinds
+        other = KNOWN.get(cls.KIND)
+        if other is not None and _defined(other) != _defined(cls):
+            raise ConfigError(
+                f"KIND = {cls.KIND!r} of class {cls.__name__} is that of {other.__module__}."
+                f"{other.__name__}; give the kind another name"
+            )
+        KNOWN[cls.KIND] = cls
 
     def _called(self) -> str:
         return self.name if isinstance(self.name, str) and 0 < len(self.name) <= 100 else self.KIND
+
+    def roles(self) -> tuple[str, ...]:
+        """`ROLES`, or those that the cell has as its fields are."""
+        return self.ROLES
+
+    # --- where the kind's functions are -------------------------------------------------------
+
+    @classmethod
+    def job_path(cls, function: str = "") -> str:
+        """MODULE:FUNCTION of the job, or of another function of the job's module."""
+        module, _, name = _beside(cls, cls.JOB).partition(":")
+        return f"{module}:{function or name}"
+
+    @classmethod
+    def job_function(cls, name: str = "") -> Callable[..., Any]:
+        """The job, or another function of its module.
+
+        Raises:
+            ConfigError: there is none, or its module cannot be imported.
+        """
+        path = cls.job_path(name)
+        if name and importable(path) is None and importable(cls.job_path()) is not None:
+            raise ConfigError(
+                f"a {cls.KIND} cell plays the role {name!r}, but there is no function {path}; "
+                "write it, or take the role out of ROLES"
+            )
+        return load_callable(path)
+
+    @classmethod
+    def report_section(cls) -> Callable[..., Any] | None:
+        """The function that shows cells of the kind in a report; None: there is none."""
+        path = _beside(cls, cls.SECTION)
+        module, _, name = path.partition(":")
+        if cls.SECTION == Cell.SECTION:
+            there = sys.modules.get(module)
+            if not (hasattr(there, name) if there else importlib.util.find_spec(module)):
+                return None
+        return load_callable(path)
+
+    @classmethod
+    def from_outside(cls) -> bool:
+        """Whether the kind is a user's. Its job's content then enters run ids."""
+        return not cls.__module__.startswith("rlhf_jax.")
+
+    # --- the graph ----------------------------------------------------------------------------
 
     def parents(self) -> tuple[str, ...]:
         """Names of the cells that it starts from; the first one's model is its own."""
@@ -45,3 +166,81 @@ class Cell(Checked):
         """What a field of `PARENTS` holds, one or several names."""
         value = getattr(self, parent_field)
         return value if isinstance(value, tuple) else () if value is None else (value,)
+
+    def member_cells(self) -> tuple[str, ...]:
+        """Cells whose models run where this one's is asked for: itself, or those of an ensemble."""
+        return (self.name,)
+
+    # --- what it takes ------------------------------------------------------------------------
+
+    def row_length(self, study: Study) -> int:
+        """Tokens in one sequence."""
+        task = getattr(self, "task", None)
+        return task.prompt_len + task.response_len if task else study.corpus.seq_len
+
+    def cost(self, study: Study, accumulate: int = 1) -> Cost:
+        """accumulate: micro-batches of a step. `rlhf_jax.cost.work` has what formulas share."""
+        return Cost(estimated=False)
+
+    def batches(self, study: Study) -> Iterable[tuple[str, int, bool]]:
+        """(what, rows, whether they are split into micro-batches) of what lies on the mesh."""
+        return ()
+
+    def together(self, study: Study) -> Any:
+        """Cells of equal values may train as one program, by `run_together(contexts)` in the job's
+        module; None: it runs alone."""
+        return None
+
+    # --- what it asks for, refused before anything runs ---------------------------------------
+
+    def check_in(self, study: Study) -> None:
+        """Refuses what cannot be, whatever the data, when a study is made."""
+
+    def check_parents(self, study: Study) -> None:
+        """Refuses what its parents cannot give, before any of them runs."""
+
+    def check_as(self, role: str, study: Study, child: Cell) -> None:
+        """Refuses to play a role for a cell that names it, before anything runs."""
+
+    def check_corpus(self, train_tokens: int) -> None:
+        """Refuses a corpus that is too small, once its size is known."""
+
+    def scored(self, study: Study) -> Iterable[tuple[str, int, str]]:
+        """(cell whose model scores them, longest sequence, what they are) of sequences that are
+        not the cell's own."""
+        return ()
+
+    def splits(self) -> Iterable[str]:
+        """Splits of the corpus that it takes prompts from, beside the training split."""
+        return ()
+
+    def needs(self, study: Study) -> Iterator[Need]:
+        """What the data must have (`rlhf_jax.kinds.needs`), beside the held-out set."""
+        return iter(())
+
+    def needs_as(self, role: str, study: Study, child: Cell) -> Iterator[Need]:
+        """What the data must have for it to play a role for a cell that names it."""
+        return iter(())
+
+    def most_records(self, role: str) -> int | None:
+        """How many records it gives to learn from at most, in a role; None: unknown."""
+        return None
+
+    def remarks(self, study: Study) -> Iterable[str]:
+        """What may be meant otherwise; nothing is refused for it."""
+        return ()
+
+
+def _defined(cls: type) -> tuple[str, str]:
+    """Where a class is defined. A study file that is read twice defines the same class twice."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
+
+
+def _beside(cls: type, path: str) -> str:
+    """A class attribute JOB or SECTION as an absolute MODULE:FUNCTION."""
+    module, _, name = path.partition(":")
+    package = cls.__module__.rpartition(".")[0]
+    if module.startswith("."):
+        module = package + module if package else ""
+    return f"{module or cls.__module__}:{name}"

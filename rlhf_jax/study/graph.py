@@ -7,48 +7,32 @@ Cells name their parents; `Study` checks the graph before anything runs.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import graphlib
-import importlib.util
-import os
-import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from rlhf_jax.kinds.ensemble.cell import Ensemble
-from rlhf_jax.kinds.pretrain.cell import Pretrain
 from rlhf_jax.study.callables import (
-    ARGUMENTS,
-    check_call,
+    JOB,
     file_hash,
-    importable,
     is_callable,
-    line_of,
-    passed,
-    raised,
-    said,
 )
-from rlhf_jax.study.cell import Cell, names_cell
+from rlhf_jax.study.cell import KNOWN, Cell, names_cell
 from rlhf_jax.study.config import (
     Checked,
     ConfigError,
     CorpusConfig,
     ModelConfig,
-    assignment,
     check_names,
     content_id,
-    override,
     shown,
     suggest,
     to_json,
 )
 from rlhf_jax.study.digests import Digests
-from rlhf_jax.study.ranges import INT32, Count, Name, Range, Title
+from rlhf_jax.study.ranges import Count, Name, Range, Title
 
 
 @dataclass(frozen=True)
@@ -118,8 +102,8 @@ class Study(Checked):
                 raise ConfigError(
                     f"two cells are named {cell.name}"
                     + f" and {other}" * (other != cell.name)
-                    + "; names are unique, and differ in more than capitals, which some file systems do not "
-                    "tell apart"
+                    + "; names are unique, and differ in more than capitals, which some file "
+                    "systems do not tell apart"
                 )
         self.order()
         for cell in self.cells:
@@ -173,21 +157,36 @@ class Study(Checked):
             chosen |= matches
         return [c for c in self.cells if c.name in chosen]
 
-    def model_of(self, cell: Cell) -> ModelConfig:
-        """The shape of the model that a cell trains or runs."""
-        while not isinstance(cell, Pretrain):
+    def origin(self, cell: Cell) -> Cell | None:
+        """The cell that made a cell's model: the first of its first parents with a field `model`;
+        None: it has no model."""
+        while not isinstance(getattr(cell, "model", None), ModelConfig):
+            if not cell.parents():
+                return None
             cell = self[cell.parents()[0]]
-        return cell.model
+        return cell
+
+    def model_of(self, cell: Cell) -> ModelConfig:
+        """The shape of the model that a cell trains or runs.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if (origin := self.origin(cell)) is None:
+            raise ConfigError(
+                f"{cell.name} is a {cell.KIND} cell, which has no model: neither a field `model` "
+                f"nor a parent with one"
+            )
+        return origin.model  # type: ignore[attr-defined, no-any-return]
 
     def reward_models(self, name: str) -> tuple[str, ...]:
-        """The reward cells behind a name: itself, or an ensemble's members; none of a callable."""
-        if not names_cell(name):
-            return ()
-        cell = self[name]
-        return cell.members if isinstance(cell, Ensemble) else (name,)
+        """The cells whose models are behind a name: itself, or those of an ensemble; none of a
+        callable."""
+        return self[name].member_cells() if names_cell(name) else ()
 
     def _check(self, cell: Cell) -> None:
-        for fld, kinds in cell.PARENTS.items():
+        _check_class(cell)
+        for fld, role in cell.PARENTS.items():
             elsewhere = type(cell).__dataclass_fields__[fld].metadata.get("outside")
             for named in cell.named(fld):
                 if not names_cell(named):
@@ -197,12 +196,17 @@ class Study(Checked):
                         f"{cell.name}.{fld} = {named!r}; expected the name of a cell: letters, "
                         "digits, '-' and '_'"
                     )
-                if self[named].KIND not in kinds:
+                if role not in self[named].roles():
+                    able = sorted(k for k, c in KNOWN.items() if role in c.ROLES)
                     raise ConfigError(
                         f"{cell.name}.{fld} = {named!r} is a {self[named].KIND} cell; "
-                        f"expected one of: {', '.join(kinds)}"
+                        f"expected one that can be a {role.replace('_', ' ')}: {', '.join(able)}"
                     )
-        model = self.model_of(cell)
+        if self.origin(cell) is not None:
+            self._check_model(cell, self.model_of(cell))
+        cell.check_in(self)
+
+    def _check_model(self, cell: Cell, model: ModelConfig) -> None:
         if model.vocab != self.corpus.vocab:
             raise ConfigError(
                 f"{cell.name}: model.vocab = {model.vocab}, but the tokenizer has corpus.vocab = "
@@ -215,64 +219,11 @@ class Study(Checked):
                 f"{cell.name}: sequences of {longest} tokens, but model.max_positions = "
                 f"{model.max_positions}; shorten them or raise it"
             )
-        if isinstance(cell, Pretrain):
-            self._check_tokens(cell)
-
-    def _check_tokens(self, cell: Pretrain) -> None:
-        step = cell.batch * self.corpus.seq_len
-        if cell.unique_tokens is not None and cell.unique_tokens < self.corpus.seq_len:
-            raise ConfigError(
-                f"{cell.name}: unique_tokens = {cell.unique_tokens} is less than one row "
-                f"({self.corpus.seq_len})"
-            )
-        if cell.tokens < step:
-            raise ConfigError(
-                f"{cell.name}: tokens = {cell.tokens} is less than one batch ({step})"
-            )
-        if cell.tokens // step > INT32:
-            raise ConfigError(
-                f"{cell.name}: tokens = {cell.tokens:,} are {cell.tokens // step:,} steps of "
-                f"{step:,} tokens; expected at most {INT32:,}. Raise batch or lower tokens"
-            )
-        if cell.continues:
-            parent = self[cell.continues]
-            assert isinstance(parent, Pretrain)
-            for path, own, before in _differing(cell, parent):
-                raise ConfigError(
-                    f"{cell.name}.{path} = {own!r}, but {parent.name!r}, which it continues, has "
-                    f"{before!r}; model and batch must agree: set both"
-                )
-            for name in ("seed", "unique_tokens"):
-                own, before = getattr(cell, name), getattr(parent, name)
-                if own != before and not cell.repeat:
-                    raise ConfigError(
-                        f"{cell.name}.{name} = {own}, but it continues {parent.name!r}, which has "
-                        f"{before}: another order, in which text comes twice. Set {name} = "
-                        f"{before}, or repeat = True to allow that"
-                    )
-            if cell.tokens < parent.tokens + step:
-                raise ConfigError(
-                    f"{cell.name} continues {parent.name!r}, which has seen {parent.tokens} tokens "
-                    f"already; tokens = {cell.tokens} counts those too and must be larger"
-                )
 
     def check_corpus(self, train_tokens: int) -> None:
-        """Refuse cells that would see text twice without having asked for it (`repeat`), or that
-        ask for more unique tokens than there are."""
+        """Refuses cells that the corpus is too small for."""
         for cell in self.cells:
-            if not isinstance(cell, Pretrain):
-                continue
-            if (cell.unique_tokens or 0) > train_tokens:
-                raise ConfigError(
-                    f"{cell.name}: unique_tokens = {cell.unique_tokens:,}, but the corpus has "
-                    f"{train_tokens:,} training tokens; add sources or lower it"
-                )
-            unique = cell.unique_tokens or train_tokens
-            if not cell.repeat and cell.tokens > unique:
-                raise ConfigError(
-                    f"{cell.name}: tokens = {cell.tokens:,}, but there are {unique:,} unique "
-                    "training tokens; add sources, lower tokens, or set repeat=true"
-                )
+            cell.check_corpus(train_tokens)
 
     @functools.cached_property
     def outside(self) -> dict[str, str]:
@@ -291,9 +242,7 @@ class Study(Checked):
 
         found = {}
         named = {
-            (name, is_file): where
-            for c in self.cells
-            for where, name, is_file in _outside(c, c.name)
+            (name, is_file): where for c in self.cells for where, name, is_file in named_outside(c)
         }
         for (name, is_file), where in sorted(named.items()):
             try:
@@ -329,9 +278,35 @@ class Study(Checked):
         ids: dict[str, str] = {}
         for cell in self.order():
             science = _science(cell, ids, self.outside)
+            if cell.from_outside():
+                science["job"] = self.outside[cell.job_path()]
             data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
             ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
         return ids
+
+
+def _check_class(cell: Cell) -> None:
+    """Refuses cells of a class that is not finished."""
+    cls = type(cell)
+    if cls.KIND == Cell.KIND:
+        raise ConfigError(f"{cell.name}: class {cls.__name__} has no KIND; give it a name")
+    if "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
+        raise ConfigError(
+            f"{cell.name}: class {cls.__name__} is not a dataclass; write @dataclass(frozen=True) "
+            f"above it"
+        )
+    if taken := sorted(f.name for f in fields(cls) if callable(getattr(Cell, f.name, None))):
+        raise ConfigError(
+            f"{cell.name}: class {cls.__name__} has a field {taken[0]!r}, as a method of Cell is "
+            f"called; give it another name"
+        )
+
+
+def named_outside(cell: Cell) -> Iterator[tuple[str, str, bool]]:
+    """`_outside` of a cell, and its job if the kind is a user's."""
+    yield from _outside(cell, cell.name)
+    if cell.from_outside():
+        yield f"{cell.name}.{JOB}", cell.job_path(), False
 
 
 def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
@@ -347,8 +322,10 @@ def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:
         elif allowed and value != "":
             for named in obj.named(f.name) if f.name in parents else (value,):
                 if not (f.name in parents and names_cell(named)):
-                    called = allowed == "callable" or (allowed == "records" and is_callable(named))
-                    yield path, named, not called
+                    if allowed == "function" and ":" not in named:
+                        continue
+                    called = allowed in ("callable", "function")
+                    yield path, named, not (called or (allowed == "records" and is_callable(named)))
 
 
 @functools.cache
@@ -379,108 +356,3 @@ def _science(obj: Any, ids: dict[str, str], outside: dict[str, str]) -> dict[str
         if f.metadata.get("outside") and value in outside and value not in files:
             found[f.name + "_source"] = outside[value]
     return found
-
-
-def load_study(
-    path: str | Path,
-    tiny: bool = False,
-    overrides: Sequence[str] = (),
-    runs: str | Path | None = None,
-) -> Study:
-    """The study that a Python file describes with its function `study(tiny: bool) -> Study`. The
-    file can import its neighbours, as a script can.
-
-    Overrides are `CELL.field=value` (a glob of cell names may stand for CELL) or
-    `corpus.field=value`. `runs`: the root of run folders, which remembers the content of files of
-    records that are gone.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        near = sorted(Path("experiments").glob("*.py"))
-        folder = ", which is a folder" if os.path.isdir(path) else ""
-        known = suggest(str(path), [str(p) for p in near]) if near else ""
-        raise ConfigError(f"no study file {path}{folder}.{known}")
-    study = _overridden(_described(path, tiny), overrides)
-    # What is not there, or cannot be called, is refused before anything is done.
-    _check_callables(study)
-    vars(study)["outside"] = study.remembered(Digests(Path(runs) / "data" if runs else None))
-    return study
-
-
-def _described(path: Path, tiny: bool) -> Study:
-    """The study of a file. What the file prints goes to standard error: standard output is a
-    command's own."""
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)
-    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file; a study's name ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
-            function = getattr(module, "study", None)
-            if function is None:
-                raise ConfigError("it has no function study(tiny: bool) -> Study; write one")
-            check_call(function, "study", (), ("tiny",))
-            study = function(tiny=tiny)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # of the user's file, whatever it is; sys.exit too
-        elsewhere = "" if isinstance(e, ConfigError) else raised(e, path)
-        raise ConfigError(f"{path}{passed(e, path)}: {said(e)}{elsewhere}") from e
-    if not isinstance(study, Study):
-        forgot = " (is `return` missing?)" if study is None else ""
-        raise ConfigError(
-            f"{path}{line_of(function)}: study() returns {type(study).__name__}{forgot}; expected "
-            f"a Study of rlhf_jax.study"
-        )
-    return study
-
-
-def _check_callables(study: Study) -> None:
-    """Refuses callables that cannot take what they will be given; those that are gone are known."""
-    named = [("corpus.sources", name) for name in study.corpus.sources if is_callable(name)]
-    for cell in study.cells:
-        named += [
-            (where, name) for where, name, is_file in _outside(cell, cell.name) if not is_file
-        ]
-    checked: set[tuple[str, tuple[str, ...]]] = set()
-    for where, name in named:
-        arguments = ARGUMENTS.get(where.rpartition(".")[2])
-        if arguments is None or (name, arguments) in checked:
-            continue
-        if (function := importable(name)) is not None:
-            check_call(function, f"{where} = {name!r}", arguments)
-        checked.add((name, arguments))
-
-
-def _differing(cell: Pretrain, parent: Pretrain) -> Iterator[tuple[str, Any, Any]]:
-    """(field, a cell's, its parent's) of what has to be equal for the one to continue the other."""
-    pairs = [
-        ("batch", cell, parent),
-        *((f.name, cell.model, parent.model) for f in fields(cell.model)),
-    ]
-    for name, own, before in pairs:
-        if getattr(own, name) != getattr(before, name):
-            path = name if own is cell else f"model.{name}"
-            yield path, getattr(own, name), getattr(before, name)
-
-
-def _overridden(study: Study, overrides: Sequence[str]) -> Study:
-    """The study with all overrides, which are checked together."""
-    changes: dict[str, list[str]] = defaultdict(list)
-    for text in overrides:
-        (head, *rest), _ = assignment(text)
-        if not rest:
-            raise ConfigError(f"override {text!r}: expected CELL.field=value or corpus.field=value")
-        for name in [head] if head == "corpus" else [c.name for c in study.select([head])]:
-            changes[name].append(text.partition(".")[2])
-    if not changes:
-        return study
-    corpus = override(study.corpus, changes.pop("corpus", ()), "corpus")
-    cells = tuple(
-        override(c, changes[c.name], c.name) if c.name in changes else c for c in study.cells
-    )
-    return replace(study, cells=cells, corpus=corpus)

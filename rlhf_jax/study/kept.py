@@ -38,13 +38,13 @@ def restore(study: Study, runs: Runs, corpus_hash: str, kept: Path) -> list[str]
             continue
         with folder.held() as ours:
             if ours:
-                _restore(folder, cell, path)
+                put_back(folder, cell, path)
                 found.append(name)
     return sorted(found)
 
 
-def _restore(folder: CellFolder, cell: dict, path: Path) -> None:
-    """Writes kept.json last."""
+def put_back(folder: CellFolder, cell: dict, path: Path) -> None:
+    """Writes what an export in `path` holds of a finished cell; kept.json last."""
     folder.clear()
     for stem, content in cell["results"].items():
         write_json(folder.results / f"{stem}.json", content)

@@ -1,8 +1,7 @@
 """What a study will cost, before anything runs: FLOPs, memory, disk and time of every cell.
 
-FLOPs are counted (`rlhf_jax.cost.work`). Time is those FLOPs over the rate
-in `GFLOPS` plus an overhead, both corrected by what finished cells in RUNS took; memory and disk
-are estimates.
+FLOPs are counted by the cells (`Cell.cost`). Time is those FLOPs over the rate in `GFLOPS` plus an
+overhead, both corrected by what finished cells in RUNS took; memory and disk are estimates.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import graphlib
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from rlhf_jax.cost.flops import flops_per_token, param_counts, train_flops
+from rlhf_jax.cost.flops import param_counts
 from rlhf_jax.cost.memory import BASELINE_BYTES
-from rlhf_jax.cost.work import row_length, work_of
-from rlhf_jax.kinds.pretrain.cell import Pretrain
-from rlhf_jax.study.cell import Cell
+from rlhf_jax.study.cell import KNOWN, Cell, Cost
 from rlhf_jax.study.config import ConfigError, ModelConfig, from_json, to_json
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.populations import populations
@@ -115,23 +112,19 @@ class StudyPlan:
 
 def cell_plan(study: Study, cell: Cell, accumulate: int = 1) -> CellPlan:
     """The cost of one cell, without its seconds."""
-    work, params = work_of(study, cell, accumulate), param_counts(study.model_of(cell))["total"]
-    tokens = work.sequences * row_length(study, cell)
-    if isinstance(cell, Pretrain):  # not in whole rows
-        tokens = cell.tokens - (
-            getattr(study[cell.continues], "tokens", 0) if cell.continues else 0
-        )
+    cost = cell.cost(study, accumulate)
+    tokens = cost.sequences * cell.row_length(study) if cost.tokens is None else cost.tokens
     return CellPlan(
         cell.name,
         cell.KIND,
         cell.parents(),
-        params,
-        work.sequences,
+        param_counts(study.model_of(cell))["total"] if study.origin(cell) else 0,
+        cost.sequences,
         tokens,
-        work.flops,
-        work.decode_flops,
-        BASELINE_BYTES + work.memory,
-        work.disk,
+        cost.flops,
+        cost.decode_flops,
+        BASELINE_BYTES + cost.memory,
+        cost.disk,
     )
 
 
@@ -164,10 +157,12 @@ def rate(width: int, threads: int, accelerator: bool) -> float:
     return 1e9 * gflops * (1 if accelerator else threads)
 
 
-def work_seconds(plan: CellPlan, model: ModelConfig, threads: int, accelerator: bool) -> float:
-    """Seconds of the work alone, by the table."""
-    work = plan.flops - plan.decode_flops + plan.decode_flops / DECODE
-    return work / rate(model.width, threads, accelerator)
+def computing_seconds(
+    plan: CellPlan | Cost, model: ModelConfig | None, threads: int, accelerator: bool
+) -> float:
+    """Seconds of the FLOPs alone, by the table."""
+    flops = plan.flops - plan.decode_flops + plan.decode_flops / DECODE
+    return flops / rate(model.width if model else max(GFLOPS), threads, accelerator)
 
 
 def make_plan(
@@ -188,8 +183,8 @@ def make_plan(
       accumulate: micro-batches a step, which bound the memory of activations.
     """
     cells = _together(study, [cell_plan(study, c, accumulate) for c in study.order()])
-    models = {c.name: study.model_of(c) for c in study.cells}
-    work = {c.name: work_seconds(c, models[c.name], threads, accelerator) for c in cells}
+    models = {c.name: study.model_of(c) if study.origin(c) else None for c in study.cells}
+    work = {c.name: computing_seconds(c, models[c.name], threads, accelerator) for c in cells}
     states: dict[str, dict[str, Any]] = {}
     mine = set()
     if corpus_hash is not None:
@@ -205,7 +200,7 @@ def make_plan(
     planned = []
     for c in cells:
         cell = study[c.name]
-        shape = (c.kind, models[c.name], getattr(cell, "batch", None), row_length(study, cell))
+        shape = (c.kind, models[c.name], getattr(cell, "batch", None), cell.row_length(study))
         overhead, factor = fits.get(c.kind, overall)
         if shape in shapes:
             overhead *= WARM
@@ -256,7 +251,7 @@ def _measured(
 def _measured_elsewhere(
     found: Measured, study: Study, runs: Runs, mine: set[str], threads: int, accelerator: bool
 ) -> None:
-    """Adds every pretraining cell in RUNS that is not in `mine`."""
+    """Adds every cell in RUNS that starts from no other and is not in `mine`."""
     for path in sorted((runs.root / "cells").glob("*/done.json")):
         if path.parent.name in mine:
             continue
@@ -265,19 +260,19 @@ def _measured_elsewhere(
             config, record = folder.json("config.json"), folder.record()
         except Damaged:
             continue  # another study's: no estimate rests on it
-        if not isinstance(config, dict) or config.get("continues"):
+        seconds = (record or {}).get("seconds")
+        if not seconds or not isinstance(config, dict) or config.get("kind") not in KNOWN:
             continue
+        cls = KNOWN[config["kind"]]
         try:
-            model = from_json(ModelConfig, config["model"])
-            flops = train_flops(model, study.corpus.seq_len, config["tokens"])
-            flops += (
-                study.corpus.heldout_tokens * flops_per_token(model, study.corpus.seq_len) / 3.0
-            )
-        except (KeyError, TypeError, ConfigError):
-            continue  # not a pretraining cell, or written by another version
-        if seconds := (record or {}).get("seconds"):
-            rated = flops / rate(model.width, threads, accelerator)
-            found.setdefault("pretrain", []).append((rated, seconds))
+            cell = from_json(cls, {f.name: config[f.name] for f in fields(cls) if f.name in config})
+            if cell.parents() or not (origin := study.origin(cell)):
+                continue
+            cost = cell.cost(study)
+        except (KeyError, ConfigError):
+            continue  # written by another version, or by a kind of another study
+        rated = computing_seconds(cost, study.model_of(origin), threads, accelerator)
+        found.setdefault(cell.KIND, []).append((rated, seconds))
 
 
 # --- order -----------------------------------------------------------------------------------

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data.feedback import Demonstration, write
+from rlhf_jax.data.feedback import Demonstration, read, write
 from rlhf_jax.evals.best_of_n import best_of_n_curve, gold_by_prompt
 from rlhf_jax.evals.diversity import distinct_responses
 from rlhf_jax.kinds.best_of_n.cell import BestOfN
+from rlhf_jax.kinds.best_of_n.result import Best, BestOf, BestOfNResult
 from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.kinds.sampling import kept_chunk, save_arrays, split_key
 from rlhf_jax.model.sampler import generate, join, sample_keys
@@ -28,7 +30,7 @@ ROWS = 512  # sampled in one call
 AT_ONCE = 64  # samples of a prompt in one call, with one prefill
 
 
-def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
+def run(ctx: Context, cell: BestOfN) -> BestOfNResult:
     """Sample, score, and estimate what the best of 1, 2, 4, ..., n scores. `results/samples.npz`
     holds proxy, gold and lengths (prompts, n); `results/demonstrations.jsonl` the best response of
     each prompt by the proxy, which an SFT cell can learn from. The samples depend on policy, task
@@ -47,29 +49,35 @@ def best_of_n(ctx: Context, cell: BestOfN) -> dict[str, Any]:
             )
     data = joined(chunks)
     save_arrays(ctx.folder, "samples", {k: data[k] for k in ("proxy", "gold", "lengths")})
-    records = _demonstrations(ctx, prompts.texts, data["best"])
-    if records:
-        write(ctx.folder.results / "demonstrations.jsonl", records)
+    best = _demonstrations(ctx, prompts.texts, data["best"])
+    if best:
+        write(ctx.folder.results / "demonstrations.jsonl", best)
     flat = int(sum(map(without_spread, data["proxy"])))
     notes = [
         f"the reward gives all {cell.n} samples of a prompt the same score, for {flat} of "
         f"{cell.prompts} prompts; the best of those is the first"
     ]
-    return {
-        "best_of_n": {
-            "prompts": cell.prompts,
-            "n": cell.n,
-            "temperature": cell.temperature,
-            "curve": best_of_n_curve(data["proxy"], data["gold"], cell.seed),
-            "gold_by_prompt": gold_by_prompt(data["proxy"], data["gold"]),
-            # The KL bound is loose where samples repeat.
-            "distinct": float(data["distinct"].mean()),
-            "length": float(data["lengths"].mean()),
-            "demonstrations": len(records),
-            "empty": cell.prompts - len(records),  # prompts whose best response has no text
-            **ctx.noted(notes if flat and cell.n > 1 else []),
-        }
-    }
+    curve = best_of_n_curve(data["proxy"], data["gold"], cell.seed)
+    return BestOfNResult(
+        BestOf(
+            prompts=cell.prompts,
+            n=cell.n,
+            temperature=cell.temperature,
+            curve=tuple(Best(**row) for row in curve),
+            gold_by_prompt=tuple(map(tuple, gold_by_prompt(data["proxy"], data["gold"]))),
+            distinct=float(data["distinct"].mean()),
+            length=float(data["lengths"].mean()),
+            demonstrations=len(best),
+            empty=cell.prompts - len(best),
+            notes=ctx.noted(notes if flat and cell.n > 1 else []),
+        )
+    )
+
+
+def records(ctx: Context, cell: BestOfN) -> tuple[Path, list[Demonstration]]:
+    """The best responses."""
+    path = ctx.folders[cell.name].result_file("demonstrations.jsonl")
+    return path, read(path, Demonstration)
 
 
 def _sampler(ctx: Context, cell: BestOfN, width: int) -> Sampler:

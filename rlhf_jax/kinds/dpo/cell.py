@@ -1,28 +1,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_jax.kinds.task import LANGUAGE_MODELS
-from rlhf_jax.study.cell import Cell
+from rlhf_jax.kinds.bases import FromRankings
+from rlhf_jax.kinds.dpo.result import DPOResult
 from rlhf_jax.study.config import OptimConfig
-from rlhf_jax.study.ranges import (
-    Passes,
-    Positive,
-    Seed,
-    Size,
-)
+from rlhf_jax.study.ranges import Passes, Positive, Seed, Size
+
+if TYPE_CHECKING:
+    from rlhf_jax.cost.formulas import Formulas
 
 
 @dataclass(frozen=True)
-class DPO(Cell):
+class DPO(FromRankings):
     """Direct preference optimisation from rankings (Rafailov et al. 2023), or IPO (Azar et al.
     2023): the implicit reward beta log(pi / pi_0) takes the place of a reward model's score."""
 
     KIND = "dpo"
-    PARENTS = {"policy": LANGUAGE_MODELS, "comparisons": ("compare", "feedback")}
+    RESULT = DPOResult
+    ROLES = ("language_model",)
+    PARENTS = {"policy": "language_model", "comparisons": "comparisons"}
+    HELDOUT = True
     policy: str = "sft"  # where it starts, and the reference
-    # A compare or feedback cell, or a file of records.
+    # A cell, or a file of records.
     comparisons: str = field(default="compare", metadata={"outside": "file"})
     loss: Literal["dpo", "ipo"] = "dpo"
     beta: Positive = 0.1
@@ -31,7 +32,5 @@ class DPO(Cell):
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.0))
     seed: Seed = 0
 
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """As of `Reward`."""
-        return (self.comparisons,)
+    def more_flops(self, c: Formulas, completions: int) -> float:
+        return c.forward * completions + c.heldout  # the reference's log-probs

@@ -10,11 +10,14 @@ import numpy as np
 
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.evals.rankings import label_notes, ranking_report
+from rlhf_jax.evals.results import HeldOut
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.dpo.cell import DPO
+from rlhf_jax.kinds.dpo.result import DPOResult, Preferences
 from rlhf_jax.kinds.rankings import AGREE, Arrays, ceilings, over_rows, rankings, training_batches
 from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, make_train_step, train
 
 # Sums over prompts with an untied pair, reported as means.
@@ -28,7 +31,7 @@ MEANS = (
 )
 
 
-def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
+def run(ctx: Context, cell: DPO) -> DPOResult:
     """Train on the training comparisons, report on the held-out ones. The reference is the policy
     that training starts from; its log-probs of the compared completions are computed once,
     before."""
@@ -58,15 +61,14 @@ def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
     rows = data["validation"]
     after = over_rows(ctx, lambda b: log_probs(trained, b), rows, cell.batch)
     limits = ceilings(ctx, cell, rows)
-    return {
-        "dpo": {
-            "steps": steps,
-            "prompts": len(data["train"]["ranks"]),
-            **heldout_preferences(after, rows, cell, limits),
-            **ctx.noted(label_notes(data["train"]["ranks"], rows["ranks"], limits.get(AGREE))),
-        },
-        "heldout": heldout_loss(trained, cfg, ctx.corpus, run, cell.batch),
+    report = {
+        "steps": steps,
+        "prompts": len(data["train"]["ranks"]),
+        **heldout_preferences(after, rows, cell, limits),
+        "notes": ctx.noted(label_notes(data["train"]["ranks"], rows["ranks"], limits.get(AGREE))),
     }
+    heldout = heldout_loss(trained, cfg, ctx.corpus, run, cell.batch)
+    return DPOResult(from_json(Preferences, report), from_json(HeldOut, heldout))
 
 
 def heldout_preferences(

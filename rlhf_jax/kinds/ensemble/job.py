@@ -10,29 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evals.rankings import ranking_report, untied_pairs
-from rlhf_jax.kinds.between_cells import same_runs
+from rlhf_jax.kinds.bases import FromRankings
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ensemble.cell import Ensemble
+from rlhf_jax.kinds.ensemble.result import EnsembleReport, EnsembleResult
 from rlhf_jax.kinds.rankings import Arrays, ceilings, over_rows, rankings
-from rlhf_jax.kinds.reward.cell import Reward
+from rlhf_jax.kinds.reward_models import member
 from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives.rankings import flattened
-from rlhf_jax.rl.scores import combined
+from rlhf_jax.rl.scores import Reward, combined, model_reward
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 
 
-def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
+def run(ctx: Context, cell: Ensemble) -> EnsembleResult:
     """The held-out report of the combined score on the first member's comparisons, each member's
     accuracy on them, and how far the members disagree. Members are normalised each, so there is no
     gain or bias; for calibration the combined score is brought back to log-odds by the mean of
     their gains."""
     members = [ctx.study[name] for name in cell.members]
-    if missing := [m.name for m in members if ctx.folders[m.name].result("report") is None]:
+    results = {m.name: ctx.result(m.name) for m in members}
+    if missing := [name for name, result in results.items() if result is None]:
         raise ConfigError(
             f"{cell.name}.members: {', '.join(missing)} have no report; train them first"
         )
     first = members[0]
-    assert isinstance(first, Reward)
+    assert isinstance(first, FromRankings)
     data = rankings(ctx, first)
     rows = data["validation"]
     scores_MNK = np.stack([member_scores(ctx, m.name, rows, first.batch) for m in members])
@@ -40,19 +43,25 @@ def ensemble(ctx: Context, cell: Ensemble) -> dict[str, Any]:
     together_NK = np.asarray(combined(flat_MB, cell.combine, cell.variance_coef)).reshape(
         rows["ranks"].shape
     )
-    gain = float(np.mean([ctx.folders[n].result("report")["gain"] for n in cell.members]))
-    return {
-        "report": {
-            "prompts": len(data["train"]["ranks"]),
-            "members": {
-                m.name: ranking_report(scores_NK, rows)["accuracy"]
-                for m, scores_NK in zip(members, scores_MNK, strict=True)
-            },
-            **disagreement(scores_MNK, rows["ranks"]),
-            **ranking_report(together_NK / gain, rows, ceilings(ctx, first, rows)),
-            **ctx.noted([same] if (same := same_runs(ctx.study, cell)) else []),
-        }
+    gain = float(np.mean([result.report.gain for result in results.values()]))
+    report = {
+        "prompts": len(data["train"]["ranks"]),
+        "members": {
+            m.name: ranking_report(scores_NK, rows)["accuracy"]
+            for m, scores_NK in zip(members, scores_MNK, strict=True)
+        },
+        **disagreement(scores_MNK, rows["ranks"]),
+        **ranking_report(together_NK / gain, rows, ceilings(ctx, first, rows)),
+        "notes": ctx.noted([same] if (same := cell.same_runs(ctx.study)) else []),
     }
+    return EnsembleResult(from_json(EnsembleReport, report))
+
+
+def reward(ctx: Context, cell: Ensemble) -> Reward:
+    """The members' scores combined."""
+    members = [member(ctx, ctx.study[name]) for name in cell.members]
+    cfgs = [ctx.study.model_of(ctx.study[name]) for name in cell.members]
+    return model_reward(members, cfgs, ctx.runtime.axes, cell.combine, cell.variance_coef)
 
 
 def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarray:

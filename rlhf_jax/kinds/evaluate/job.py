@@ -21,11 +21,13 @@ from rlhf_jax.evals.next_tokens import likeliest
 from rlhf_jax.evals.win_rate import gain_at_equal_length, length_controlled, win_rate
 from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.kinds.evaluate.cell import Evaluate
+from rlhf_jax.kinds.evaluate.result import EvaluateResult, Evaluation
 from rlhf_jax.kinds.sampling import save_arrays, split_key
 from rlhf_jax.model.sampler import generate, join, response_log_probs, sample_keys
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.callables import LABELS, call_for_list
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]
@@ -37,7 +39,7 @@ SIDES = ("before", "after")
 NEXT_WORDS = 3  # prompts, the first, whose likeliest next tokens are kept
 
 
-def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
+def run(ctx: Context, cell: Evaluate) -> EvaluateResult:
     """Gold and proxy reward, KL from the policy before, diversity, modes, calibration and the loss
     on held-out text, with paired intervals over prompts of the test split. `results/responses.npz`
     holds what was measured of each response, for comparisons across evaluations."""
@@ -74,7 +76,7 @@ def evaluate(ctx: Context, cell: Evaluate) -> dict[str, Any]:
         for k in ("tokens", "mask", "gold", "proxy", "log_ratio")
     }
     save_arrays(ctx.folder, "responses", kept)
-    return {"evaluation": summary}
+    return EvaluateResult(from_json(Evaluation, summary))
 
 
 def compared(before: Arrays, after: Arrays, seed: int) -> dict[str, Any]:

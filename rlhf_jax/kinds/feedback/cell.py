@@ -1,35 +1,30 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_jax.kinds.task import LANGUAGE_MODELS, TaskConfig
-from rlhf_jax.study.cell import Cell
+from rlhf_jax.kinds.bases import Sampled
+from rlhf_jax.kinds.feedback.result import FeedbackResult
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.ranges import (
-    Count,
-    Real,
-    Seed,
-    Temperature,
-)
+from rlhf_jax.study.ranges import Real
+
+# That a critique makes at most: the critique, a verdict, a revision, the revision as an answer.
+EXAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Feedback(Cell):
+class Feedback(Sampled):
     """Records of a policy's own samples that a simulated labeller has edited, or criticised. A
     compare cell of the same policy, task, k, temperature and seed ranks the same samples."""
 
     KIND = "feedback"
-    PARENTS = {"policy": LANGUAGE_MODELS}
-    policy: str = "sft"
-    task: TaskConfig = field(default_factory=TaskConfig)
+    RESULT = FeedbackResult
+    ROLES = ("comparisons", "records")
     gives: Literal["corrections", "critiques"] = "corrections"
-    prompts: Count = 512
-    heldout_prompts: Count = 64
-    k: Count = 1  # completions a prompt
-    temperature: Temperature = 1.0
     min_gold: Real = 0.0  # what the labeller scores at least this is good, and is not edited
-    seed: Seed = 0
+
+    def roles(self) -> tuple[str, ...]:
+        return (*self.ROLES, "verdicts") if self.gives == "critiques" else self.ROLES
 
     def check(self) -> None:
         labellers = "rlhf_jax.data.annotators"
@@ -39,3 +34,7 @@ class Feedback(Cell):
                 f"criticises by sentiment, for a gold score of {labellers} alone. Use one, or name "
                 f"a file of people's records where it is learned from"
             )
+
+    def most_records(self, role: str) -> int:
+        each = EXAMPLES if role == "records" and self.gives == "critiques" else 1
+        return self.prompts * self.k * each

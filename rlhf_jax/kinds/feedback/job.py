@@ -1,53 +1,72 @@
-"""Feedback cells: a simulated labeller edits or criticises a policy's samples. And what became of
-critiques: how well the model that learned from them judges."""
+"""Feedback cells: a simulated labeller edits or criticises a policy's samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from rlhf_jax.data.annotators import correct, criticise
-from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.feedback import Critique, Record, read, write
-from rlhf_jax.data.signals import verdict_prompt
+from rlhf_jax.kinds.bases import FromRankings
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.feedback.cell import Feedback
-from rlhf_jax.kinds.sampling import Split, decoded, gold_of, sampled
-from rlhf_jax.kinds.sft.cell import SFT
-from rlhf_jax.rl.critique import verdict_scores
-from rlhf_jax.rl.scores import standardising
-from rlhf_jax.study.cell import names_cell
+from rlhf_jax.kinds.feedback.result import Collected, FeedbackResult
+from rlhf_jax.kinds.rankings import encoded, fitting
+from rlhf_jax.kinds.sampling import Arrays, Split, decoded, gold_of, sampled
 from rlhf_jax.study.config import ConfigError
 
 FILES = {"train": "records.jsonl", "validation": "heldout.jsonl"}
-JUDGED = 512  # records that a critique model is normalised on, at most, and tested on
 
 
-def feedback(ctx: Context, cell: Feedback) -> dict[str, Any]:
+def run(ctx: Context, cell: Feedback) -> FeedbackResult:
     """Sample, then edit or criticise. `results/records.jsonl` holds the records of training
     prompts, `results/heldout.jsonl` those of held-out ones, which come from different documents. A
     response without an edit makes no correction."""
     splits = sampled(ctx, cell, lambda chunk: {"gold": gold_of(ctx, cell, chunk)})
-    report: dict[str, Any] = {"prompts": cell.prompts + cell.heldout_prompts, "k": cell.k}
+    count = {}
     for split, name in FILES.items():
-        records = records_of(ctx, cell, splits[split])
-        if not records:
+        made = made_of(ctx, cell, splits[split])
+        if not made:
             raise ConfigError(
                 f"{cell.name}: the labeller had nothing to edit in "
                 f"{splits[split].arrays['gold'].size} responses to {split} prompts; raise prompts, "
                 "heldout_prompts, k or min_gold"
             )
-        write(ctx.folder.results / name, records)
-        report[f"{split}_records"] = len(records)
+        write(ctx.folder.results / name, made)
+        count[split] = len(made)
     gold = np.concatenate([split.arrays["gold"] for split in splits.values()])
-    report |= {"gold_mean": float(gold.mean()), "good": float(np.mean(gold >= cell.min_gold))}
-    return {"feedback": report}
+    return FeedbackResult(
+        Collected(
+            prompts=cell.prompts + cell.heldout_prompts,
+            k=cell.k,
+            train_records=count["train"],
+            validation_records=count["validation"],
+            gold_mean=float(gold.mean()),
+            good=float(np.mean(gold >= cell.min_gold)),
+        )
+    )
 
 
-def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
+def records(ctx: Context, cell: Feedback) -> tuple[Path, list[Record]]:
+    """Those of training prompts."""
+    path = ctx.folders[cell.name].result_file(FILES["train"])
+    return path, read(path)
+
+
+def verdicts(ctx: Context, cell: Feedback) -> list[Critique]:
+    """Critiques of responses to held-out prompts."""
+    return read(ctx.folders[cell.name].result_file(FILES["validation"]), Critique)
+
+
+def comparisons(ctx: Context, cell: Feedback, learner: FromRankings) -> dict[str, Arrays]:
+    """What the records prefer, as token ids, by split."""
+    folder = ctx.folders[cell.name]
+    return {s: encoded(fitting(ctx, learner, str(folder.result_file(f)))) for s, f in FILES.items()}
+
+
+def made_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
     """What the labeller makes of the responses, in their order. Words and edits go by sentiment,
     verdicts by the task's gold score."""
     asked = [prompt for prompt in split.asked for _ in range(cell.k)]
@@ -60,86 +79,3 @@ def records_of(ctx: Context, cell: Feedback, split: Split) -> list[Record]:
         replace(criticise(*pair, cell.min_gold), verdict="good" if g else "bad")
         for pair, g in zip(pairs, good, strict=True)
     ]
-
-
-def judge_report(
-    ctx: Context, cell: SFT, params: Any, records: Sequence[Record]
-) -> dict[str, Any] | None:
-    """How a model that has learned from `records` judges, by the log-odds of its verdicts; None if
-    they hold no verdicts. `gain` and `bias` bring the score to mean 0 and variance 1 on the
-    responses that it learned to judge, as those of a reward model; `heldout` is there if a feedback
-    cell gave the records."""
-    if not _judged(records):
-        return None
-    score = verdict_scores(
-        params,
-        ctx.model,
-        ctx.corpus.tokenizer,
-        ctx.runtime,
-        ctx.study.corpus.seq_len,
-        cell.task.template,
-    )
-
-    def scores(critiques: Sequence[Critique]) -> np.ndarray:
-        return score([c.prompt for c in critiques], [c.response for c in critiques])
-
-    def fits(critique: Critique) -> bool:
-        """Whether a row has room for what is judged: of such records the cell learned no
-        verdict."""
-        text = verdict_prompt(critique.prompt, critique.response)
-        ids = prompt_ids(ctx.corpus.tokenizer, text, cell.task.template)
-        return len(ids) <= ctx.study.corpus.seq_len
-
-    ctx.beat.progress(phase="verdicts")
-    learned = [critique for critique in _judged(records) if fits(critique)]
-    if not learned:
-        raise ConfigError(
-            f"{cell.name}: no verdict fits into a row of {ctx.study.corpus.seq_len} tokens with "
-            f"its prompt and response; shorten them or raise corpus.seq_len"
-        )
-    found = scores(learned)
-    gain, bias = standardising(found)
-    report: dict[str, Any] = {"gain": gain, "bias": bias}
-    if len(verdicts := {critique.verdict for critique in learned}) == 1:
-        same = f"all {len(learned)} verdicts are {verdicts.pop()!r}"
-        report |= ctx.noted([f"{same}: nothing tells good responses from bad ones"])
-    report["train"] = agreement(found, learned)
-    if cell.records and names_cell(cell.records) and isinstance(ctx.study[cell.records], Feedback):
-        path = ctx.folders[cell.records].result_file(FILES["validation"])
-        heldout = [critique for critique in _judged(read(path, Critique)) if fits(critique)]
-        if heldout:
-            report["heldout"] = agreement(scores(heldout), heldout)
-    return report
-
-
-def agreement(log_odds: np.ndarray, critiques: Sequence[Critique]) -> dict[str, Any]:
-    """A model's verdicts beside the critic's.
-
-    Args:
-        log_odds: (n,) of good against bad, in nats.
-
-    Returns:
-        n; `good`, the critic's share of good verdicts; `accuracy`, how often the sign agrees, even
-        odds half; `majority`, how often the more frequent verdict would; `ranking`, the share of
-        pairs of a good and a bad response in which the good one scores higher, ties half (the area
-        under the ROC curve), and `ranking_same_prompt` of responses to one prompt; None without
-        such a pair.
-    """
-    good = np.array([c.verdict == "good" for c in critiques])
-    prompts = np.array([c.prompt for c in critiques])
-    gap = log_odds[good][:, None] - log_odds[~good][None]
-    right = (gap > 0) + 0.5 * (gap == 0)
-    same = prompts[good][:, None] == prompts[~good][None]
-    share = float(good.mean())
-    return {
-        "n": len(good),
-        "good": share,
-        "accuracy": float(np.mean(np.where(log_odds == 0, 0.5, (log_odds > 0) == good))),
-        "majority": max(share, 1 - share),
-        "ranking": float(right.mean()) if right.size else None,
-        "ranking_same_prompt": float(right[same].mean()) if same.any() else None,
-    }
-
-
-def _judged(records: Sequence[Record]) -> list[Critique]:
-    return [r for r in records if isinstance(r, Critique) and r.verdict][:JUDGED]

@@ -9,23 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.cost.memory import available_bytes, rlhf_bytes, written
+from rlhf_jax.cost.memory import available_bytes, written
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.evals.diversity import distinct_n
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ppo.cell import PPO
+from rlhf_jax.kinds.ppo.memory import rlhf_bytes
+from rlhf_jax.kinds.ppo.result import LastIteration, PPOResult
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.model.sharding import place, place_batch
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, check_sampler
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, train
 
 TEXTS = ("prompts", "responses", "mask")  # arrays among an iteration's metrics
 
 
-def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
+def run(ctx: Context, cell: PPO) -> PPOResult:
     """Improve a policy against a reward. The result is the last iteration's metrics and what the
     logged iterations show to have gone wrong (`rlhf_jax.rl.diagnosis`), by name."""
     run, cfg, task = ctx.runtime, ctx.model, cell.task
@@ -43,8 +46,7 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
     if cell.ema is not None:
         average = jax.tree.map(jnp.copy, models["policy"])
         state = state.replace(params={**models, "ema": average})
-    n = cell.batch * min(cell.iterations, cell.prompt_batches)
-    prompts = ctx.prompts(task, "train", n, cell.seed)
+    prompts = ctx.prompts(task, "train", cell.prompts, cell.seed)
     texts = dict(zip(map(bytes, prompts.ids), prompts.texts, strict=True))
     iteration = make_ppo_step(cell, networks, run.axes, reward.score, run.accumulate)
     corpus_rows = cell.ptx_batch * cell.epochs * cell.minibatches if cell.ptx_coef else 0
@@ -79,17 +81,17 @@ def ppo(ctx: Context, cell: PPO) -> dict[str, Any]:
 
     train(ctx.folder, state, step, batch_at, cell.iterations, run, row, ctx.beat, check)
     rows = ctx.folder.metrics()
-    return {"ppo": {**rows[-1], "diagnoses": diagnoses(cell, cfg, rows)}}
+    last = {**rows[-1], "diagnoses": diagnoses(cell, cfg, rows)}
+    return PPOResult(from_json(LastIteration, last))
 
 
 def prompt_rows(cell: PPO, t: int) -> np.ndarray:
     """Rows (B,) of the prompts of iteration t: one batch after the other, and when all have been
     used, all of them again in another order. A cell of fewer iterations begins with the same
     ones."""
-    n = cell.batch * min(cell.iterations, cell.prompt_batches)
-    if (t + 1) * cell.batch <= n:
+    if (t + 1) * cell.batch <= cell.prompts:
         return np.arange(t * cell.batch, (t + 1) * cell.batch)
-    return batch_rows(n, cell.batch, cell.seed, t)
+    return batch_rows(cell.prompts, cell.batch, cell.seed, t)
 
 
 def diagnoses(cell: PPO, cfg: ModelConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -109,7 +111,7 @@ def _trained(
     0; where the reward is a callable there is no reward model to start a critic from, and the
     policy's trunk is taken."""
     run, cfg = ctx.runtime, ctx.model
-    if cell.algorithm != "ppo":
+    if not cell.has_critic:
         return {"policy": policy}, None
     if cell.critic == "shared":
         head = with_scalar_head(policy, None)

@@ -1,41 +1,38 @@
-"""Pretraining cells, and what all language modelling has in common."""
+"""Pretraining cells."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from rlhf_jax.cost.flops import all_conventions, flops_per_token, param_counts
+from rlhf_jax.cost.flops import all_conventions, param_counts
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.language_modelling import metrics_row, objective
 from rlhf_jax.kinds.pretrain.cell import Pretrain
+from rlhf_jax.kinds.pretrain.result import PretrainHeldOut, PretrainResult
 from rlhf_jax.model import Axes, init, param_axes
 from rlhf_jax.model.sharding import place, place_batch
-from rlhf_jax.objectives import language_modelling
-from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import Member, Population, init_state, train_step, train_together
 from rlhf_jax.train.loop import final_state
-from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
-from rlhf_jax.train.step import Objective
 
 _init = jax.jit(init, static_argnums=(0, 2))
 
 
-def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
+def run(ctx: Context, cell: Pretrain) -> PretrainResult:
     """Next-token prediction on the corpus; the result is the held-out loss with its error."""
-    (outcome,) = pretrain_together([ctx])
+    (outcome,) = run_together([ctx])
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exception]:
-    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its results, or
-    the reason why it failed."""
+def run_together(ctxs: Sequence[Context]) -> list[PretrainResult | Exception]:
+    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its
+    results, or the reason why it failed."""
     ctx = ctxs[0]
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
@@ -45,7 +42,7 @@ def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exceptio
     compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
     members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
-    outcomes: list[dict[str, Any] | Exception] = []
+    outcomes: list[PretrainResult | Exception] = []
     for c, trained in zip(
         ctxs, train_together(members, compiled, steps, run, population), strict=True
     ):
@@ -79,45 +76,18 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     )
 
 
-def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
+def _pretrained(ctx: Context, params: Any, steps: int) -> PretrainResult:
     cell, T = ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
     tokens = steps * cell.batch * T
-    return {
-        "heldout": {
-            **heldout_loss(params, cell.model, ctx.corpus, ctx.runtime, cell.batch),
-            "params": param_counts(cell.model)["total"],
-            "param_counts": param_counts(cell.model),
-            "train_tokens": tokens,
-            "batch_tokens": cell.batch * T,
-            "flops": all_conventions(cell.model, T, tokens),
-        }
-    }
-
-
-def objective(cfg: ModelConfig, axes: Axes) -> Objective:
-    return lambda params, batch: language_modelling(params, batch, cfg, axes)
-
-
-def metrics_row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
-    """Lines of metrics.jsonl of a run that goes on from optimizer step `start`."""
-    positions = batch * seq_len  # processed a step
-    per_token = flops_per_token(cfg, seq_len, "exact")
-    throughput = Throughput(per_token)
-
-    def row(metrics: dict[str, float], totals: dict[str, float]) -> dict[str, float]:
-        totals["tokens"] = totals.get("tokens", start * positions) + positions
-        totals["targets"] = totals.get("targets", 0) + metrics["weight"]
-        nats = metrics["loss"] * metrics["weight"]
-        return {
-            "tokens": totals["tokens"],
-            "targets": totals["targets"],
-            "flops": totals["tokens"] * per_token,
-            "loss": metrics["loss"],
-            "bits_per_byte": nats / math.log(2) / max(metrics["bytes"], 1.0),
-            "lr": metrics["lr"],
-            "grad_norm": metrics["grad_norm"],
-            **throughput(positions),
-        }
-
-    return row
+    counts = param_counts(cell.model)
+    return PretrainResult(
+        PretrainHeldOut(
+            **heldout_loss(params, cell.model, ctx.corpus, ctx.runtime, cell.batch),  # type: ignore[arg-type]
+            params=counts["total"],
+            param_counts=dict(counts),
+            train_tokens=tokens,
+            batch_tokens=cell.batch * T,
+            flops=all_conventions(cell.model, T, tokens),
+        )
+    )

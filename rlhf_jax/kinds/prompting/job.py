@@ -22,8 +22,10 @@ from rlhf_jax.evals.prompting import (
 )
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.prompting.cell import Prompting
+from rlhf_jax.kinds.prompting.result import Answered, PromptingResult
 from rlhf_jax.study.callables import call_for_list
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 
 if TYPE_CHECKING:
     import jax
@@ -45,7 +47,7 @@ class Asked(NamedTuple):
     choices: list[list[list[int]]]
 
 
-def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
+def run(ctx: Context, cell: Prompting) -> PromptingResult:
     """Exact match and multiple choice of every type, group and number of shots, on items of the
     test split; worked examples are of the training split. Also the first items of each type with
     what was completed, and how many tokens prompts take, answer included: one of more than `seen`,
@@ -63,18 +65,17 @@ def prompting(ctx: Context, cell: Prompting) -> dict[str, Any]:
         types += [{"shots": shots, **row} for row in of_types]
         groups += [{"shots": shots, **row} for row in of_groups]
         shown += _shown(answers, prompts, shots)
-    return {
-        "prompting": {
-            "template": cell.template,
-            "items": cell.items,
-            "shots": list(cell.shots),
-            "tokens": tokens,
-            "seen": ctx.study.corpus.seq_len,
-            "groups": groups,
-            "types": types,
-            "shown": shown,
-        }
+    found = {
+        "template": cell.template,
+        "items": cell.items,
+        "shots": cell.shots,
+        "tokens": tokens,
+        "seen": ctx.study.corpus.seq_len,
+        "groups": groups,
+        "types": types,
+        "shown": shown,
     }
+    return PromptingResult(from_json(Answered, found))
 
 
 def asked(ctx: Context, cell: Prompting) -> Iterator[Asked]:

@@ -1,32 +1,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_jax.kinds.task import LANGUAGE_MODELS
-from rlhf_jax.study.cell import Cell, option
-from rlhf_jax.study.config import OptimConfig, check_names
-from rlhf_jax.study.ranges import (
-    Count,
-    Passes,
-    Seed,
-    Size,
-    Weight,
-)
+from rlhf_jax.kinds.bases import FromRankings, Sampled
+from rlhf_jax.kinds.reward.result import RewardResult
+from rlhf_jax.study.cell import names_cell, option
+from rlhf_jax.study.config import ConfigError, OptimConfig, check_names
+from rlhf_jax.study.ranges import Count, Passes, Seed, Size, Weight
+
+if TYPE_CHECKING:
+    from rlhf_jax.study.graph import Study
 
 
 @dataclass(frozen=True)
-class Reward(Cell):
+class Reward(FromRankings):
     """A reward model from rankings: the K-wise loss of InstructGPT, one prompt an element."""
 
     KIND = "reward"
-    PARENTS = {
-        "base": LANGUAGE_MODELS,
-        "comparisons": ("compare", "feedback"),
-        "earlier": ("compare", "feedback"),
-    }
+    RESULT = RewardResult
+    ROLES = ("reward", "reward_model")
+    PARENTS = {"base": "language_model", "comparisons": "comparisons", "earlier": "comparisons"}
     base: str = "sft"  # whose trunk it starts from; of any size
-    # A compare or feedback cell, or a file of records.
+    # A cell, or a file of records.
     comparisons: str = field(default="compare", metadata={"outside": "file"})
     epochs: Passes = 1
     batch: Size = 16  # prompts
@@ -44,10 +40,33 @@ class Reward(Cell):
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The cells and files whose comparisons it learns from."""
         return (self.comparisons, *self.earlier)
+
+    @property
+    def most_prompts(self) -> int | None:
+        return self.prompts
 
     def check(self) -> None:
         check_names(self.compared, f"{self.name}.comparisons and earlier")
         if self.loss != "kwise":
             self.unused("margin", "loss = 'kwise'")
+
+    def check_parents(self, study: Study) -> None:
+        super().check_parents(study)
+        if self.normalise == "demonstrations":
+            self.continued(study)
+
+    def continued(self, study: Study) -> Sampled:
+        """The cell whose prompts have true continuations.
+
+        Raises:
+            ConfigError: the prompts are not openings of the corpus's sentences.
+        """
+        compared = study[self.comparisons] if names_cell(self.comparisons) else None
+        if not isinstance(compared, Sampled) or not compared.habits or compared.task.prompts:
+            raise ConfigError(
+                f"{self.name}.normalise = 'demonstrations' needs true continuations of the prompts "
+                f"of {self.comparisons!r}; only openings of the corpus's sentences have them. Use "
+                "'samples'"
+            )
+        return compared

@@ -11,7 +11,6 @@ import numpy as np
 from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.tokenizer import EOS, PAD
 from rlhf_jax.evals.rankings import label_notes, ranking_report
-from rlhf_jax.kinds.compare.cell import Compare
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.rankings import (
     AGREE,
@@ -22,19 +21,21 @@ from rlhf_jax.kinds.rankings import (
     rows_of,
     training_batches,
 )
-from rlhf_jax.kinds.reward.cell import Reward
+from rlhf_jax.kinds.reward.cell import Reward as RewardCell
+from rlhf_jax.kinds.reward.result import RewardReport, RewardResult
+from rlhf_jax.kinds.reward_models import member
 from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.model.sharding import place
 from rlhf_jax.objectives import check_ranking_loss, ranked_scores, reward_modelling
-from rlhf_jax.rl.scores import standardising, without_spread
-from rlhf_jax.study.cell import names_cell
+from rlhf_jax.rl.scores import Reward, model_reward, standardising, without_spread
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, make_train_step, train
 
 DEMONSTRATIONS = 256  # true continuations that are to score 0, at most
 
 
-def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
+def run(ctx: Context, cell: RewardCell) -> RewardResult:
     """Train on the training comparisons, report on the held-out ones. `gain` and `bias` bring the
     score to a common scale (`normalised`): the KL coefficient then means the same for every reward
     model."""
@@ -72,7 +73,14 @@ def reward(ctx: Context, cell: Reward) -> dict[str, Any]:
             "the model gives every held-out completion the same score: it has learned nothing, and "
             "as a reward it teaches nothing. Train it longer, or look at its comparisons"
         )
-    return {"report": report | ctx.noted(notes)}
+    report["notes"] = ctx.noted(notes)
+    return RewardResult(from_json(RewardReport, report))
+
+
+def reward(ctx: Context, cell: RewardCell) -> Reward:
+    """Its normalised score."""
+    cfg = ctx.study.model_of(cell)
+    return model_reward([member(ctx, cell)], [cfg], ctx.runtime.axes)
 
 
 def normalised(
@@ -86,20 +94,14 @@ def normalised(
     return standardising(scores(rows)[rows["ranks"] >= 0])
 
 
-def demonstrations(ctx: Context, cell: Reward) -> Arrays:
+def demonstrations(ctx: Context, cell: RewardCell) -> Arrays:
     """True continuations of prompts like the compared ones, one to a prompt, EOS included.
 
     Raises:
         ConfigError: the prompts are not openings of the corpus's sentences, or none goes on so
             shortly.
     """
-    compared = ctx.study[cell.comparisons] if names_cell(cell.comparisons) else None
-    if not isinstance(compared, Compare) or compared.task.prompts:
-        raise ConfigError(
-            f"{cell.name}.normalise = 'demonstrations' needs true continuations of the prompts of "
-            f"{cell.comparisons!r}; only openings of the corpus's sentences have them. Use "
-            "'samples'"
-        )
+    compared = cell.continued(ctx.study)
     task, n = compared.task, min(DEMONSTRATIONS, compared.prompts)
     longest = task.response_len
     found = prompts_from(ctx.corpus, "train", n, task.prompt_len, compared.seed, longest)

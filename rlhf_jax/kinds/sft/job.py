@@ -4,29 +4,33 @@ records."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from rlhf_jax.data.annotators import approved
 from rlhf_jax.data.chat import example_ids
-from rlhf_jax.data.feedback import Comparison, Demonstration, Record, read, write
+from rlhf_jax.data.feedback import Critique, Demonstration, Record, write
 from rlhf_jax.data.files import LeftOut
 from rlhf_jax.data.layouts import load
 from rlhf_jax.data.loader import batch_rows
 from rlhf_jax.data.packing import Batch, Example, pack_examples
 from rlhf_jax.data.prompts import prompts_from
-from rlhf_jax.data.signals import answer_of, examples_of
+from rlhf_jax.data.signals import answer_of, examples_of, verdict_tokens
 from rlhf_jax.data.tokenizer import EOS
-from rlhf_jax.kinds.compare.cell import Compare
+from rlhf_jax.evals.results import HeldOut
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.feedback.cell import Feedback
 from rlhf_jax.kinds.sft.cell import SFT
+from rlhf_jax.kinds.sft.result import SFTResult, Tuning
 from rlhf_jax.study.callables import call_for_list, is_callable
-from rlhf_jax.study.cell import names_cell
+from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.results import from_json
 
 if TYPE_CHECKING:
     import jax
+
+    from rlhf_jax.rl.scores import Reward
 
 
 class Source(NamedTuple):
@@ -42,14 +46,14 @@ class Source(NamedTuple):
     numbers: Sequence[int]
 
 
-def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
+def run(ctx: Context, cell: SFT) -> SFTResult:
     """Fine-tuning, several examples to a row, none of which sees another; the loss is on
     completions only. The answers shown to it are kept in `results/demonstrations.jsonl`. If it has
-    learned to give verdicts, `results/judge.json` says how well (`judge_report`), and the cell can
-    be named as a reward."""
+    learned to give verdicts, `results/judge.json` says how well (`rlhf_jax.kinds.sft.judge`), and
+    the cell can be named as a reward."""
     from rlhf_jax.evals.heldout import heldout_loss
-    from rlhf_jax.kinds.feedback.job import judge_report
-    from rlhf_jax.kinds.pretrain.job import metrics_row, objective
+    from rlhf_jax.kinds.language_modelling import metrics_row, objective
+    from rlhf_jax.kinds.sft.judge import judge_report
     from rlhf_jax.model.sharding import place_batch
     from rlhf_jax.train import init_state, make_train_step, train
 
@@ -69,19 +73,18 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     row = metrics_row(ctx.model, 0, cell.batch, T)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
-    report = {"demonstrations": len(shown), "steps": steps}
-    results = {"heldout": heldout, "sft": report}
+    result = SFTResult(from_json(HeldOut, heldout), Tuning(len(shown), steps))
     if given:
         cut = sum(len(e.ids) == T + 1 and e.ids[-1] != EOS for e in examples)
-        report |= {"examples": len(examples), "cut": cut}
+        judge = judge_report(ctx, cell, trained, given.records)
+        tuned = replace(result.sft, examples=len(examples), cut=cut)
+        result = replace(result, sft=tuned, judge=judge)
         if cut:
             run.log(
                 f"{cell.name}: {cut} of {len(examples)} answers are cut at the end of a row of {T} "
                 "tokens"
             )
-        if judge := judge_report(ctx, cell, trained, given.records):
-            results["judge"] = judge
-    return results
+    return result
 
 
 def taught(ctx: Context, cell: SFT) -> tuple[Source | None, list[Demonstration], list[Example]]:
@@ -168,7 +171,8 @@ def source(ctx: Context, cell: SFT) -> Source:
     name = cell.records
     assert name is not None
     if names_cell(name):
-        return _of_cell(ctx, name)
+        path, records = ctx.play("records", name)
+        return Source(str(path), records, range(1, len(records) + 1))
     if not is_callable(name):
         loaded = load(ctx.study.unchanged(name))
         ctx.runtime.log(
@@ -184,21 +188,30 @@ def source(ctx: Context, cell: SFT) -> Source:
     return Source(name, records, range(1, len(records) + 1))
 
 
-def _of_cell(ctx: Context, name: str) -> Source:
-    """A cell's records: of a feedback cell those of training prompts; of others the best responses,
-    those that it kept as demonstrations, or the best-ranked ones of its training prompts, which
-    come first in the file."""
-    from rlhf_jax.kinds.feedback.job import FILES
+def check_judge(ctx: Context, cell: SFT, child: Cell, longest: int) -> None:
+    """Refuses to judge the child's samples, of up to `longest` tokens with their prompts."""
+    where, most = f"{child.name}.reward = {cell.name!r}", ctx.study.model_of(cell).max_positions
+    size = longest + verdict_tokens(ctx.corpus.tokenizer, cell.task.template)
+    if size > most:
+        raise ConfigError(
+            f"{where}: with the verdict, prompt and response take {size} tokens, but its model has "
+            f"max_positions = {most}; shorten {child.name}.task or raise it"
+        )
+    if cell.records is None or names_cell(cell.records):
+        return
+    given = source(ctx, cell)
+    if not any(isinstance(r, Critique) and r.verdict for r in given.records):
+        raise ConfigError(
+            f"{where}, whose records ({cell.records}) hold no critiques with verdicts; let it "
+            f"learn from some, or name a reward cell"
+        )
 
-    parent, folder = ctx.study[name], ctx.folders[name]
-    records: Sequence[Record]
-    if isinstance(parent, Compare):
-        path = folder.result_file("comparisons.jsonl")
-        records = read(path, Comparison)[: parent.prompts]
-    elif isinstance(parent, Feedback):
-        path = folder.result_file(FILES["train"])
-        records = read(path)
-    else:
-        path = folder.result_file("demonstrations.jsonl")
-        records = read(path, Demonstration)
-    return Source(str(path), records, range(1, len(records) + 1))
+
+def reward(ctx: Context, cell: SFT) -> Reward:
+    """The log-odds of its verdicts."""
+    from rlhf_jax.kinds.reward_models import member
+    from rlhf_jax.rl.critique import verdict_reward
+
+    cfg, template = ctx.study.model_of(cell), cell.task.template
+    judge = member(ctx, cell, "judge")
+    return verdict_reward(judge, cfg, ctx.corpus.tokenizer, ctx.runtime.axes, template)

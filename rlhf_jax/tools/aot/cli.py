@@ -76,7 +76,7 @@ def wanted(what: str, cell: str | None) -> list[Wanted]:
             raise ConfigError(f"--cell {cell} is of a study file; {what} is a preset: leave it out")
         return [Wanted(what, p.model, p.seq_len, None)]
     from rlhf_jax.kinds.pretrain.cell import Pretrain
-    from rlhf_jax.study.graph import load_study
+    from rlhf_jax.study import load_study
 
     study = load_study(what)
     cells = [c for c in study.cells if isinstance(c, Pretrain) and cell in (None, c.name)]

@@ -73,8 +73,8 @@ def finish_cells(path: Path, root: Path) -> None:
     """Prepares the corpus, and writes the folder of every cell as a finished one's."""
     from rlhf_jax.cost.flops import param_counts, train_flops
     from rlhf_jax.data.corpus import prepare
+    from rlhf_jax.study import load_study
     from rlhf_jax.study.config import to_json
-    from rlhf_jax.study.graph import load_study
     from rlhf_jax.study.runs import Runs, provenance, write_json, write_study
 
     study, runs = load_study(path, runs=root), Runs(root)
