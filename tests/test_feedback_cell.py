@@ -31,7 +31,7 @@ from rlhf_jax.kinds.ppo.job import ppo
 from rlhf_jax.kinds.pretrain.job import pretrain
 from rlhf_jax.kinds.rankings import ceilings, rankings
 from rlhf_jax.kinds.sft.job import from_records, sft, source
-from rlhf_jax.model.sampler import join
+from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig

@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "gold": JUDGED,
     "reward": JUDGED,
     "modes": JUDGED,
+    "objective": ("params", "batch", "cfg", "axes"),
     "sources": (),
 }
 

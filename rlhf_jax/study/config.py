@@ -106,7 +106,7 @@ _names: Callable[[Any], list[str]] = functools.cache(_init_names)
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """A Transformer. Dimension letters: D width, H heads, K kv heads, C head width, F feed-forward,
+    """The shape of a model. Dimension letters: D width, H heads, K kv heads, C head width, F feed-forward,
     V vocabulary, L layers."""
 
     LABEL = "model"
@@ -128,6 +128,9 @@ class ModelConfig(Checked):
     # What the backward pass finds: everything, the weights' products, the same in host memory, or
     # each layer's input alone.
     remat: Literal["none", "dots", "offload", "full"] = "none"
+    # MODULE:CLASS, an `rlhf_jax.model.architecture.Architecture`, which reads the fields above that
+    # mean something to it; empty: the Transformer.
+    architecture: str = field(default="", metadata={"added": True, "outside": "callable"})
 
     def check(self) -> None:
         if self.head_width is None and self.width % self.heads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from rlhf_jax.evals.rankings import label_notes, ranking_report
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.dpo.cell import DPO
 from rlhf_jax.kinds.rankings import AGREE, Arrays, ceilings, over_rows, rankings, training_batches
-from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
+from rlhf_jax.model import decays
+from rlhf_jax.objectives import preference_loss, preference_optimisation, ranked_log_probs
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.train import init_state, make_train_step, train
 
@@ -37,7 +39,7 @@ def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
         raise ConfigError(f"{cell.name}.beta = {cell.beta}; it must be above 0")
     data = rankings(ctx, cell)
     policy = ctx.language_model(cell.policy)
-    log_probs = jax.jit(lambda p, b: completion_log_probs(p, b, cfg, run.axes))
+    log_probs = jax.jit(lambda p, b: ranked_log_probs(p, b, cfg, run.axes))
     ctx.beat.progress(phase="log-probs of the reference")
     for rows in data.values():
         rows["reference"] = over_rows(ctx, lambda b: log_probs(policy, b), rows, cell.batch)
@@ -52,7 +54,7 @@ def dpo(ctx: Context, cell: DPO) -> dict[str, Any]:
         return {k: metrics[k] for k in ("loss", "lr", "grad_norm")} | means
 
     state = init_state(policy, cell.optim, steps)
-    step = make_train_step(objective, cell.optim, run.axes, run.accumulate)
+    step = make_train_step(objective, cell.optim, partial(decays, cfg), run.axes, run.accumulate)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     ctx.beat.progress(phase="held-out report")
     rows = data["validation"]

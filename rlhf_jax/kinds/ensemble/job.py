@@ -15,7 +15,6 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ensemble.cell import Ensemble
 from rlhf_jax.kinds.rankings import Arrays, ceilings, over_rows, rankings
 from rlhf_jax.kinds.reward.cell import Reward
-from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives.rankings import flattened
 from rlhf_jax.rl.scores import combined
 from rlhf_jax.study.config import ConfigError
@@ -64,7 +63,7 @@ def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarr
         N, K, R = b["mask"].shape
         axes = ctx.runtime.axes
         mask_BR = b["mask"].reshape(N * K, R, out_sharding=axes.spec("batch", None))
-        scores_B = reward.score(arrays, Sequences(*flattened(b, axes)), mask_BR)
+        scores_B = reward.score(arrays, flattened(b, axes), mask_BR)
         return scores_B.reshape(N, K, out_sharding=axes.spec("batch", None))
 
     return over_rows(ctx, lambda b: score(reward.arrays, b), rows, batch)

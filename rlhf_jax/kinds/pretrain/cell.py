@@ -28,3 +28,5 @@ class Pretrain(Cell):
     # Only so many of the corpus's, the same ones for every seed.
     unique_tokens: Tokens | None = option(None)
     repeat: bool = False  # more tokens than there are unique ones, on purpose
+    # MODULE:FUNCTION, a loss as `rlhf_jax.objectives.named` says; empty: negative log-likelihood.
+    objective: str = option("", "callable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,17 +13,14 @@ from rlhf_jax.cost.flops import all_conventions, flops_per_token, param_counts
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.pretrain.cell import Pretrain
-from rlhf_jax.model import Axes, init, param_axes
-from rlhf_jax.model.sharding import place, place_batch
-from rlhf_jax.objectives import language_modelling
+from rlhf_jax.model import Axes, decays, initialised
+from rlhf_jax.model.sharding import place_batch
+from rlhf_jax.objectives.named import RESERVED, named_objective
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import Member, Population, init_state, train_step, train_together
 from rlhf_jax.train.loop import final_state
 from rlhf_jax.train.metrics import Throughput
 from rlhf_jax.train.state import hyper_parameters
-from rlhf_jax.train.step import Objective
-
-_init = jax.jit(init, static_argnums=(0, 2))
 
 
 def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
@@ -41,7 +39,8 @@ def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exceptio
     assert isinstance(cell, Pretrain)
     population = Population(len(ctxs), jax.local_devices()) if len(ctxs) > 1 else None
     axes = Axes() if population else run.axes
-    step = train_step(objective(cell.model, axes), cell.optim, axes, run.accumulate)
+    loss = named_objective(cell.objective, f"{cell.name}.objective", cell.model, axes)
+    step = train_step(loss, cell.optim, partial(decays, cell.model), axes, run.accumulate)
     compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
     members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
@@ -60,8 +59,8 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     assert isinstance(cell, Pretrain)
     cfg, steps = cell.model, cell.tokens // (cell.batch * T)
     ctx.left_out.update(ctx.corpus.left_out)
-    params = _init(cfg, jax.random.key(cell.seed), run.axes)
-    state = init_state(place(params, param_axes(cfg), run.mesh, run.axes), cell.optim, steps)
+    params = initialised(cfg, jax.random.key(cell.seed), run.mesh, run.axes)
+    state = init_state(params, cell.optim, steps)
     start = 0
     if cell.continues:
         state = final_state(ctx.folders[cell.continues], state)
@@ -74,9 +73,8 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
         batch = ctx.corpus.batch("train", cell.batch, cell.seed, t, subset)
         return place_batch(batch, run.mesh, run.axes) if alone else batch
 
-    return Member(
-        ctx.folder, state, batch_at, metrics_row(ctx.model, start, cell.batch, T), ctx.beat
-    )
+    row = metrics_row(ctx.model, start, cell.batch, T, nats=not cell.objective)
+    return Member(ctx.folder, state, batch_at, row, ctx.beat)
 
 
 def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
@@ -95,12 +93,9 @@ def _pretrained(ctx: Context, params: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def objective(cfg: ModelConfig, axes: Axes) -> Objective:
-    return lambda params, batch: language_modelling(params, batch, cfg, axes)
-
-
-def metrics_row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
-    """Lines of metrics.jsonl of a run that goes on from optimizer step `start`."""
+def metrics_row(cfg: ModelConfig, start: int, batch: int, seq_len: int, nats: bool = True) -> Any:
+    """Lines of metrics.jsonl of a run that goes on from optimizer step `start`. `nats`: the loss is
+    a token's negative log-likelihood, and has an equivalent in bits per byte."""
     positions = batch * seq_len  # processed a step
     per_token = flops_per_token(cfg, seq_len, "exact")
     throughput = Throughput(per_token)
@@ -108,13 +103,18 @@ def metrics_row(cfg: ModelConfig, start: int, batch: int, seq_len: int) -> Any:
     def row(metrics: dict[str, float], totals: dict[str, float]) -> dict[str, float]:
         totals["tokens"] = totals.get("tokens", start * positions) + positions
         totals["targets"] = totals.get("targets", 0) + metrics["weight"]
-        nats = metrics["loss"] * metrics["weight"]
+        found = {
+            k: v / max(metrics["weight"], 1.0) for k, v in metrics.items() if k not in RESERVED
+        }
+        if nats:
+            bits = metrics["loss"] * metrics["weight"] / math.log(2)
+            found["bits_per_byte"] = bits / max(metrics["bytes"], 1.0)
         return {
             "tokens": totals["tokens"],
             "targets": totals["targets"],
             "flops": totals["tokens"] * per_token,
             "loss": metrics["loss"],
-            "bits_per_byte": nats / math.log(2) / max(metrics["bytes"], 1.0),
+            **found,
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             **throughput(positions),

@@ -49,8 +49,10 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
     be named as a reward."""
     from rlhf_jax.evals.heldout import heldout_loss
     from rlhf_jax.kinds.feedback.job import judge_report
-    from rlhf_jax.kinds.pretrain.job import metrics_row, objective
+    from rlhf_jax.kinds.pretrain.job import metrics_row
+    from rlhf_jax.model import decays
     from rlhf_jax.model.sharding import place_batch
+    from rlhf_jax.objectives.named import named_objective
     from rlhf_jax.train import init_state, make_train_step, train
 
     run, T = ctx.runtime, ctx.study.corpus.seq_len
@@ -65,8 +67,9 @@ def sft(ctx: Context, cell: SFT) -> dict[str, Any]:
         return place_batch({k: v[chosen] for k, v in rows.items()}, run.mesh, run.axes)
 
     state = init_state(ctx.language_model(cell.base), cell.optim, steps)
-    step = make_train_step(objective(ctx.model, run.axes), cell.optim, run.axes, run.accumulate)
-    row = metrics_row(ctx.model, 0, cell.batch, T)
+    loss = named_objective(cell.objective, f"{cell.name}.objective", ctx.model, run.axes)
+    step = make_train_step(loss, cell.optim, partial(decays, ctx.model), run.axes, run.accumulate)
+    row = metrics_row(ctx.model, 0, cell.batch, T, nats=not cell.objective)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
     report = {"demonstrations": len(shown), "steps": steps}

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax.data.tokenizer import CONTROL
-from rlhf_jax.model import forward, init, init_cache, logits, param_axes
-from rlhf_jax.model.sampler import generate, positions_of
-from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
+from rlhf_jax.model import forward, init_cache, initialised, logits
+from rlhf_jax.model.sampler import generate
+from rlhf_jax.model.scoring import padded_rows
+from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.study.config import from_json
 from rlhf_jax.tools.bench.peers import serve
 from rlhf_jax.tools.bench.rows import random_rows
@@ -29,7 +29,7 @@ def measure(shape: dict[str, Any], rounds: int) -> dict[str, Any]:
     at, mesh = from_json(Shape, shape), make_mesh()
     cfg = at.model
     jax.set_mesh(mesh)
-    params = place(jax.jit(lambda k: init(cfg, k))(jax.random.key(0)), param_axes(cfg), mesh)
+    params = initialised(cfg, jax.random.key(0), mesh)
     wide = Shape("prompts", 1, 1, 1, cfg.vocab - len(CONTROL), PROMPTS, PROMPT_LEN - 1)
     # Control tokens come first; a prompt has none.
     rows_BP = len(CONTROL) + random_rows(wide, 1)[0]
@@ -41,9 +41,8 @@ def measure(shape: dict[str, Any], rounds: int) -> dict[str, Any]:
 
     @jax.jit
     def prefill(params: Any, prompts_BP: jax.Array) -> Any:
-        ones_BP = jnp.ones_like(prompts_BP)
         cache = init_cache(cfg, PROMPTS, PROMPT_LEN + LENGTH, AXES)
-        x_DBP, cache = forward(params, cfg, prompts_BP, ones_BP, positions_of(ones_BP), AXES, cache)  # type: ignore[assignment]
+        x_DBP, cache = forward(params, cfg, *padded_rows(prompts_BP), AXES, cache)
         return logits(params, cfg, x_DBP[..., -1:], AXES), cache
 
     keys = jax.random.split(jax.random.key(1), rounds)
