@@ -2,11 +2,11 @@
 
 | template | prompt | the answer ends at |
 |---|---|---|
-| plain | "Q: text", "A: answer" and a blank line for each worked example; "Q: text", "A:" | a newline |
-| chat | each worked example a turn of the user and one of the assistant; a turn of the user | EOS |
+| plain | "Q: text", "A: answer", a blank line for each worked example; "Q: text", "A:" | newline |
+| chat | for each worked example a turn of user and assistant; a turn of the user | EOS |
 
-Exact match: the greedy completion, up to its first newline or EOS, is the answer; white space
-around it is left out, and nothing else is forgiven. Multiple choice: the answer has a higher
+Exact match: the greedy completion, up to its first newline or EOS and without white space around
+it, is the answer. Multiple choice: the answer has a higher
 log-probability a token than every distractor (Brown et al. 2020), the tokens being those of the
 choice and of its end, so that "river" is not preferred to "river river" for being its beginning. It
 moves before exact match does.

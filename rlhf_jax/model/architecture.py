@@ -7,6 +7,7 @@ the module `rlhf_jax.model.transformer`.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rlhf_jax.study.callables import check_call, load_callable
@@ -60,15 +61,7 @@ class Architecture(Protocol):
         """An empty `RowCache` of `batch` rows with room for `length` positions."""
 
 
-METHODS = {
-    "describe": ("cfg",),
-    "attended": ("cfg",),
-    "forward": (
-        *("params", "cfg", "tokens_BT", "segments_BT", "positions_BT", "axes", "cache", "last"),
-    ),
-    "logits": ("params", "cfg", "x_DBT", "axes"),
-    "init_cache": ("cfg", "batch", "length", "axes"),
-}
+METHODS = ("describe", "attended", "forward", "logits", "init_cache")
 
 
 def architecture(cfg: ModelConfig) -> Architecture:
@@ -82,11 +75,12 @@ def architecture(cfg: ModelConfig) -> Architecture:
 
         return transformer
     found, where = load_callable(cfg.architecture), f"model.architecture = {cfg.architecture!r}"
-    for name, arguments in METHODS.items():
+    for name in METHODS:
         if not hasattr(found, name):
             raise ConfigError(
                 f"{where} has no {name}; expected a class with the static methods "
                 f"{', '.join(METHODS)} of rlhf_jax.model.architecture.Architecture"
             )
+        _, *arguments = inspect.signature(getattr(Architecture, name)).parameters
         check_call(getattr(found, name), f"{where}: {name}", arguments)
     return found  # type: ignore[no-any-return]

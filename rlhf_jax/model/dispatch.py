@@ -1,16 +1,16 @@
-"""Which kernel computes attention: chosen here by platform and shape, said once, and nowhere else.
+"""Which kernel computes attention: chosen here, by platform and shape, and nowhere else.
 
-| kernel    | what it is                                    | where                                  |
-|-----------|-----------------------------------------------|----------------------------------------|
-| reference | `rlhf_jax.model.attention.reference`          | tests                                  |
-| cpu       | `rlhf_jax.model.attention.cpu_attention`      | CPU                                    |
-| xla       | the reference, on each shard                  | accelerators, where no kernel below is |
-| cudnn     | cuDNN's flash attention                       | GPU, half precision, no cache          |
-| splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
+| kernel    | what it is                         | where                                   |
+|-----------|------------------------------------|-----------------------------------------|
+| reference | `attention.reference`              | tests                                   |
+| cpu       | `attention.cpu_attention`          | CPU                                     |
+| xla       | the reference, on each shard       | accelerators without a kernel below     |
+| cudnn     | cuDNN's flash attention            | GPU, half precision, no cache           |
+| splash    | Pallas block-sparse flash attention| TPU, T a multiple of 128, no cache      |
 
-All of them compute scores and softmax in float32 and mask other segments of a packed row. The result
-of a query of segment 0 (padding) differs between them; it is finite, forward and backward, and never
-used.
+All of them compute scores and softmax in float32 and mask other segments of a packed row. The
+result of a query of segment 0 (padding) differs between them; it is finite, forward and backward,
+and never used.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Ker
 
 @functools.cache
 def _say(platform: str, kernel: Kernel, passed_over: str) -> None:
-    """Logs each choice once a process. A kernel that was passed over is a warning, which is shown by
-    default, unless the user cannot change it: decoding with a cache."""
+    """Logs each choice once a process. A kernel that was passed over is a warning, which is shown
+    by default, unless the user cannot change it: decoding with a cache."""
     level = logging.WARNING if passed_over and "cache" not in passed_over else logging.INFO
     logger.log(
         level, "attention on %s: %s%s", platform, kernel, passed_over and f" ({passed_over})"

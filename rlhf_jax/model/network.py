@@ -18,6 +18,19 @@ from rlhf_jax.model.parameters import HEAD, Parameter, Tree, describe
 from rlhf_jax.model.sharding import AXES, shardings
 from rlhf_jax.study.config import ModelConfig
 
+__all__ = [
+    *(
+        "Axes",
+        "decays",
+        "forward",
+        "has_scalar_head",
+        "init",
+        "init_cache",
+        "initialised",
+        "logits",
+    ),
+    *("param_axes", "scalars", "with_scalar_head", "without_scalar_head"),
+]
 Params = dict[str, Any]
 
 

@@ -6,7 +6,8 @@ The function has the same signature, (params, batch, cfg, axes) -> (sum, weight,
         `rlhf_jax.model` and `rlhf_jax.model.scoring` compute hidden states, logits and log-probs.
     batch: BT arrays tokens, targets, segments, positions, weights and bytes, as
         `language_modelling` has them.
-    sum, weight: the loss is the global sum over the global weight, across devices and micro-batches.
+    sum, weight: the loss is the global sum over the global weight, of all devices and
+        micro-batches.
     metrics: sums over the same elements by name; metrics.jsonl has them divided by the weight.
 
 It is traced by jax, so it must be a pure function of jax arrays.

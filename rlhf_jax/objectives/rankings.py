@@ -19,7 +19,7 @@ from rlhf_jax.model.scoring import Sequences, row_scores
 from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 
 Batch = dict[str, jax.Array]
-NEVER = -1e30  # a logit that takes no part in a softmax; finite, so that gradients are
+NEVER = -1e30  # a masked logit; finite, so that gradients are
 
 
 def beats(ranks_NK: jax.Array) -> jax.Array:
@@ -45,13 +45,13 @@ def differences(scores_NK: jax.Array) -> jax.Array:
 
 def kwise_loss(scores_NK: jax.Array, ranks_NK: jax.Array, margin: float = 0.0) -> jax.Array:
     """-log sigmoid(r_w - r_l), the mean over a prompt's untied pairs, N (Ouyang et al. 2022, eq.
-    1); with K = 2 the likelihood of Bradley & Terry 1952. A `margin` asks for a difference of so
-    much for each rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w)) (Touvron
-    et al. 2023)."""
-    asked_NKK = differences(scores_NK)
+    1); with K = 2 the likelihood of Bradley & Terry 1952. A `margin` is the difference that is
+    wanted for each rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w))
+    (Touvron et al. 2023)."""
+    gap_NKK = differences(scores_NK)
     if margin:
-        asked_NKK -= margin * (ranks_NK[:, None, :] - ranks_NK[:, :, None])
-    return over_pairs(-jax.nn.log_sigmoid(asked_NKK), beats(ranks_NK))
+        gap_NKK -= margin * (ranks_NK[:, None, :] - ranks_NK[:, :, None])
+    return over_pairs(-jax.nn.log_sigmoid(gap_NKK), beats(ranks_NK))
 
 
 def plackett_luce_loss(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:

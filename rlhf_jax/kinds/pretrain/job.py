@@ -32,8 +32,8 @@ def pretrain(ctx: Context, cell: Pretrain) -> dict[str, Any]:
 
 
 def pretrain_together(ctxs: Sequence[Context]) -> list[dict[str, Any] | Exception]:
-    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its results, or
-    the reason why it failed."""
+    """`pretrain` for cells that may train together (`rlhf_jax.study.populations`): of each its
+    results, or the reason why it failed."""
     ctx = ctxs[0]
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
