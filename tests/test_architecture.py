@@ -34,7 +34,7 @@ from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.worker import run_cell
 
 __all__ = ["compiled", "mesh"]
-NAME = "tiny_architecture:Convolution"
+NAME, NAMED = "tiny_architecture:Convolution", "tiny_architecture:smoothed"
 SMALL = ModelConfig(
     layers=2, width=16, heads=2, ff=24, vocab=64, max_positions=64, architecture=NAME
 )
@@ -205,14 +205,16 @@ def test_the_text_of_an_architecture_and_of_an_objective_is_in_run_ids(corpus, m
     for name, cell in {
         "plain": plain,
         "architecture": dataclasses.replace(plain, model=other),
-        "objective": dataclasses.replace(plain, objective="tiny_architecture:smoothed"),
+        "objective": dataclasses.replace(plain, objective=NAMED),
         "another": dataclasses.replace(plain, objective="tiny_architecture:alone"),
     }.items():
         ids[name] = Study("s", (cell,), corpus.cfg).run_ids("hash")["base"]
     assert len(set(ids.values())) == 4
     monkeypatch.setattr("tiny_architecture.SMOOTHING", 0.2)
-    cell = dataclasses.replace(plain, objective="tiny_architecture:smoothed")
-    assert Study("s", (cell,), corpus.cfg).run_ids("hash")["base"] != ids["objective"]
+    monkeypatch.setattr("tiny_architecture.TAPS", 4)
+    for name, changed in (("architecture", {"model": other}), ("objective", {"objective": NAMED})):
+        cell = dataclasses.replace(plain, **changed)
+        assert Study("s", (cell,), corpus.cfg).run_ids("hash")["base"] != ids[name]
 
 
 # --- objectives ----------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def test_the_text_of_an_architecture_and_of_an_objective_is_in_run_ids(corpus, m
 
 def test_a_named_objective_is_what_numpy_says(corpus, mesh):
     """Label smoothing and z-loss, as by hand."""
-    cfg, named = dataclasses.replace(GQA, layers=1), "tiny_architecture:smoothed"
+    cfg = dataclasses.replace(GQA, layers=1)
     params, T = noisy_transformer(cfg), 12
     tokens, segments, positions = packed_batch(cfg, [[12], [4, 6]], T)
     targets, weights = np.roll(tokens, -1, 1), (segments > 0).astype(np.float32)
@@ -231,7 +233,7 @@ def test_a_named_objective_is_what_numpy_says(corpus, mesh):
     loss = -(1 - SMOOTHING) * picked - SMOOTHING * lp.mean(-1) + Z * log_z**2
     batch = {"tokens": tokens, "segments": segments, "positions": positions, "targets": targets}
     batch |= {"weights": weights, "bytes": np.ones_like(tokens)}
-    of = jax.jit(named_objective(named, "base.objective", cfg, AXES))
+    of = jax.jit(named_objective(NAMED, "base.objective", cfg, AXES))
     total, weight, metrics = of(params, place_batch(batch, mesh))
     assert float(total) == pytest.approx((loss * weights).sum(), rel=1e-5)
     assert float(metrics["nll"]) == pytest.approx(-(picked * weights).sum(), rel=1e-5)
@@ -240,10 +242,9 @@ def test_a_named_objective_is_what_numpy_says(corpus, mesh):
 
 def test_pretraining_and_fine_tuning_learn_by_a_named_objective(corpus, mesh, tmp_path):
     model = ModelConfig(layers=1, width=16, heads=2, vocab=corpus.cfg.vocab)
-    named = "tiny_architecture:smoothed"
     cells = (
-        Pretrain("base", model=model, batch=4, tokens=4 * 32 * 3, objective=named),
-        SFT("sft", task=TASK, examples=32, batch=2, objective=named, min_gold=-99),
+        Pretrain("base", model=model, batch=4, tokens=4 * 32 * 3, objective=NAMED),
+        SFT("sft", task=TASK, examples=32, batch=2, objective=NAMED, min_gold=-99),
     )
     study = Study("s", cells, corpus.cfg)
     folders = Runs(tmp_path).folders(study, corpus.content_hash)
@@ -265,6 +266,7 @@ def test_pretraining_and_fine_tuning_learn_by_a_named_objective(corpus, mesh, tm
         ("taken", "returned a metric named 'lr', which every step has"),
         ("failing", "raised KeyError: 'no such parameter' .*tiny_architecture.py, line"),
     ],
+    ids=["by_row", "alone", "taken", "failing"],
 )
 def test_a_wrong_return_is_refused_when_it_is_traced(mesh, name, message):
     where, batch = f"tiny_architecture:{name}", {k: jnp.ones((2, 4)) for k in ("weights", "bytes")}
