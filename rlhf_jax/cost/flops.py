@@ -7,6 +7,7 @@ fits with. Everything is a Python float: 6 N D leaves int64 above 9.2e18.
 
 from __future__ import annotations
 
+import functools
 from typing import get_args
 
 from rlhf_jax.model.parameters import Counted, describe, leaves
@@ -33,6 +34,11 @@ def param_counts(cfg: ModelConfig) -> dict[str, int]:
       unembedding. matmul: parameters that multiply activations, with the unembedding counted
       even when it is the embedding transposed.
     """
+    return dict(_counted(cfg))
+
+
+@functools.lru_cache(maxsize=4096)
+def _counted(cfg: ModelConfig) -> dict[str, int]:
     found = list(leaves(describe(cfg)))
     count = {
         kind: sum(p.size for p in found if p.counts_as == kind)

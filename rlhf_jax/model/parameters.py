@@ -60,13 +60,8 @@ def leaves(tree: Tree) -> Iterator[Parameter]:
 
 def describe(cfg: ModelConfig, scalar_head: bool = False) -> Tree:
     """The parameters of a model, and of its scalar head if it has one: a reward model, a critic."""
-    tree = _described(cfg)
+    tree = architecture(cfg).describe(cfg) if cfg.architecture else transformer(cfg)
     return {**tree, HEAD: scalar_parameters(cfg)} if scalar_head else tree
-
-
-@functools.lru_cache(maxsize=4096)
-def _described(cfg: ModelConfig) -> Tree:
-    return architecture(cfg).describe(cfg) if cfg.architecture else transformer(cfg)
 
 
 def attended(cfg: ModelConfig) -> int:
