@@ -1,4 +1,4 @@
-"""Attention in plain jnp, with one mask rule for packed rows, padding, decoding and encoders.
+"""Attention in plain jnp, with one mask rule for packed rows, padding and decoding.
 
 Which kernel computes it is decided in `rlhf_jax.model.dispatch`; this is the one that the others
 are tested against.
@@ -18,16 +18,12 @@ def visible(
     k_segments_BS: jax.Array,
     q_positions_BT: jax.Array,
     k_positions_BS: jax.Array,
-    causal: bool = True,
 ) -> jax.Array:
-    """mask_BTS: a query attends to the keys of its own segment, and if `causal` not to later ones.
-    Segment 0 is padding, or the unwritten part of a cache: no query attends to it."""
-    mask_BTS = (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & (
-        k_segments_BS[:, None, :] > 0
-    )
-    if causal:
-        mask_BTS &= k_positions_BS[:, None, :] <= q_positions_BT[:, :, None]
-    return mask_BTS
+    """mask_BTS: a query attends to the keys of its own segment that are not later. Segment 0 is
+    padding, or the unwritten part of a cache: no query attends to it."""
+    same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+    past_BTS = k_positions_BS[:, None, :] <= q_positions_BT[:, :, None]
+    return same_BTS & (k_segments_BS[:, None, :] > 0) & past_BTS
 
 
 def reference(
