@@ -17,6 +17,7 @@ from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
 from rlhf_jax.kinds.context import read_model
 from rlhf_jax.kinds.task import TaskConfig
+from rlhf_jax.model.architecture import architecture
 from rlhf_jax.model.sampler import generate
 from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.placement.cpu import keep_compiled
@@ -65,6 +66,10 @@ def load_run(path: str | Path) -> Run:
     jax.set_mesh(mesh)
     runtime = Runtime(mesh, AXES)
     model = from_json(ModelConfig, config["model"])
+    try:
+        architecture(model)
+    except ConfigError as e:
+        raise ConfigError(f"{e}; set PYTHONPATH to the folder of its module") from None
     root = folder.path.parent.parent
     keep_compiled(root / "compiled")
     data = root / "data" / config["corpus"]

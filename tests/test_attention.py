@@ -17,7 +17,7 @@ from tiny_attention import loops
 from tiny_models import GQA, full_logits, mesh, noisy_params, packed_batch
 
 from rlhf_jax.model import dispatch
-from rlhf_jax.model.dispatch import attend, choose, look, platform
+from rlhf_jax.model.dispatch import attend, attention_mask, choose, platform
 from rlhf_jax.model.sharding import AXES
 
 __all__ = ["mesh"]
@@ -55,8 +55,8 @@ def output_and_gradients(kernel, q, k, v, segments, positions, out_grad):
         q, k, v = (jnp.transpose(x, (2, 0, 3, 1)) for x in (q, k, v))
         q, k, v = (AXES.constrain(x, "heads", "batch", None, None) for x in (q, k, v))
         tokens = (segments, positions)
-        sight = look(C, q.dtype.name, tokens, tokens, cached=False, kernel=kernel)
-        return jnp.transpose(attend(q, k, v, sight, AXES), (1, 3, 0, 2))
+        mask = attention_mask(C, q.dtype.name, tokens, tokens, cached=False, kernel=kernel)
+        return jnp.transpose(attend(q, k, v, mask, AXES), (1, 3, 0, 2))
 
     out, pull = jax.vjp(run, q, k, v)
     return out, *pull(out_grad.astype(out.dtype))
@@ -149,7 +149,7 @@ def test_the_choice_is_said_once_and_a_kernel_passed_over_with_the_reason(monkey
     tokens = (jnp.ones((1, 100), jnp.int32), jnp.arange(100)[None])
     with caplog.at_level(logging.INFO, "rlhf_jax"):
         for _ in range(3):
-            assert look(16, "float32", tokens, tokens, cached=False).kernel == "xla"
+            assert attention_mask(16, "float32", tokens, tokens, cached=False).kernel == "xla"
     (line,) = caplog.records
     expected = "attention on tpu: xla (splash needs a sequence length divisible by 128, got 100)"
     assert line.getMessage() == expected and line.levelno == logging.WARNING

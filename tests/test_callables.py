@@ -16,7 +16,7 @@ import tiny_models  # noqa: F401 (before jax starts: the devices of all tests)
 from rlhf_jax import cli
 from rlhf_jax.data.sources import documents
 from rlhf_jax.evals.prompting import Item
-from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.model.scoring import Sequences
 from rlhf_jax.rl.scores import callable_reward, cause
 from rlhf_jax.study.callables import call_for_list, call_for_scores, call_for_texts
 from rlhf_jax.study.config import ConfigError

@@ -3,6 +3,7 @@ fingerprints."""
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from tiny_models import copied, mesh, same_bits, tiny_corpus
 from tiny_results import HELDOUT
-from tiny_toy import OPTIM, STEPS, regression, toy, toy_step, uninterrupted
+from tiny_toy import OPTIM, STEPS, all_decay, regression, toy, toy_step, uninterrupted
 
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.pretrain import job as language
+from rlhf_jax.model import decays
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study import Study
@@ -93,7 +95,7 @@ def test_a_save_is_not_touched_by_later_donated_updates(toy, toy_step):
     wide = {n: jnp.ones((600, 600)) for n in ("w_in", "w_out")}  # writing takes longer than a step
     state = init_state(wide, OPTIM, 50)
     data = {k: np.ones((8, 600), np.float32) for k in ("x", "y")}
-    step = make_train_step(lambda p, b: regression(p, b), OPTIM, AXES)
+    step = make_train_step(lambda p, b: regression(p, b), OPTIM, all_decay, AXES)
     state, _ = step(state, data)
     checkpoints = Checkpoints(toy.root / "checkpoints")
     taken = copied(state)
@@ -180,7 +182,9 @@ def test_a_cell_that_continues_another_equals_one_long_cell(corpus, mesh, tmp_pa
         Pretrain("longer", model=model, batch=4, tokens=4 * 32 * 6, optim=flat, continues="short"),
     )
     # The three cells share one program; compile it once, and leave the held-out loss out.
-    shared = train_step(lambda p, b: language_modelling(p, b, model, AXES), flat, AXES)
+    shared = train_step(
+        lambda p, b: language_modelling(p, b, model, AXES), flat, partial(decays, model), AXES
+    )
     monkeypatch.setattr(language, "train_step", lambda *_: shared)
     monkeypatch.setattr(language, "heldout_loss", lambda *_: HELDOUT)
     study = Study("s", cells, corpus.cfg)

@@ -13,7 +13,7 @@ from rlhf_jax.data.chat import prompt_ids
 from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.tokenizer import EOS, FIRST_BYTE, PAD
 from rlhf_jax.model import param_axes
-from rlhf_jax.model.sampler import join
+from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import AXES, place, place_batch
 from rlhf_jax.rl.critique import verdict_reward, verdict_scores
 from rlhf_jax.rl.scores import Member

@@ -15,7 +15,7 @@ from rlhf_jax.kinds import DPO
 from rlhf_jax.kinds.dpo.job import run as dpo
 from rlhf_jax.kinds.rankings import INPUTS, rows_of
 from rlhf_jax.model.sharding import AXES, place_batch
-from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
+from rlhf_jax.objectives import preference_loss, preference_optimisation, ranked_log_probs
 from rlhf_jax.study.config import ConfigError, OptimConfig
 
 __all__ = ["Bench", "bench", "mesh"]
@@ -60,9 +60,7 @@ def numpy_loss(log_probs, reference, ranks, loss="dpo", beta=0.1):
 
 def test_log_probs_of_completions_are_those_of_the_loops(mesh):
     params, batch = noisy_params(CFG), comparisons()
-    got = jax.jit(lambda p, b: completion_log_probs(p, b, CFG, AXES))(
-        params, place_batch(batch, mesh)
-    )
+    got = jax.jit(lambda p, b: ranked_log_probs(p, b, CFG, AXES))(params, place_batch(batch, mesh))
     np.testing.assert_allclose(np.asarray(got), numpy_log_probs(params, batch), atol=1e-4)
 
 
@@ -94,7 +92,7 @@ def test_losses_and_metrics_equal_loops_over_pairs(loss):
 
 def test_at_the_reference_dpo_is_log_2_and_ipo_the_square_of_its_target(mesh):
     params, batch = noisy_params(CFG), place_batch(comparisons(), mesh)
-    log_probs = jax.jit(lambda p, b: completion_log_probs(p, b, CFG, AXES))(params, batch)
+    log_probs = jax.jit(lambda p, b: ranked_log_probs(p, b, CFG, AXES))(params, batch)
     for loss, expected in (("dpo", math.log(2)), ("ipo", (1 / 0.2) ** 2)):
         total, weight, metrics = preference_loss(log_probs, log_probs, batch["ranks"], loss, 0.1)
         assert float(total / weight) == pytest.approx(expected, rel=1e-5)

@@ -33,7 +33,7 @@ from rlhf_jax.kinds.rankings import ceilings, rankings
 from rlhf_jax.kinds.sft.job import from_records, source
 from rlhf_jax.kinds.sft.job import run as sft
 from rlhf_jax.kinds.sft.judge import agreement
-from rlhf_jax.model.sampler import join
+from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig

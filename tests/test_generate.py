@@ -10,7 +10,8 @@ from scipy.stats import chi2
 from tiny_models import GQA, LEARNED, full_logits, log_softmax, mesh, noisy_params
 
 from rlhf_jax.model import sampler
-from rlhf_jax.model.sampler import EOS, PAD, generate, join, response_log_probs
+from rlhf_jax.model.sampler import EOS, PAD, generate
+from rlhf_jax.model.scoring import join, response_log_probs
 from rlhf_jax.model.sharding import AXES, place_batch
 
 __all__ = ["mesh"]

@@ -239,9 +239,9 @@ def test_initial_scales_are_those_documented():
     assert std["wq"] == pytest.approx(64**-0.5, rel=0.03)
     assert std["wo"] == pytest.approx((64 * 8) ** -0.5, rel=0.03)
     assert std["w_out"] == pytest.approx((256 * 8) ** -0.5, rel=0.03)
-    assert not with_scalar_head(params, None)["scalar"]["w"].any()
-    wide = {"embed": jnp.zeros((1, 20_000))}
-    head = with_scalar_head(wide, jax.random.key(0))["scalar"]
+    assert not with_scalar_head(params, cfg, None)["scalar"]["w"].any()
+    wide = ModelConfig(width=20_000)
+    head = with_scalar_head({}, wide, jax.random.key(0))["scalar"]
     assert float(jnp.std(head["w"])) == pytest.approx(20_001**-0.5, rel=0.03) and not head["b"]
 
 

@@ -20,10 +20,9 @@ from tiny_models import (
 )
 
 from rlhf_jax.kinds.rankings import INPUTS, rows_of
-from rlhf_jax.model import forward
+from rlhf_jax.model import forward, scoring
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import (
-    language,
     language_modelling,
     preference_optimisation,
     ranked_scores,
@@ -111,7 +110,7 @@ def test_the_loss_in_blocks_is_the_whole_loss_with_its_gradients(monkeypatch, bl
         return program.as_text().count("while"), program.compile()(params)
 
     loops, (loss, grads) = loss_and_gradients()
-    monkeypatch.setattr(language, "LOGITS_BYTES", 4 * CFG.vocab * 2 * T // blocks)
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * CFG.vocab * 2 * T // blocks)
     loops_in_blocks, (in_blocks, grads_in_blocks) = loss_and_gradients()
     assert loops_in_blocks > loops
     assert float(in_blocks) == pytest.approx(float(loss), rel=1e-6)
@@ -323,12 +322,11 @@ def head_params():
 def test_nine_completions_cost_nine_forward_rows_and_not_72(name, monkeypatch):
     rows = []
 
-    def counted(params, cfg, tokens_BT, *rest):
+    def counted(params, cfg, tokens_BT, *rest, **options):
         rows.append(tokens_BT.shape[0])
-        return forward(params, cfg, tokens_BT, *rest)
+        return forward(params, cfg, tokens_BT, *rest, **options)
 
-    for module in ("rankings", "preferences"):
-        monkeypatch.setattr(f"rlhf_jax.objectives.{module}.forward", counted)
+    monkeypatch.setattr(scoring, "forward", counted)
     batch = jax.tree.map(jnp.asarray, comparisons(9, N=1))
     jax.eval_shape(jax.grad(lambda p: OBJECTIVES[name](p, batch)[0]), head_params())
     assert rows == [9]

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from launch.graph import Graph
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.pretrain import job as language
-from rlhf_jax.model import Axes
+from rlhf_jax.model import Axes, decays
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study import Study, load_study
@@ -161,7 +162,9 @@ def one_program(monkeypatch):
 
 
 def _step(axes):
-    return train_step(lambda p, b: language_modelling(p, b, MODEL, axes), BASE.optim, axes)
+    return train_step(
+        lambda p, b: language_modelling(p, b, MODEL, axes), BASE.optim, partial(decays, MODEL), axes
+    )
 
 
 STEP = {True: _step(AXES), False: _step(Axes())}

@@ -13,7 +13,8 @@ from tiny_rewards import longest_word
 
 from rlhf_jax.kinds import PPO, TaskConfig
 from rlhf_jax.model import with_scalar_head
-from rlhf_jax.model.sampler import EOS, Sequences, join
+from rlhf_jax.model.sampler import EOS
+from rlhf_jax.model.scoring import Sequences, join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.rl import ppo
 from rlhf_jax.rl.advantages import gae, kl_estimates, token_rewards, whiten
@@ -229,7 +230,7 @@ class Faulty(NamedTuple):
 @pytest.fixture(scope="module")
 def iterate(mesh):
     """One compiled iteration; `seen` collects the rows of every minibatch."""
-    seen, split = [], ppo.gradients
+    seen, split, decays = [], ppo.gradients, ppo.decays
 
     def spied(objective, params, batch, *rest):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch["tokens_BT"])
@@ -237,6 +238,8 @@ def iterate(mesh):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo, "gradients", spied)
+        named = lambda p: {n: False for n in p if n == "fault"}  # noqa: E731
+        patch.setattr(ppo, "decays", lambda cfg, p: decays(cfg, p) | named(p))
         networks = Faulty(Networks(CFG, CFG))
         step = ppo.make_ppo_step(CELL, networks, AXES, fraction_of_one_token)
         rng = np.random.default_rng(0)
@@ -247,7 +250,7 @@ def iterate(mesh):
 
         def fresh(fault=CLEAN):
             policy = {**noisy_params(CFG), "fault": np.float32(fault)}
-            critic = jax.device_get(with_scalar_head(noisy_params(CFG, 1), None))
+            critic = jax.device_get(with_scalar_head(noisy_params(CFG, 1), CFG, None))
             models = {"policy": policy, "critic": critic}
             models = jax.tree.map(lambda x: jnp.array(x, jnp.float32), models)
             return init_state(models, CELL.optim, 25, kl_coef=jnp.float32(0.0)), policy

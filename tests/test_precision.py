@@ -18,11 +18,12 @@ from rlhf_jax.model import (
     dispatch,
     forward,
     logits,
+    param_axes,
     pointwise,
     transformer,
     with_scalar_head,
 )
-from rlhf_jax.model.dispatch import attend, look
+from rlhf_jax.model.dispatch import attend, attention_mask
 from rlhf_jax.model.sampler import generate
 from rlhf_jax.model.sharding import AXES, make_mesh, place_batch, shardings
 from rlhf_jax.objectives import language_modelling
@@ -65,7 +66,7 @@ def trained(cfg, mesh):
 
 def iterated(cfg, mesh):
     cell = PPO("p", task=TaskConfig(4, T - 4), batch=2, minibatches=1, epochs=1, iterations=1)
-    models = {"policy": noisy_params(cfg), "critic": with_scalar_head(noisy_params(cfg), None)}
+    models = {"policy": noisy_params(cfg), "critic": with_scalar_head(noisy_params(cfg), cfg, None)}
     models = jax.tree.map(jnp.asarray, models)
     state = init_state(models, cell.optim, 1, kl_coef=jnp.float32(0.1))
     frozen = {"reference": models["policy"], "reward": (), "seed": jnp.uint32(0)}
@@ -191,8 +192,8 @@ def test_attention_scores_are_not_rounded_to_bfloat16(kernel):
             q, k, v = (jnp.transpose(x, (2, 0, 3, 1)).astype(jnp.bfloat16) for x in (q, k, v))
             q, k, v = (AXES.constrain(x, "heads", "batch", None, None) for x in (q, k, v))
             tokens = (segments, positions)
-            sight = look(16, "bfloat16", tokens, tokens, cached=False, kernel=kernel)
-            return jnp.transpose(attend(q, k, v, sight, AXES), (1, 3, 0, 2)).astype(float)
+            mask = attention_mask(16, "bfloat16", tokens, tokens, cached=False, kernel=kernel)
+            return jnp.transpose(attend(q, k, v, mask, AXES), (1, 3, 0, 2)).astype(float)
 
         out, pull = jax.vjp(out, q, k, v)
         return out, *pull(AXES.constrain(g, "batch", None, "heads", None))
@@ -251,7 +252,7 @@ def test_weights_are_cast_before_they_are_gathered():
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
     cfg = dataclasses.replace(LEARNED, compute="bfloat16", max_positions=T + 2)
     with jax.set_mesh(mesh):
-        tree = transformer.param_axes(cfg)
+        tree = param_axes(cfg)
         layout = shardings(mesh, tree)
         params = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -27,7 +27,6 @@ from rlhf_jax.evals.prompting import (
     Answers,
     Item,
     answer_ids,
-    choice_log_probs,
     chosen,
     completed,
     few_shot,
@@ -39,6 +38,7 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.prompting import job
 from rlhf_jax.kinds.prompting import section as report
 from rlhf_jax.kinds.prompting.result import Answered
+from rlhf_jax.model.scoring import choice_log_probs
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.report.blocks import html
 from rlhf_jax.report.study_results import CellResult, StudyResults

@@ -3,6 +3,7 @@ report."""
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ from rlhf_jax.kinds.ensemble.job import run as ensemble
 from rlhf_jax.kinds.rankings import INPUTS, heldout_prompts, rankings, rows_of
 from rlhf_jax.kinds.reward.job import demonstrations
 from rlhf_jax.kinds.reward.job import run as reward
-from rlhf_jax.model import init, param_axes, with_scalar_head
-from rlhf_jax.model.sampler import join
+from rlhf_jax.model import decays, init, param_axes, with_scalar_head
+from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import AXES, place, place_batch
 from rlhf_jax.objectives import ranked_scores, reward_modelling
 from rlhf_jax.rl.scores import combined
@@ -342,8 +343,10 @@ def test_utilities_of_plackett_luce_annotators_are_recovered(mesh):
     and utilities are taken from their prompt's mean, which comparisons say nothing about."""
     cfg, rows = replace(GQA, layers=1, width=32), rows_of(ranked_strings(1536, 4))
     optim = OptimConfig(lr=1e-2, weight_decay=0.0, warmup=0.1)
-    state = init_state(with_scalar_head(noisy_params(cfg), jax.random.key(0)), optim, 96)
-    step = make_train_step(lambda p, b: reward_modelling(p, b, cfg, AXES), optim, AXES)
+    state = init_state(with_scalar_head(noisy_params(cfg), cfg, jax.random.key(0)), optim, 96)
+    step = make_train_step(
+        lambda p, b: reward_modelling(p, b, cfg, AXES), optim, partial(decays, cfg), AXES
+    )
     for t in range(96):
         batch = {k: rows[k][16 * t : 16 * t + 16] for k in INPUTS}
         state, _ = step(state, place_batch(batch, mesh))

@@ -50,10 +50,10 @@ def started(cell, mesh, seed=0):
     if cell.algorithm == "ppo":
         critic = CFG
         if cell.critic == "shared":
-            models = {"policy": with_scalar_head(policy, None)}
+            models = {"policy": with_scalar_head(policy, CFG, None)}
         else:
             trunk = jax.tree.map(jnp.asarray, noisy_params(CFG, seed + 1))
-            models["critic"] = with_scalar_head(trunk, None)
+            models["critic"] = with_scalar_head(trunk, CFG, None)
     state = init_state(models, cell.optim, cell.iterations, kl_coef=jnp.float32(cell.kl_coef))
     if cell.ema is not None:
         average = jax.tree.map(jnp.copy, models["policy"])
@@ -144,7 +144,11 @@ def test_both_adams_equal_loops(adam):
     for t in range(1, 6):
         g = np.array([0.3 * t, -1e-3])
         state, _ = apply_gradients(
-            state, {"x": jnp.asarray(g, jnp.float32)}, optim, jnp.float32(0.1)
+            state,
+            {"x": jnp.asarray(g, jnp.float32)},
+            optim,
+            jnp.float32(0.1),
+            lambda params: {"x": False},
         )
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         if adam == "paper":

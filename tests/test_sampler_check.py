@@ -13,8 +13,8 @@ import pytest
 from tiny_models import GQA, LEARNED, mesh, noisy_params
 
 from rlhf_jax.kinds import PPO, TaskConfig
-from rlhf_jax.model import dispatch, pointwise
-from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.model import decays, dispatch, pointwise
+from rlhf_jax.model.scoring import Sequences
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl.rollout import Networks, SamplerMismatch, check_sampler, rollout, sampler_tolerance
@@ -77,7 +77,12 @@ def parameters(model, trained):
     if not trained:
         return params
     optim, rng = OptimConfig(lr=1e-2), np.random.default_rng(0)
-    step = make_train_step(lambda p, b: language_modelling(p, b, cfg, AXES), optim, AXES)
+    step = make_train_step(
+        lambda p, b: language_modelling(p, b, cfg, AXES),
+        optim,
+        functools.partial(decays, cfg),
+        AXES,
+    )
     state = init_state(params, optim, 60)
     for _ in range(60):
         rows = text(rng, 32, P + R + 1)

@@ -18,7 +18,7 @@ from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.data.tokenizer import BOS, EOS
 from rlhf_jax.kinds import DPO, SFT, Compare, Ensemble, Pretrain, Reward, TaskConfig
 from rlhf_jax.model import init
-from rlhf_jax.model.sampler import join
+from rlhf_jax.model.scoring import join
 from rlhf_jax.study.config import OptimConfig
 
 __all__ = ["compiled", "mesh"]

@@ -1,6 +1,7 @@
 """Guarantees of `rlhf_jax.train`: gradients, schedules and the optimizer."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import GQA, copied, mesh, noisy_params, packed_batch
 
+from rlhf_jax.model import decays
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study.config import ConfigError, OptimConfig
@@ -142,6 +144,10 @@ def matrices(rng):
     }
 
 
+def wq_decays(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "wq", params)
+
+
 def linear(params, batch):
     """An objective whose gradient is the batch's `slope`, for whatever weight."""
     total = sum(
@@ -160,16 +166,16 @@ def hand_written_adamw(params, slopes, optim):
         m = [optim.b1 * a + (1 - optim.b1) * g for a, g in zip(m, grads, strict=True)]
         v = [optim.b2 * a + (1 - optim.b2) * g**2 for a, g in zip(v, grads, strict=True)]
         new = []
-        for p, a, b, decays in zip(params, m, v, (False, False, True, False), strict=True):
+        for p, a, b, decayed in zip(params, m, v, (False, False, True, False), strict=True):
             step = (a / (1 - optim.b1**t)) / (np.sqrt(b / (1 - optim.b2**t)) + optim.eps)
-            new.append(p - optim.lr * (step + optim.weight_decay * decays * p))
+            new.append(p - optim.lr * (step + optim.weight_decay * decayed * p))
         params = new
     return params, norms
 
 
 @pytest.fixture(scope="module")
 def toy_step(mesh):
-    return make_train_step(linear, OPTIM, AXES)
+    return make_train_step(linear, OPTIM, wq_decays, AXES)
 
 
 def test_three_steps_equal_a_hand_written_adamw_with_clipping(toy_step):
@@ -214,7 +220,10 @@ def test_weight_decay_touches_the_matrices_of_layers_only(ragged, mesh):
     names = {"wq", "wk", "wv", "wo", "w_in", "w_out"}
     optim = OptimConfig(lr=0.1, schedule="constant", warmup=0.0, weight_decay=0.5)
     step = make_train_step(
-        lambda p, b: (0.0 * jnp.sum(p["embed"]), jnp.float32(1), {}), optim, AXES
+        lambda p, b: (0.0 * jnp.sum(p["embed"]), jnp.float32(1), {}),
+        optim,
+        functools.partial(decays, CFG),
+        AXES,
     )
     before = copied(params)
     state, _ = step(init_state(params, optim, 1), batch)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tiny_models import GQA, packed_batch
 
-from rlhf_jax.model.dispatch import attend, look
+from rlhf_jax.model.dispatch import attend, attention_mask
 from rlhf_jax.model.sharding import AXES, make_mesh
 
 
@@ -53,7 +53,9 @@ def main():
 
     def run(kernel):
         def output(q, k, v):
-            return attend(q, k, v, look(8, "float32", tokens, tokens, False, kernel), AXES)
+            return attend(
+                q, k, v, attention_mask(8, "float32", tokens, tokens, False, kernel), AXES
+            )
 
         out, pull = jax.vjp(output, q, k, v)
         return jax.device_get((out * real, *pull(g)))

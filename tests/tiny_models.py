@@ -16,8 +16,8 @@ import pytest
 from rlhf_jax.data import prepare
 from rlhf_jax.data.corpus import Corpus
 from rlhf_jax.model import forward, logits
+from rlhf_jax.model.parameters import Parameter, describe
 from rlhf_jax.model.sharding import AXES, make_mesh
-from rlhf_jax.model.transformer import shapes
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
 
 # Compiling takes most of the tests' time; code that is not optimised is compiled in half of it.
@@ -63,8 +63,11 @@ def noisy_params(cfg: ModelConfig, seed: int = 0):
             return 0.1 * noise + ("norm" in name)
         return noise * cfg.width**-0.5
 
-    tree = shapes(cfg)[0]
-    return jax.tree_util.tree_map_with_path(draw, tree, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: draw(path, p.shape),
+        describe(cfg),
+        is_leaf=lambda x: isinstance(x, Parameter),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

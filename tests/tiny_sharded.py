@@ -4,6 +4,7 @@ python tests/tiny_sharded.py data=8 fsdp=2,tensor=2 ...    (with 8 devices; `dat
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -18,7 +19,7 @@ from tiny_models import GQA, noisy_params, packed_batch
 from rlhf_jax.kinds import PPO, Pretrain, TaskConfig
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.pretrain import job as language
-from rlhf_jax.model import param_axes, with_scalar_head
+from rlhf_jax.model import decays, network, param_axes, with_scalar_head
 from rlhf_jax.model.sampler import generate
 from rlhf_jax.model.sharding import AXES, make_mesh, parse_mesh, place, place_batch, shardings
 from rlhf_jax.objectives import language_modelling
@@ -31,12 +32,13 @@ from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.train.checkpoints import fingerprint
 
 CFG = dataclasses.replace(GQA, layers=1)
+DECAYS = functools.partial(decays, CFG)
 OPTIM = OptimConfig(lr=1e-2, schedule="constant", warmup=0.0)
 
 
 def trained(mesh, params):
     """Parameters after three steps, and the losses."""
-    step = make_train_step(lambda p, b: language_modelling(p, b, CFG, AXES), OPTIM, AXES)
+    step = make_train_step(lambda p, b: language_modelling(p, b, CFG, AXES), OPTIM, DECAYS, AXES)
     state, losses = init_state(params, OPTIM, 3), []
     rows = [[16], [3, 9], [7], [16], [1], [5, 5, 5], [12], [10]]
     for t in range(3):
@@ -64,9 +66,9 @@ def sampled(mesh, params, prompts):
 def improved(mesh, params, prompts):
     """Parameters and metrics after an iteration of PPO against a reward model."""
     cell = PPO("p", task=TaskConfig(6, 4), batch=8, epochs=2, iterations=1, optim=OPTIM)
-    critic = with_scalar_head(jax.tree.map(jnp.copy, params), None)
+    critic = with_scalar_head(jax.tree.map(jnp.copy, params), CFG, None)
     critic = place(critic, param_axes(CFG, True), mesh)
-    reward = with_scalar_head(jax.tree.map(jnp.copy, params), jax.random.key(1))
+    reward = with_scalar_head(jax.tree.map(jnp.copy, params), CFG, jax.random.key(1))
     reward = place(reward, param_axes(CFG, True), mesh)
     scored = model_reward([Member(reward, 1.5, 0.2)], [CFG], AXES)
     frozen = {
@@ -91,14 +93,14 @@ def born(mesh):
     corpus = SimpleNamespace(left_out={})
     ctx = Context(study, cell, {"p": folder}, corpus, Runtime(mesh, AXES), None)
     state = language._pretrain_member(ctx, alone=True).state
-    head = place(with_scalar_head(state.params, key), param_axes(cfg, True), mesh)
+    head = place(with_scalar_head(state.params, cfg, key), param_axes(cfg, True), mesh)
     trees = {
         "params": state.params,
         "opt": state.opt,
         "copy": jax.tree.map(jnp.copy, state.params),
         "head": head,
     }
-    compiled = language._init.lower(cfg, key, AXES).compile().memory_analysis()
+    compiled = network.initialiser(cfg, mesh, AXES).lower(key).compile().memory_analysis()
     digest = hashlib.sha256(
         b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state.params))
     )

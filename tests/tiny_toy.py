@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ STEPS = 9
 def regression(params, batch):
     residual = jnp.tanh(batch["x"] @ params["w_in"]) @ params["w_out"] - batch["y"]
     return jnp.sum(residual**2), jnp.float32(len(batch["x"])), {}
+
+
+def all_decay(params):
+    return jax.tree.map(lambda _: True, params)
 
 
 class Toy:
@@ -80,7 +85,7 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def toy_step(mesh):
-    return make_train_step(regression, OPTIM, AXES)
+    return make_train_step(regression, OPTIM, all_decay, AXES)
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +100,14 @@ def toy(tmp_path, mesh, toy_step):
     return Toy(tmp_path, mesh, toy_step)
 
 
-__all__ = ["OPTIM", "STEPS", "Toy", "mesh", "regression", "toy", "toy_step", "uninterrupted"]
+__all__ = [
+    "OPTIM",
+    "STEPS",
+    "Toy",
+    "all_decay",
+    "mesh",
+    "regression",
+    "toy",
+    "toy_step",
+    "uninterrupted",
+]

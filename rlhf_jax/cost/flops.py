@@ -7,6 +7,11 @@ fits with. Everything is a Python float: 6 N D leaves int64 above 9.2e18.
 
 from __future__ import annotations
 
+import functools
+from typing import get_args
+
+from rlhf_jax.model.parameters import Counted, describe, leaves
+from rlhf_jax.model.parameters import attended as attention_products
 from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 
 CONVENTIONS = {
@@ -20,9 +25,7 @@ CONVENTIONS = {
 
 
 def param_counts(cfg: ModelConfig) -> dict[str, int]:
-    """Parameters of the tree that `model.init` builds, by role.
-
-    Linear layers have no biases; LayerNorm has a scale and a bias, RMSNorm a scale.
+    """Parameters of a model by what they count as, from `rlhf_jax.model.parameters`.
 
     Returns:
       embedding: V D. positions: the learned table, 0 with rope. unembedding: V D, 0 when tied.
@@ -31,25 +34,24 @@ def param_counts(cfg: ModelConfig) -> dict[str, int]:
       unembedding. matmul: parameters that multiply activations, with the unembedding counted
       even when it is the embedding transposed.
     """
-    L, D, V, C, F = cfg.layers, cfg.width, cfg.vocab, cfg.C, cfg.F
-    attention = L * D * C * (2 * cfg.heads + 2 * cfg.K)
-    feed_forward = L * D * F * (3 if cfg.activation == "swiglu" else 2)
-    norm = D * (2 if cfg.norm == "layer" else 1)
-    norms = norm * (2 * L + 1) + (2 * C * L if cfg.qk_norm else 0)
-    embedding = V * D
-    positions = cfg.max_positions * D if cfg.positions == "learned" else 0
-    unembedding = 0 if cfg.tied else V * D
-    non_embedding = attention + feed_forward + norms
+    return dict(_counted(cfg))
+
+
+@functools.lru_cache(maxsize=4096)
+def _counted(cfg: ModelConfig) -> dict[str, int]:
+    found = list(leaves(describe(cfg)))
+    count = {
+        kind: sum(p.size for p in found if p.counts_as == kind)
+        for kind in get_args(Counted)
+        if kind != "head"
+    }
+    total = sum(p.size for p in found)
+    outside = count["embedding"] + count["positions"] + count["unembedding"]
     return {
-        "total": non_embedding + embedding + positions + unembedding,
-        "embedding": embedding,
-        "positions": positions,
-        "unembedding": unembedding,
-        "attention": attention,
-        "feed_forward": feed_forward,
-        "norms": norms,
-        "non_embedding": non_embedding,
-        "matmul": attention + feed_forward + V * D,
+        "total": total,
+        **count,
+        "non_embedding": total - outside,
+        "matmul": sum(p.size for p in found if p.multiplies),
     }
 
 
@@ -66,7 +68,7 @@ def flops_per_token(cfg: ModelConfig, seq_len: int, convention: str = "exact") -
     if seq_len < 1:
         raise ConfigError(f"seq_len is {seq_len}; it must be at least 1")
     count = {name: float(n) for name, n in param_counts(cfg).items()}
-    attended = float(cfg.layers) * cfg.heads * cfg.C  # L H C: multiply by the keys seen
+    attended = float(attention_products(cfg))  # L H C: multiply by the keys that a token sees
     s = float(seq_len)
     match convention:
         case "exact":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.corpus import Corpus
-from rlhf_jax.model import forward, logits
+from rlhf_jax.model import forward
+from rlhf_jax.model.scoring import map_logits, token_log_probs
 from rlhf_jax.model.sharding import place_batch, whole_rows
-from rlhf_jax.objectives import target_log_probs, token_log_probs
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.train import Runtime
 
@@ -24,42 +25,6 @@ def ratio_with_error(total: np.ndarray, weight: np.ndarray) -> tuple[float, floa
     n = len(total)
     residual = total - ratio * weight
     return ratio, float(np.sqrt(n / max(n - 1, 1) * np.sum(residual**2)) / weight.sum())
-
-
-def heldout_loss(
-    params: Any, cfg: ModelConfig, corpus: Corpus, runtime: Runtime, batch: int = 32
-) -> dict[str, float]:
-    """Nats per token and bits per byte on the fixed held-out rows, with standard errors over
-    rows."""
-
-    @jax.jit
-    def row_nats(params: Any, b: dict[str, jax.Array]) -> jax.Array:
-        x_DBT, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], runtime.axes)
-        log_probs_BT = target_log_probs(params, cfg, x_DBT, b["targets"], runtime.axes)
-        return -jnp.sum(log_probs_BT * b["weights"], axis=-1)
-
-    nats, tokens, size = [], [], []
-    for rows in corpus.heldout(_rows_at_once(batch, runtime)):
-        nats.append(np.asarray(jax.device_get(row_nats(params, place_batch(rows, runtime.mesh)))))
-        tokens.append(rows["weights"].sum(-1))
-        size.append(rows["bytes"].sum(-1))
-    nats_R = np.concatenate(nats).astype(np.float64)
-    tokens_R, bytes_R = np.concatenate(tokens), np.concatenate(size)
-    keep = tokens_R > 0
-    loss, error = ratio_with_error(nats_R[keep], tokens_R[keep])
-    bits, bits_error = ratio_with_error(nats_R[keep] / math.log(2), bytes_R[keep])
-    return {
-        "loss": loss,
-        "stderr": error,
-        "bits_per_byte": bits,
-        "bits_per_byte_stderr": bits_error,
-        "tokens": int(tokens_R.sum()),
-    }
-
-
-def _rows_at_once(batch: int, runtime: Runtime) -> int:
-    """Of a micro-batch, on this mesh."""
-    return whole_rows(max(1, batch // runtime.accumulate), runtime.mesh)
 
 
 class HeldoutRows(NamedTuple):
@@ -81,33 +46,72 @@ class HeldoutRows(NamedTuple):
         return float(self.nats_R.sum() / math.log(2) / self.bytes_R.sum())
 
 
+def heldout_loss(
+    params: Any, cfg: ModelConfig, corpus: Corpus, runtime: Runtime, batch: int = 32
+) -> dict[str, float]:
+    """Nats per token and bits per byte on the fixed held-out rows, with standard errors over
+    rows."""
+    rows = _scored_rows(token_log_probs, params, cfg, corpus, runtime, batch)
+    loss, error = ratio_with_error(rows.nats_R, rows.tokens_R)
+    bits, bits_error = ratio_with_error(rows.nats_R / math.log(2), rows.bytes_R)
+    return {
+        "loss": loss,
+        "stderr": error,
+        "bits_per_byte": bits,
+        "bits_per_byte_stderr": bits_error,
+        "tokens": int(rows.tokens_R.sum()),
+    }
+
+
 def heldout_rows(
     params: Any, cfg: ModelConfig, corpus: Corpus, runtime: Runtime, batch: int = 16
 ) -> HeldoutRows:
-    """What `heldout_loss` sums up, and the model's most likely next token at every place."""
+    """What `heldout_loss` sums up, and the model's likeliest next token at every position."""
+    return _scored_rows(_with_likeliest, params, cfg, corpus, runtime, batch)
+
+
+def _with_likeliest(
+    logits_VBT: jax.Array, targets_BT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """BT: log p of the targets, the probability of the likeliest tokens, and whether the target is
+    one of them (1/m of m)."""
+    largest_BT = jnp.max(logits_VBT, axis=0)
+    top_BT = largest_BT - jax.nn.logsumexp(logits_VBT, axis=0)
+    tied_VBT = (logits_VBT == largest_BT).astype(jnp.float32)
+    ids_VBT = jax.lax.broadcasted_iota(jnp.int32, tied_VBT.shape, 0)
+    came_BT = jnp.sum(jnp.where(ids_VBT == targets_BT, tied_VBT, 0.0), axis=0)
+    right_BT = came_BT / jnp.sum(tied_VBT, axis=0)
+    return token_log_probs(logits_VBT, targets_BT), jnp.exp(top_BT), right_BT
+
+
+def _scored_rows(
+    of: Callable[[jax.Array, jax.Array], Any],
+    params: Any,
+    cfg: ModelConfig,
+    corpus: Corpus,
+    runtime: Runtime,
+    batch: int,
+) -> HeldoutRows:
+    """`of(logits, targets)` gives log p of the targets, and perhaps more of each token."""
+    axes = runtime.axes
 
     @jax.jit
     def score(params: Any, b: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        x_DBT, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], runtime.axes)
-        logits_VBT = logits(params, cfg, x_DBT, runtime.axes)
-        target_BT = token_log_probs(logits_VBT, b["targets"])
-        largest_BT = jnp.max(logits_VBT, axis=0)
-        top_BT = largest_BT - jax.nn.logsumexp(logits_VBT, axis=0)
-        tied_VBT = (logits_VBT == largest_BT).astype(jnp.float32)
-        ids_VBT = jax.lax.broadcasted_iota(jnp.int32, tied_VBT.shape, 0)
-        came_BT = jnp.sum(jnp.where(ids_VBT == b["targets"], tied_VBT, 0.0), axis=0)
-        right_BT = came_BT / jnp.sum(tied_VBT, axis=0)
-        return -jnp.sum(target_BT * b["weights"], axis=-1), jnp.exp(top_BT), right_BT
+        x_DBT, _ = forward(params, cfg, b["tokens"], b["segments"], b["positions"], axes)
+        log_probs_BT, *more = jax.tree.leaves(
+            map_logits(of, params, cfg, x_DBT, b["targets"], axes)
+        )
+        return -jnp.sum(log_probs_BT * b["weights"], axis=-1), *more
 
     found = []
-    for rows in corpus.heldout(_rows_at_once(batch, runtime)):
-        scored = jax.device_get(score(params, place_batch(rows, runtime.mesh)))
-        nats_B, confidence_BT, right_BT = map(np.asarray, scored)
+    for rows in corpus.heldout(whole_rows(max(1, batch // runtime.accumulate), runtime.mesh)):
+        nats_B, *more = jax.device_get(score(params, place_batch(rows, runtime.mesh)))
         used = rows["weights"] > 0
         some = used.any(-1)
         sums = (nats_B.astype(np.float64), rows["weights"].sum(-1), rows["bytes"].sum(-1))
-        found.append((*(x[some] for x in sums), confidence_BT[used], right_BT[used]))
-    return HeldoutRows(*(np.concatenate(x) for x in zip(*found, strict=True)))
+        found.append([*(x[some] for x in sums), *(x[used] for x in more)])
+    columns = [np.concatenate(x) for x in zip(*found, strict=True)]
+    return HeldoutRows(*columns, *[np.zeros(0)] * (len(HeldoutRows._fields) - len(columns)))
 
 
 def tax(before: HeldoutRows, after: HeldoutRows) -> dict[str, Any]:

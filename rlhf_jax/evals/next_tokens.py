@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.chat import Template, prompt_ids
-from rlhf_jax.data.tokenizer import PAD, Tokenizer
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import forward, logits
-from rlhf_jax.model.sampler import positions_of
+from rlhf_jax.model.scoring import padded_rows
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.train import Runtime
@@ -53,10 +52,7 @@ def likeliest(
 
     @jax.jit
     def distribution(params: Any, prompts_BP: jax.Array) -> jax.Array:
-        segments_BP = (prompts_BP != PAD).astype(jnp.int32)
-        x_DB1, _ = forward(
-            params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), runtime.axes, last=1
-        )
+        x_DB1, _ = forward(params, cfg, *padded_rows(prompts_BP), runtime.axes, last=1)
         return jax.nn.softmax(logits(params, cfg, x_DB1, runtime.axes)[..., 0], axis=0).T
 
     arrays = {"prompts": prompts_NP}
@@ -77,6 +73,6 @@ def next_tokens(
     top: int = 10,
     template: Template = "plain",
 ) -> list[tuple[str, float]]:
-    """The same of one prompt, a text."""
+    """`likeliest` of one prompt, a text."""
     ids = encode_prompt(tokenizer, cfg, prompt, template)
     return likeliest(params, cfg, tokenizer, ids, runtime, top)[0]

@@ -2,11 +2,11 @@
 
 | template | prompt | the answer ends at |
 |---|---|---|
-| plain | "Q: text", "A: answer" and a blank line for each worked example; "Q: text", "A:" | a newline |
-| chat | each worked example a turn of the user and one of the assistant; a turn of the user | EOS |
+| plain | "Q: text", "A: answer", a blank line for each worked example; "Q: text", "A:" | newline |
+| chat | for each worked example a turn of user and assistant; a turn of the user | EOS |
 
-Exact match: the greedy completion, up to its first newline or EOS, is the answer; white space
-around it is left out, and nothing else is forgiven. Multiple choice: the answer has a higher
+Exact match: the greedy completion, up to its first newline or EOS and without white space around
+it, is the answer. Multiple choice: the answer has a higher
 log-probability a token than every distractor (Brown et al. 2020), the tokens being those of the
 choice and of its end, so that "river" is not preferred to "river river" for being its beginning. It
 moves before exact match does.
@@ -18,19 +18,14 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data.chat import Template, Turn, has_marker, prompt_ids, transcript
-from rlhf_jax.data.tokenizer import EOS, PAD, Tokenizer
+from rlhf_jax.data.tokenizer import EOS, Tokenizer
 from rlhf_jax.evals.intervals import paired_interval, wilson_interval
-from rlhf_jax.study.config import ConfigError, ModelConfig
-
-if TYPE_CHECKING:
-    import jax
-
-    from rlhf_jax.model import Axes
+from rlhf_jax.study.config import ConfigError
 
 TIE = 1e-5  # nats a token, which float32 does not tell apart
 
@@ -137,40 +132,6 @@ def encoded(
     """Token ids of the prompts, and of every choice of every item."""
     ids = [prompt_ids(tokenizer, text, template) for text in prompts]
     return ids, [[answer_ids(tokenizer, c, template) for c in item.choices] for item in items]
-
-
-def choice_log_probs(
-    params: Any, cfg: ModelConfig, prompts_BP: jax.Array, choices_BKA: jax.Array, axes: Axes
-) -> jax.Array:
-    """Log-probability BK in nats of each choice's tokens after its prompt; the choices of a prompt
-    share its prefill. Prompts are padded on the left, choices on the right; a choice of padding
-    alone has 0."""
-    import jax.numpy as jnp
-
-    from rlhf_jax.model import forward, init_cache, logits
-    from rlhf_jax.model.sampler import positions_of
-    from rlhf_jax.objectives import token_log_probs
-
-    B, P = prompts_BP.shape
-    K, A = choices_BKA.shape[1:]
-    segments_BP = (prompts_BP != PAD).astype(jnp.int32)
-    empty = init_cache(cfg, B, P + A, axes)
-    x_DB1, cache = forward(
-        params, cfg, prompts_BP, segments_BP, positions_of(segments_BP), axes, empty, last=1
-    )
-    assert cache is not None
-    rows_N = jnp.arange(B * K) // K  # the prompt of each choice
-    cache = cache.repeated(rows_N, axes)
-    choices_NA = choices_BKA.reshape(B * K, A, out_sharding=axes.spec("batch", None))
-    mask_NA = (choices_NA != PAD).astype(jnp.int32)
-    start_N = jnp.sum(segments_BP, axis=-1).at[rows_N].get(out_sharding=axes.spec("batch"))
-    positions_NA = (start_N[:, None] + jnp.arange(A)) * mask_NA
-    x_DNA, _ = forward(params, cfg, choices_NA, mask_NA, positions_NA, axes, cache)
-    last_DN1 = x_DB1.at[:, rows_N].get(out_sharding=axes.spec(None, "batch", None))
-    x_DNA = jnp.concatenate([last_DN1, x_DNA[..., :-1]], axis=-1)
-    log_probs_NA = token_log_probs(logits(params, cfg, x_DNA, axes), choices_NA)
-    total_N = jnp.sum(log_probs_NA * mask_NA, axis=-1)
-    return total_N.reshape(B, K, out_sharding=axes.spec("batch", None))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     `policy`, or of its average `ema` if there is one, without a value head."""
     import jax
 
-    from rlhf_jax.model import param_axes
+    from rlhf_jax.model import has_scalar_head, param_axes, without_scalar_head
     from rlhf_jax.model.sharding import shardings
     from rlhf_jax.train.loop import final_checkpoint
 
@@ -135,7 +135,7 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
                 n: laid_out(t) if n == wanted else jax.tree.map(lambda _: ..., t)
                 for n, t in shapes.items()
             }
-        layout = shardings(runtime.mesh, param_axes(cfg, "scalar" in shapes), runtime.axes)
+        layout = shardings(runtime.mesh, param_axes(cfg, has_scalar_head(shapes)), runtime.axes)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
         )
@@ -143,5 +143,4 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
     params = final_checkpoint(folder, laid_out)
     if "policy" not in params:
         return params
-    policy = params["ema"] if "ema" in params else params["policy"]
-    return {n: p for n, p in policy.items() if n != "scalar"}
+    return without_scalar_head(params["ema"] if "ema" in params else params["policy"])

@@ -1,4 +1,4 @@
-"""Attention in plain jnp, with one mask rule for packed rows, padding, decoding and encoders.
+"""Attention in plain jnp, with one mask rule for packed rows, padding and decoding.
 
 Which kernel computes it is decided in `rlhf_jax.model.dispatch`; this is the one that the others
 are tested against.
@@ -18,24 +18,20 @@ def visible(
     k_segments_BS: jax.Array,
     q_positions_BT: jax.Array,
     k_positions_BS: jax.Array,
-    causal: bool = True,
 ) -> jax.Array:
-    """mask_BTS: a query sees the keys of its own segment that are not in its future. Segment 0 is
-    padding (and the unwritten part of a cache): nobody sees it. An encoder drops `causal`."""
-    mask_BTS = (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & (
-        k_segments_BS[:, None, :] > 0
-    )
-    if causal:
-        mask_BTS &= k_positions_BS[:, None, :] <= q_positions_BT[:, :, None]
-    return mask_BTS
+    """mask_BTS: a query attends to the keys of its own segment that are not later. Segment 0 is
+    padding, or the unwritten part of a cache: no query attends to it."""
+    same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+    past_BTS = k_positions_BS[:, None, :] <= q_positions_BT[:, :, None]
+    return same_BTS & (k_segments_BS[:, None, :] > 0) & past_BTS
 
 
 def reference(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array, axes: Axes
 ) -> jax.Array:
     """Softmax attention (Vaswani et al. 2017), H query heads sharing K key-value heads (Ainslie et
-    al. 2023). Scores and softmax in float32. A query that sees nothing gets the mean of all values,
-    and its output is never used. Returns HBCT."""
+    al. 2023). Scores and softmax in float32. A query whose keys are all masked gets the mean of all
+    values; its output is never used. Returns HBCT."""
     H, B, C, T = q_HBCT.shape
     K = k_KBCS.shape[0]
     split = axes.spec("heads", None, "batch", None, None)
@@ -51,10 +47,10 @@ def reference(
 def cpu_attention(
     q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """The same as `reference`, in the order that a CPU is fast at (see `rlhf_jax.model.dense`):
-    only the queries and the output's gradient are ever transposed, and the backward pass is written
-    out. Of float32 alone.
-    The queries that share a head of keys stand behind each other: X of them, heads by T."""
+    """`reference` of float32 arrays, in the order of operations that is fast on a CPU (see
+    `rlhf_jax.model.dense`): only the queries and the output's gradient are ever transposed, and the
+    backward pass is written by hand. X = H / K T are the queries of the heads that share one
+    key-value head, one head after the other."""
     return _forward(q_HBCT, k_KBCS, v_KBCS, mask_BTS)[0]
 
 
@@ -95,14 +91,14 @@ def _product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
 
 
 def _side_by_side(x_HBCT: jax.Array, K: int) -> jax.Array:
-    """KBCX: the H / K heads of a group behind each other."""
+    """KBCX: the H / K heads of a group, one after the other."""
     H, B, C, T = x_HBCT.shape
     x_KGBCT = x_HBCT.reshape(K, H // K, B, C, T)
     return jnp.transpose(x_KGBCT, (0, 2, 3, 1, 4)).reshape(K, B, C, H // K * T)
 
 
 def _by_head(x_KBCX: jax.Array, H: int) -> jax.Array:
-    """HBCT: the inverse."""
+    """HBCT: the inverse of `_side_by_side`."""
     K, B, C, X = x_KBCX.shape
     x_KBCGT = x_KBCX.reshape(K, B, C, H // K, X * K // H)
     return jnp.transpose(x_KBCGT, (0, 3, 1, 2, 4)).reshape(H, B, C, X * K // H)

@@ -1,8 +1,8 @@
 """The axis table: which mesh axis each logical axis of an array lies on.
 
-`forward` takes one as an argument; the tables themselves are in `rlhf_jax.model.sharding`. Sharding is
-explicit (part of an array's type), so every product whose result could be laid out in two ways says
-which, through `Axes.spec`.
+`forward` takes one as an argument; the tables themselves are in `rlhf_jax.model.sharding`. Sharding
+is explicit (part of an array's type), so every product whose result could be laid out in two ways
+says which, through `Axes.spec`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Axes:
-    """Logical axis -> mesh axis (or axes), for parameters and for activations. What is not in the
-    table is replicated."""
+    """Logical axis -> mesh axis (or axes), for parameters and for activations. Axes that are not in
+    the table are replicated."""
 
     params: Mapping[str, MeshAxes] = field(default_factory=dict)
     activations: Mapping[str, MeshAxes] = field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""Every matrix product of the model is made here, so what it is computed in is decided here alone.
+"""Every matrix product of a model, and the precision that it is computed in.
 
-Precision. Left to itself XLA multiplies float32 in one pass of bfloat16 on a TPU and in TF32 on a
+Precision. By default XLA multiplies float32 in one pass of bfloat16 on a TPU and in TF32 on a
 recent GPU. Float32 operands ask for `HIGHEST`, so a float32 model is float32 everywhere; bfloat16
 operands are exact in one pass and ask for nothing. In both the products accumulate in float32, over
 the devices that share a sum too, and are rounded to the dtype of the activations once, afterwards,
@@ -10,10 +10,10 @@ a backward pass is after a context has ended, and it would multiply the float32 
 bfloat16 attention kernel in six passes. `in_float32` is for kernels that take no such argument.
 
 Layout. Activations are feature-major: a feature is a row, a token a column. So each of the three
-products of training (forward, to the input, to the weights) reads its operands in the order in
-which they lie in memory, and only the weights, which are small, are ever transposed. Left to
-automatic differentiation, XLA's CPU backend transposes activations and takes a slow path for most
-of the products.
+products of training (forward, gradient of the input, gradient of the weights) reads its operands in
+memory order, and only the weights, which are small, are ever transposed. With automatic
+differentiation, XLA's CPU backend transposes activations and takes a slow path for most of the
+products.
 
 Parameters are float32. `dense` and `lookup` take them as they are stored: what is spread over
 devices is cast before it is gathered, so half as much is sent in bfloat16, and gradients stay
@@ -191,6 +191,6 @@ def in_float32(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def in_memory(x: Any) -> Any:
-    """On a CPU, makes XLA lay arrays out as they are written, instead of folding a transpose into
-    the product that reads them, which is many times slower there; elsewhere XLA knows better."""
+    """On a CPU, keeps XLA from folding a transpose into the product that reads it, which is many
+    times slower there; on other platforms nothing is done."""
     return jax.lax.optimization_barrier(x) if platform() == "cpu" else x

@@ -1,16 +1,16 @@
-"""Which kernel computes attention: chosen here by platform and shape, said once, and nowhere else.
+"""Which kernel computes attention: chosen here, by platform and shape, and nowhere else.
 
-| kernel    | what it is                                    | where                                  |
-|-----------|-----------------------------------------------|----------------------------------------|
-| reference | `rlhf_jax.model.attention.reference`          | tests                                  |
-| cpu       | `rlhf_jax.model.attention.cpu_attention`      | CPU                                    |
-| xla       | the reference, on each shard                  | accelerators, where no kernel below is |
-| cudnn     | cuDNN's flash attention                       | GPU, half precision, no cache          |
-| splash    | Pallas block-sparse flash attention           | TPU, T a multiple of 128, no cache     |
+| kernel    | what it is                         | where                                   |
+|-----------|------------------------------------|-----------------------------------------|
+| reference | `attention.reference`              | tests                                   |
+| cpu       | `attention.cpu_attention`          | CPU                                     |
+| xla       | the reference, on each shard       | accelerators without a kernel below     |
+| cudnn     | cuDNN's flash attention            | GPU, half precision, no cache           |
+| splash    | Pallas block-sparse flash attention| TPU, T a multiple of 128, no cache      |
 
-All of them compute scores and softmax in float32, and keep the segments of a packed row apart. What
-a query of segment 0 (padding) gets differs between them; it is finite, forward and backward, and
-never used.
+All of them compute scores and softmax in float32 and mask other segments of a packed row. The
+result of a query of segment 0 (padding) differs between them; it is finite, forward and backward,
+and never used.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ logger = logging.getLogger("rlhf_jax")
 LANES = 128  # of a TPU register: the granularity of splash attention's blocks
 
 
-class Sight(NamedTuple):
-    """Who sees whom, in the form that the chosen kernel takes."""
+class Mask(NamedTuple):
+    """Which keys each query attends to, in the form that the chosen kernel takes."""
 
     kernel: Kernel
     segments_BT: jax.Array
-    mask_BTS: jax.Array | None  # None for splash, which works it out block by block
+    mask_BTS: jax.Array | None  # None for splash, which computes it block by block
 
 
 def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Kernel, str]:
@@ -64,51 +64,50 @@ def choose(platform: str, T: int, C: int, dtype: str, cached: bool) -> tuple[Ker
 
 @functools.cache
 def _say(platform: str, kernel: Kernel, passed_over: str) -> None:
-    """One line a process and choice. A passed-over kernel is a warning, so that it is seen by
-    default, unless there is no help for it: decoding with a cache."""
+    """Logs each choice once a process. A kernel that was passed over is a warning, which is shown
+    by default, unless the user cannot change it: decoding with a cache."""
     level = logging.WARNING if passed_over and "cache" not in passed_over else logging.INFO
     logger.log(
         level, "attention on %s: %s%s", platform, kernel, passed_over and f" ({passed_over})"
     )
 
 
-def look(
+def attention_mask(
     C: int,
     dtype: str,
     queries: tuple[jax.Array, jax.Array],
     keys: tuple[jax.Array, jax.Array],
     cached: bool,
     kernel: Kernel | None = None,
-) -> Sight:
-    """Chooses the kernel (or takes the one given) and prepares what it needs, once for all layers.
-    `queries` and `keys` are (segments, positions), BT and BS; without a cache they are the same.
+) -> Mask:
+    """Chooses the kernel (or takes the one given) and makes the mask that it takes, once for all
+    layers. `queries` and `keys` are (segments, positions), BT and BS; they are the same unless
+    `cached`.
 
-    Splash takes "not in the future" by index, as does `_cpu` for the half that it leaves out; that
-    is the same as by position as long as positions rise along a segment, as they do in every packed
-    row.
+    Splash masks the future by index, and so does `_cpu` for the half that it leaves out. That
+    equals masking by position as long as positions rise along a segment, as in every packed row.
     """
     (q_segments_BT, q_positions_BT), (k_segments_BS, k_positions_BS) = queries, keys
     if kernel is None:
-        here = platform()
-        kernel, passed_over = choose(here, q_segments_BT.shape[1], C, dtype, cached)
-        _say(here, kernel, passed_over)
+        kernel, passed_over = choose(platform(), q_segments_BT.shape[1], C, dtype, cached)
+        _say(platform(), kernel, passed_over)
     if kernel == "splash":
-        return Sight(kernel, q_segments_BT, None)
+        return Mask(kernel, q_segments_BT, None)
     mask_BTS = visible(q_segments_BT, k_segments_BS, q_positions_BT, k_positions_BS)
     if kernel == "cudnn":  # a query that sees nothing would be 0 / 0: padding sees padding
         mask_BTS |= (q_segments_BT[:, :, None] == 0) & (k_segments_BS[:, None, :] == 0)
-    return Sight(kernel, q_segments_BT, mask_BTS)
+    return Mask(kernel, q_segments_BT, mask_BTS)
 
 
 def attend(
-    q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, sight: Sight, axes: Axes
+    q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask: Mask, axes: Axes
 ) -> jax.Array:
-    """Softmax attention by the kernel of `sight`, HBCT. All but the reference see one shard: batch
-    and heads are split over the mesh, and nothing is exchanged."""
-    seen = sight.segments_BT if sight.mask_BTS is None else sight.mask_BTS
-    if sight.kernel == "reference":
+    """Softmax attention by the kernel of `mask`, HBCT. All kernels but the reference compute one
+    shard: batch and heads are split over the mesh, without communication."""
+    seen = mask.segments_BT if mask.mask_BTS is None else mask.mask_BTS
+    if mask.kernel == "reference":
         return reference(q_HBCT, k_KBCS, v_KBCS, seen, axes)
-    kernel = KERNELS[sight.kernel]
+    kernel = KERNELS[mask.kernel]
     if jax.sharding.get_abstract_mesh().empty:
         return kernel(q_HBCT, k_KBCS, v_KBCS, seen)
     heads = axes.spec("heads", "batch", None, None)
@@ -123,7 +122,7 @@ def attend(
 
 def _cpu(q_HBCT: jax.Array, k_KBCS: jax.Array, v_KBCS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     """`cpu_attention`; without a cache the first half of the queries leaves out the second half of
-    the keys, which it would not see."""
+    the keys, which are masked for it."""
     T, S, dtype = q_HBCT.shape[3], k_KBCS.shape[3], q_HBCT.dtype
     q_HBCT, k_KBCS, v_KBCS = (x.astype(jnp.float32) for x in (q_HBCT, k_KBCS, v_KBCS))
     if T != S or T % 2:

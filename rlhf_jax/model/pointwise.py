@@ -1,6 +1,6 @@
-"""What is not a matrix product: norms and activations. All compute in float32 and round once, at
-the end. Each keeps nothing for its backward pass but its input, and works the rest out again there;
-memory traffic costs more than arithmetic."""
+"""Norms and activations. All compute in float32 and round once, at the end. Each keeps only its
+input for the backward pass and recomputes the rest there: memory traffic costs more than
+arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from rlhf_jax.model.axes import platform
 from rlhf_jax.model.dense import product
 
-# Without the barriers that keep the compiler from merging both passes: it does not, here.
+# XLA does not merge the forward and the recomputed pass here, so no barriers are needed.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -30,8 +30,7 @@ def _norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, axis: int) -> j
 
 
 def _normalized(x: jax.Array, centred: bool, axis: int) -> tuple[jax.Array, jax.Array]:
-    """(x with mean 0, if `centred`, and mean square 1 along the axis; what it was multiplied
-    by)."""
+    """(x with mean 0, if `centred`, and mean square 1 along the axis; the factor)."""
     y = x.astype(jnp.float32)
     weights = jnp.full(x.shape[axis], 1 / x.shape[axis], jnp.float32)
     if centred:

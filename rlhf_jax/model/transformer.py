@@ -1,14 +1,13 @@
-"""A Transformer: `init` makes the parameters, `forward` is the one pass that training, scoring and
-sampling share, `logits` and `scalars` are its heads.
+"""The Transformer, as `rlhf_jax.model.architecture.Architecture`.
 
-Parameters are a plain dict of float32 arrays; those of the layers are stacked along a leading L and
-scanned. Shapes are in the names: see `rlhf_jax.study.config.ModelConfig` for the letters.
+Parameters (`rlhf_jax.model.parameters.transformer`) are a plain dict of float32 arrays; those of
+the layers are stacked along a leading L and scanned. Shapes are in the names: see
+`rlhf_jax.study.config.ModelConfig` for the letters.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,14 +16,17 @@ import jax.numpy as jnp
 
 from rlhf_jax.model.attention import rotate
 from rlhf_jax.model.axes import Axes, platform
-from rlhf_jax.model.dense import PRODUCT, dense, in_memory, lookup, product
-from rlhf_jax.model.dispatch import Sight, attend, look
+from rlhf_jax.model.dense import PRODUCT, dense, in_memory, lookup
+from rlhf_jax.model.dispatch import Mask, attend, attention_mask
+from rlhf_jax.model.parameters import attended
+from rlhf_jax.model.parameters import transformer as describe
 from rlhf_jax.model.pointwise import gelu, norm, swiglu
 from rlhf_jax.study.config import ModelConfig
 
+__all__ = ["attended", "describe", "forward", "init_cache", "logits"]
 Params = dict[str, Any]
-# On a CPU the loop over layers costs a few percent of a step, and without it compiling takes longer
-# the more layers there are: up to this many it is unrolled.
+# Layers are unrolled on a CPU up to this many: a loop costs a few percent of a step there, but
+# without one, compiling takes longer with every layer.
 UNROLLED = 8
 
 
@@ -57,97 +59,20 @@ class Cache(NamedTuple):
             self.length,
         )
 
-
-def shapes(cfg: ModelConfig) -> tuple[Params, Params]:
-    """(shapes, logical axes) of every parameter, as two trees of tuples."""
-    L, D, H, K, C, F, V = cfg.layers, cfg.width, cfg.heads, cfg.K, cfg.C, cfg.F, cfg.vocab
-    layer: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = {
-        "wq": ((L, D, H, C), (None, "embed", "heads", None)),
-        "wk": ((L, D, K, C), (None, "embed", "heads", None)),
-        "wv": ((L, D, K, C), (None, "embed", "heads", None)),
-        "wo": ((L, H, C, D), (None, "heads", None, "embed")),
-        "w_in": ((L, D, F), (None, "embed", "ff")),
-        "w_out": ((L, F, D), (None, "ff", "embed")),
-        "norm1": ((L, D), (None, None)),
-        "norm2": ((L, D), (None, None)),
-    }
-    if cfg.activation == "swiglu":
-        layer["w_gate"] = layer["w_in"]
-    if cfg.qk_norm:
-        layer["q_norm"] = layer["k_norm"] = ((L, C), (None, None))
-    tree: dict[str, Any] = {
-        "embed": ((V, D), ("vocab", "embed")),
-        "layers": layer,
-        "final_norm": ((D,), (None,)),
-    }
-    if cfg.norm == "layer":
-        layer["bias1"] = layer["bias2"] = ((L, D), (None, None))
-        tree["final_bias"] = ((D,), (None,))
-    if cfg.positions == "learned":
-        tree["positions"] = ((cfg.max_positions, D), (None, "embed"))
-    if not cfg.tied:
-        tree["unembed"] = ((D, V), ("embed", "vocab"))
-
-    def pair(x: Any) -> bool:
-        return isinstance(x, tuple)
-
-    return (
-        jax.tree.map(lambda x: x[0], tree, is_leaf=pair),
-        jax.tree.map(lambda x: x[1], tree, is_leaf=pair),
-    )
+    def extended(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Cache:
+        """With segments and positions of T more tokens; `length` and `layers` as they are."""
+        at = (0, self.length)
+        return self._replace(
+            segments_BS=jax.lax.dynamic_update_slice(self.segments_BS, segments_BT, at),
+            positions_BS=jax.lax.dynamic_update_slice(self.positions_BS, positions_BT, at),
+        )
 
 
-def param_axes(cfg: ModelConfig, scalar_head: bool = False) -> Params:
-    """Logical axis names of every parameter, in the parameters' tree."""
-    axes = shapes(cfg)[1]
-    return {**axes, "scalar": {"w": (None,), "b": ()}} if scalar_head else axes
+class States(NamedTuple):
+    """Hidden states DN of rows of tokens, N = B T, and the tokens' positions."""
 
-
-def init(cfg: ModelConfig, key: jax.Array, axes: Axes = Axes()) -> Params:  # noqa: B008
-    """Parameters. Matrices are N(0, 1/fan_in); those that write to the residual stream are divided
-    by sqrt(2 L) (GPT-2); embeddings are N(0, 1/D); gains 1, biases 0. Under `jit` each
-    device draws its own part alone of what the mesh in use splits. The numbers are the same on
-    every mesh."""
-    tree, names = (
-        jax.tree_util.tree_flatten_with_path(t, is_leaf=lambda x: isinstance(x, tuple))
-        for t in shapes(cfg)
-    )
-    leaves = []
-    for i, ((path, shape), (_, of)) in enumerate(zip(tree[0], names[0], strict=True)):
-        name = path[-1].key
-        if "norm" in name:
-            leaves.append(jnp.ones(shape, jnp.float32))
-            continue
-        if "bias" in name:
-            leaves.append(jnp.zeros(shape, jnp.float32))
-            continue
-        if name in ("embed", "positions"):
-            std = cfg.width**-0.5
-        elif name == "wo":
-            std = (cfg.heads * cfg.C * 2 * cfg.layers) ** -0.5
-        elif name == "w_out":
-            std = (cfg.F * 2 * cfg.layers) ** -0.5
-        else:
-            std = cfg.width**-0.5
-        its_key = jax.random.fold_in(key, i)
-        if axes.splits(*of):
-            layout = axes.param_spec(*of)
-            drawn = jax.random.normal(its_key, shape, jnp.float32, out_sharding=layout)
-        else:
-            # flat: XLA's CPU compiler takes three times as long over the index arithmetic of 3-d
-            # draws
-            drawn = jax.random.normal(its_key, (math.prod(shape),), jnp.float32).reshape(shape)
-        leaves.append(std * drawn)
-    return jax.tree.unflatten(tree[1], leaves)
-
-
-def with_scalar_head(params: Params, key: jax.Array | None) -> Params:
-    """The same model with a head that reads one number off every position. With a key its weights
-    are N(0, 1/(D+1)) (Stiennon et al. 2020, for rewards); without, 0 (Ziegler et al. 2019, for
-    values)."""
-    D = params["embed"].shape[1]
-    w = jnp.zeros(D) if key is None else jax.random.normal(key, (D,)) / math.sqrt(D + 1)
-    return {**params, "scalar": {"w": w, "b": jnp.zeros(())}}
+    x_DN: jax.Array
+    positions_BT: jax.Array
 
 
 def unrolled(cfg: ModelConfig) -> bool:
@@ -179,91 +104,52 @@ def forward(
     cache: Cache | None = None,
     last: int | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Hidden states x_DBT after the final norm, with `last` of so many last positions alone. Tokens
-    see their own segment's past; segment 0 is padding. With a cache the T tokens are written at
-    `cache.length` and see what is in it, and the extended cache is returned: T = prompt length
+    """Hidden states x_DBT after the final norm, of the `last` positions alone if that is given.
+    Tokens see their own segment's past; segment 0 is padding. With a cache the T tokens are written
+    at `cache.length` and see what is in it, and the extended cache is returned: T = prompt length
     prefills, T = 1 decodes."""
-    (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
-    rows = axes.spec("batch", None, None)
-    x_BTD = lookup(params["embed"], tokens_BT, rows, axes, ("vocab", "embed"), dtype)
-    if cfg.positions == "learned":
-        x_BTD += lookup(params["positions"], positions_BT, rows, axes, (None, "embed"), dtype)
-    x_ND = in_memory(x_BTD.reshape(B * T, cfg.width, out_sharding=axes.spec("batch", None)))
-    x_DN = in_memory(x_ND.T)
-    if cache is None:
-        keys = (segments_BT, positions_BT)
-    else:
-        at = (0, cache.length)
-        cache = cache._replace(
-            segments_BS=jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, at),
-            positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
-        )
-        keys = (cache.segments_BS, cache.positions_BS)
-
-    def sight_of(n: int) -> Sight:
-        """What the last n positions see."""
-        asking = (segments_BT[:, T - n :], positions_BT[:, T - n :])
-        return look(cfg.C, cfg.compute, asking, keys, cache is not None or n < T)
-
+    B, T = tokens_BT.shape
     last = T if last is None else min(last, T)
-    # Where layers are not scanned the last one need not compute what is not asked for.
+    keys = (segments_BT, positions_BT)
+    if cache is not None:
+        cache = cache.extended(segments_BT, positions_BT)
+        keys = (cache.segments_BS, cache.positions_BS)
+    # Unrolled, the last layer computes the last positions alone.
     trimmed = unrolled(cfg) and last < T
-    sights = {n: sight_of(n) for n in ({T, last} if trimmed else {T})}
-
-    def ending(x_XN: jax.Array) -> jax.Array:
-        """The last positions of each row."""
-        x_XBT = x_XN.reshape(-1, B, T, out_sharding=axes.spec(None, "batch", None))
-        x_XBt = x_XBT[..., T - last :]
-        return x_XBt.reshape(-1, B * last, out_sharding=axes.spec(None, "batch"))
+    masks = {}
+    for n in (T, last) if trimmed else (T,):
+        queries = (segments_BT[:, T - n :], positions_BT[:, T - n :])
+        other_keys = cache is not None or n < T
+        masks[n] = attention_mask(cfg.C, cfg.compute, queries, keys, other_keys)
 
     def block(x_DN: jax.Array, layer: tuple[Params, Any], n: int = T) -> tuple[jax.Array, Any]:
-        """One layer, of whose result the last n positions of each row are wanted."""
+        """One layer; of its result, the last n positions of each row."""
         w, kv = layer
         x_DN = axes.constrain(x_DN, None, "batch")
         h_DN = norm(x_DN, w["norm1"], w.get("bias1"))
-        asking = (h_DN if n == T else ending(h_DN), positions_BT[:, T - n :])
-        attended_DN, kv = _attention(
-            w, cfg, asking, (h_DN, positions_BT), sights[n], axes, kv, cache
-        )
-        x_DN = (x_DN if n == T else ending(x_DN)) + attended_DN
+        states = States(h_DN, positions_BT)
+        queries = States(ending(h_DN, B, n, axes), positions_BT[:, T - n :])
+        mixed_DN, kv = _attention(w, cfg, queries, states, masks[n], axes, kv, cache)
+        x_DN = ending(x_DN, B, n, axes) + mixed_DN
         x_DN += _mlp(w, cfg, norm(x_DN, w["norm2"], w.get("bias2")), axes)
         return axes.constrain(x_DN, "residual", "batch"), kv
 
     # Between layers, where it is kept for the backward pass, the residual stream lies over `tensor`
     # too; whole on each device it would be most of the memory.
+    x_DN = _embedded(params, cfg, tokens_BT, positions_BT, axes)
     x_DN = axes.constrain(x_DN, "residual", "batch")
-    body: Callable[..., Any] = block
-    ending_body: Callable[..., Any] = functools.partial(block, n=last)
-    if cfg.remat != "none":
-        known = jax.checkpoint_policies
-        policies = {
-            "dots": known.save_only_these_names(PRODUCT),
-            "offload": known.save_and_offload_only_these_names(
-                names_which_can_be_saved=[],
-                names_which_can_be_offloaded=[PRODUCT],
-                offload_src="device",
-                offload_dst="pinned_host",
-            ),
-        }
-        policy = policies.get(cfg.remat)
-        body, ending_body = (jax.checkpoint(f, policy=policy) for f in (body, ending_body))
+    run, run_last = (_rematerialised(f, cfg) for f in (block, functools.partial(block, n=last)))
+    before = None if cache is None else cache.layers
     layers: Any
     if unrolled(cfg):
-        weights, layers = jax.tree.map(jnp.unstack, params["layers"]), []
-        for i in range(cfg.layers):
-            w = {name: of_layer[i] for name, of_layer in weights.items()}
-            run = ending_body if trimmed and i == cfg.layers - 1 else body
-            x_DN, kv = run(x_DN, (w, cache.layers[i] if cache is not None else None))
-            layers.append(kv)
-        layers = tuple(layers)
+        x_DN, layers = _unrolled(run, run_last if trimmed else run, params["layers"], x_DN, before)
     else:
-        before = None if cache is None else cache.layers
-        x_DN, layers = jax.lax.scan(body, x_DN, (params["layers"], before))
+        x_DN, layers = jax.lax.scan(run, x_DN, (params["layers"], before))
     if cache is not None:
         cache = cache._replace(layers=layers, length=cache.length + T)
     x_DN = axes.constrain(x_DN, None, "batch")
-    if last < T and not trimmed:
-        x_DN = ending(x_DN)
+    if not trimmed:
+        x_DN = ending(x_DN, B, last, axes)
     x_DN = norm(x_DN, params["final_norm"], params.get("final_bias"))
     return x_DN.reshape(-1, B, last, out_sharding=axes.spec(None, "batch", None)), cache
 
@@ -277,47 +163,96 @@ def logits(params: Params, cfg: ModelConfig, x_DBT: jax.Array, axes: Axes) -> ja
     return logits_VN.reshape(-1, B, T, out_sharding=axes.spec("vocab", "batch", None))
 
 
-def scalars(params: Params, x_DBT: jax.Array) -> jax.Array:
-    """The scalar head at every position, BT in float32: rewards or values."""
-    head = params["scalar"]
-    return product("DBT,D->BT", x_DBT.astype(jnp.float32), head["w"]) + head["b"]
+def _embedded(
+    params: Params, cfg: ModelConfig, tokens_BT: jax.Array, positions_BT: jax.Array, axes: Axes
+) -> jax.Array:
+    """x_DN: embeddings of tokens, and of positions where they are learned."""
+    (B, T), dtype = tokens_BT.shape, jnp.dtype(cfg.compute)
+    rows = axes.spec("batch", None, None)
+    x_BTD = lookup(params["embed"], tokens_BT, rows, axes, ("vocab", "embed"), dtype)
+    if cfg.positions == "learned":
+        x_BTD += lookup(params["positions"], positions_BT, rows, axes, (None, "embed"), dtype)
+    x_ND = in_memory(x_BTD.reshape(B * T, cfg.width, out_sharding=axes.spec("batch", None)))
+    return in_memory(x_ND.T)  # type: ignore[no-any-return]
+
+
+def ending(x_XN: jax.Array, B: int, n: int, axes: Axes) -> jax.Array:
+    """The last n positions of each of B rows."""
+    T = x_XN.shape[1] // B
+    if n == T:
+        return x_XN
+    x_XBT = x_XN.reshape(-1, B, T, out_sharding=axes.spec(None, "batch", None))
+    return x_XBT[..., T - n :].reshape(-1, B * n, out_sharding=axes.spec(None, "batch"))
+
+
+def _rematerialised(block: Callable[..., Any], cfg: ModelConfig) -> Callable[..., Any]:
+    """A layer whose backward pass finds what `cfg.remat` says, and computes the rest again."""
+    if cfg.remat == "none":
+        return block
+    known = jax.checkpoint_policies
+    policies = {
+        "dots": known.save_only_these_names(PRODUCT),
+        "offload": known.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[PRODUCT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return jax.checkpoint(block, policy=policies.get(cfg.remat))  # type: ignore[no-any-return]
+
+
+def _unrolled(
+    run: Callable[..., Any],
+    run_last: Callable[..., Any],
+    stacked: Params,
+    x: jax.Array,
+    before: Any,
+) -> tuple[jax.Array, Any]:
+    """Layers one after the other, the last one by `run_last`."""
+    weights, layers = jax.tree.map(jnp.unstack, stacked), []
+    L = len(next(iter(weights.values())))
+    for i in range(L):
+        w = {name: of_layer[i] for name, of_layer in weights.items()}
+        of = run if i < L - 1 else run_last
+        x, kv = of(x, (w, None if before is None else before[i]))
+        layers.append(kv)
+    return x, tuple(layers)
 
 
 def _attention(
     w: Params,
     cfg: ModelConfig,
-    asking: tuple[jax.Array, jax.Array],
-    asked: tuple[jax.Array, jax.Array],
-    sight: Sight,
+    queries: States,
+    keys: States,
+    mask: Mask,
     axes: Axes,
     kv: Any,
     cache: Cache | None,
 ) -> tuple[jax.Array, Any]:
-    """`asking` and `asked`: (hidden states DN, positions BT) that queries, and keys and values, are
-    of."""
-    C = cfg.C
+    """Attention of `queries` to `keys`, DN; and the layer's entry of the cache, extended."""
 
-    def project(name: str, of: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x_DN, (B, T) = of[0], of[1].shape
+    def project(name: str, of: States) -> jax.Array:
+        B, T = of.positions_BT.shape
         out = axes.spec("heads", "batch")
-        y_XN = dense(w[name], x_DN, out, axes, ("embed", "heads", None))
+        y_XN = dense(w[name], of.x_DN, out, axes, ("embed", "heads", None))
         heads = axes.spec("heads", None, "batch", None)
-        return jnp.swapaxes(y_XN.reshape(-1, C, B, T, out_sharding=heads), 1, 2)
+        return jnp.swapaxes(y_XN.reshape(-1, cfg.C, B, T, out_sharding=heads), 1, 2)
 
-    q_HBCT = project("wq", asking)
-    k_KBCT, v_KBCT = project("wk", asked), project("wv", asked)
+    q_HBCT = project("wq", queries)
+    k_KBCT, v_KBCT = project("wk", keys), project("wv", keys)
     if cfg.qk_norm:
         q_HBCT, k_KBCT = norm(q_HBCT, w["q_norm"], None, 2), norm(k_KBCT, w["k_norm"], None, 2)
     if cfg.positions == "rope":
-        q_HBCT = rotate(q_HBCT, asking[1], cfg.rope_base)
-        k_KBCT = rotate(k_KBCT, asked[1], cfg.rope_base)
+        q_HBCT = rotate(q_HBCT, queries.positions_BT, cfg.rope_base)
+        k_KBCT = rotate(k_KBCT, keys.positions_BT, cfg.rope_base)
     if cache is not None:
         at = (0, 0, 0, cache.length)
         k_KBCT = jax.lax.dynamic_update_slice(kv[0], k_KBCT, at)
         v_KBCT = jax.lax.dynamic_update_slice(kv[1], v_KBCT, at)
         kv = (k_KBCT, v_KBCT)
-    out_HCBT = jnp.swapaxes(attend(q_HBCT, k_KBCT, v_KBCT, sight, axes), 1, 2)
-    out_XN = out_HCBT.reshape(-1, asking[0].shape[1], out_sharding=axes.spec("heads", "batch"))
+    out_HCBT = jnp.swapaxes(attend(q_HBCT, k_KBCT, v_KBCT, mask, axes), 1, 2)
+    out_XN = out_HCBT.reshape(-1, queries.x_DN.shape[1], out_sharding=axes.spec("heads", "batch"))
     out = axes.spec(None, "batch")
     return dense(w["wo"], out_XN, out, axes, ("heads", None, "embed"), inputs=2), kv
 

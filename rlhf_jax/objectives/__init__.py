@@ -2,11 +2,11 @@
 global sum by the global weight, across devices and accumulation steps, and reports every metric as
 a sum over the same weight unless its name says otherwise."""
 
-from rlhf_jax.objectives.language import language_modelling, target_log_probs, token_log_probs
+from rlhf_jax.objectives.language import language_modelling
 from rlhf_jax.objectives.preferences import (
-    completion_log_probs,
     preference_loss,
     preference_optimisation,
+    ranked_log_probs,
 )
 from rlhf_jax.objectives.rankings import (
     check_ranking_loss,
@@ -17,13 +17,11 @@ from rlhf_jax.objectives.rankings import (
 
 __all__ = [
     "check_ranking_loss",
-    "completion_log_probs",
     "language_modelling",
     "preference_loss",
     "preference_optimisation",
+    "ranked_log_probs",
     "ranked_scores",
     "ranking_loss",
     "reward_modelling",
-    "target_log_probs",
-    "token_log_probs",
 ]

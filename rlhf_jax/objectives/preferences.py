@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.model import Axes, forward
-from rlhf_jax.objectives.language import target_log_probs
+from rlhf_jax.model import Axes
+from rlhf_jax.model.scoring import completion_log_probs
 from rlhf_jax.objectives.rankings import (
     Batch,
     beats,
@@ -22,16 +22,14 @@ from rlhf_jax.objectives.rankings import (
 from rlhf_jax.study.config import ConfigError, ModelConfig
 
 
-def completion_log_probs(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> jax.Array:
+def ranked_log_probs(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> jax.Array:
     """log p_NK in nats of the K completions of N prompts, EOS included. `batch` holds NKT arrays
     tokens, segments, positions, and `mask` NKR, 1 on the real ones of the R tokens at the end of
     each row."""
     N, K, R = batch["mask"].shape
-    tokens_BT, segments_BT, positions_BT = flattened(batch, axes)
-    x_DBT, _ = forward(params, cfg, tokens_BT, segments_BT, positions_BT, axes)
-    log_probs_BR = target_log_probs(params, cfg, x_DBT[..., -R - 1 : -1], tokens_BT[:, -R:], axes)
-    log_probs_NKR = log_probs_BR.reshape(N, K, R, out_sharding=axes.spec("batch", None, None))
-    return jnp.sum(jnp.where(batch["mask"] > 0, log_probs_NKR, 0.0), axis=-1)
+    mask_BR = batch["mask"].reshape(N * K, R, out_sharding=axes.spec("batch", None))
+    log_probs_B = completion_log_probs(params, cfg, flattened(batch, axes), mask_BR, axes)
+    return log_probs_B.reshape(N, K, out_sharding=axes.spec("batch", None))
 
 
 def preference_loss(
@@ -80,7 +78,7 @@ def preference_optimisation(
     params: Any, batch: Batch, cfg: ModelConfig, axes: Axes, loss: str = "dpo", beta: float = 0.1
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """`preference_loss` of a policy. One prompt is one element, with K forward passes; `batch` is
-    that of `completion_log_probs`, with NK arrays `ranks` and `reference`, the log-probs of the
+    that of `ranked_log_probs`, with NK arrays `ranks` and `reference`, the log-probs of the
     completions under the policy that training started from."""
-    log_probs_NK = completion_log_probs(params, batch, cfg, axes)
+    log_probs_NK = ranked_log_probs(params, batch, cfg, axes)
     return preference_loss(log_probs_NK, batch["reference"], batch["ranks"], loss, beta)

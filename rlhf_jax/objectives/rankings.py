@@ -2,8 +2,8 @@
 objective.
 
 Ranks_NK are lower for better completions, equal for ties, and negative where a prompt has fewer
-than K completions. A tie says nothing: no loss compares tied completions with each other, and a
-prompt whose completions are all tied has no weight.
+than K completions. No loss compares tied completions with each other, and a prompt whose
+completions are all tied has no weight.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.model import Axes, forward, scalars
+from rlhf_jax.model import Axes
+from rlhf_jax.model.scoring import Sequences, row_scores
 from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
 
 Batch = dict[str, jax.Array]
-NEVER = -1e30  # a logit that takes no part in a softmax; finite, so that gradients are
+NEVER = -1e30  # a masked logit; finite, so that gradients are
 
 
 def beats(ranks_NK: jax.Array) -> jax.Array:
@@ -44,13 +45,13 @@ def differences(scores_NK: jax.Array) -> jax.Array:
 
 def kwise_loss(scores_NK: jax.Array, ranks_NK: jax.Array, margin: float = 0.0) -> jax.Array:
     """-log sigmoid(r_w - r_l), the mean over a prompt's untied pairs, N (Ouyang et al. 2022, eq.
-    1); with K = 2 the likelihood of Bradley & Terry 1952. A `margin` asks for a difference of so
-    much for each rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w)) (Touvron
-    et al. 2023)."""
-    asked_NKK = differences(scores_NK)
+    1); with K = 2 the likelihood of Bradley & Terry 1952. A `margin` is the difference that is
+    wanted for each rank between the two: -log sigmoid(r_w - r_l - margin (rank_l - rank_w))
+    (Touvron et al. 2023)."""
+    gap_NKK = differences(scores_NK)
     if margin:
-        asked_NKK -= margin * (ranks_NK[:, None, :] - ranks_NK[:, :, None])
-    return over_pairs(-jax.nn.log_sigmoid(asked_NKK), beats(ranks_NK))
+        gap_NKK -= margin * (ranks_NK[:, None, :] - ranks_NK[:, :, None])
+    return over_pairs(-jax.nn.log_sigmoid(gap_NKK), beats(ranks_NK))
 
 
 def plackett_luce_loss(scores_NK: jax.Array, ranks_NK: jax.Array) -> jax.Array:
@@ -85,7 +86,7 @@ def best(ranks_NK: jax.Array) -> jax.Array:
 
 
 def worst(ranks_NK: jax.Array) -> jax.Array:
-    """The same of the worst."""
+    """Weights of the worst-ranked completions, likewise."""
     return _ends(ranks_NK, jnp.max(ranks_NK, axis=-1))
 
 
@@ -111,7 +112,7 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 
 def check_ranking_loss(loss: str, margin: float = 0.0) -> None:
-    """Refuse what `ranking_loss` does not know."""
+    """Refuses losses and margins that `ranking_loss` does not compute."""
     if loss not in LOSSES:
         raise ConfigError(f"loss = {loss!r}.{suggest(loss, list(LOSSES))}")
     if margin and loss != "kwise":
@@ -143,27 +144,23 @@ def ranking_loss(
     return jnp.sum(loss_N), jnp.sum(learns_N), {"accuracy": jnp.sum(right_N)}
 
 
-def flattened(batch: Batch, axes: Axes) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """tokens, segments and positions (N K, T) of a batch of NKT: K rows of a prompt, whatever the
-    number of its pairs."""
-    N, K, T = batch["tokens"].shape
-    rows = [
-        batch[k].reshape(N * K, T, out_sharding=axes.spec("batch", None))
-        for k in ("tokens", "segments", "positions")
-    ]
-    return rows[0], rows[1], rows[2]
+def flattened(batch: Batch, axes: Axes) -> Sequences:
+    """Rows (N K, T) of a batch of NKT: K of a prompt, whatever the number of its pairs."""
+    T = batch["tokens"].shape[-1]
+    return Sequences(
+        *(
+            batch[k].reshape(-1, T, out_sharding=axes.spec("batch", None))
+            for k in ("tokens", "segments", "positions")
+        )
+    )
 
 
 def ranked_scores(params: Any, batch: Batch, cfg: ModelConfig, axes: Axes) -> jax.Array:
     """Scores_NK of the K completions of N prompts, each read at its last real token. `batch` holds
     NKT arrays tokens, segments, positions, and `last` NK."""
-    N, K, T = batch["tokens"].shape
-    x_DBT, _ = forward(params, cfg, *flattened(batch, axes), axes)
-    scores_NKT = scalars(params, x_DBT).reshape(
-        N, K, T, out_sharding=axes.spec("batch", None, None)
-    )
-    here_NKT = jnp.arange(T)[None, None] == batch["last"][..., None]
-    return jnp.sum(jnp.where(here_NKT, scores_NKT, 0.0), axis=-1)
+    last_B = batch["last"].reshape(-1, out_sharding=axes.spec("batch"))
+    scores_B = row_scores(params, cfg, flattened(batch, axes), last_B, axes)
+    return scores_B.reshape(batch["last"].shape, out_sharding=axes.spec("batch", None))
 
 
 def reward_modelling(

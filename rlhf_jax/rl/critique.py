@@ -15,7 +15,7 @@ from rlhf_jax.data.packing import left_padded
 from rlhf_jax.data.signals import verdict_ids, verdict_prompt, verdict_tokens
 from rlhf_jax.data.tokenizer import ASSISTANT, BOS, END, FIRST_BYTE, PAD, USER, Tokenizer
 from rlhf_jax.model import Axes
-from rlhf_jax.model.sampler import Sequences, join, positions_of, response_log_probs
+from rlhf_jax.model.scoring import Sequences, completion_log_probs, join, positions_of
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.rl.scores import Member, Reward
 from rlhf_jax.study.config import ConfigError, ModelConfig
@@ -53,8 +53,7 @@ def verdict_scores(
         tokens_NR = axes.constrain(jnp.tile(tokens_2R, (B, 1)), "batch", None)
         mask_NR = (tokens_NR != PAD).astype(jnp.float32)
         rows = join(asked_NP, tokens_NR, mask_NR)
-        log_probs_NR, _ = response_log_probs(params, cfg, rows, R, 1.0, axes)
-        sums_N = jnp.sum(log_probs_NR * mask_NR, axis=-1)
+        sums_N = completion_log_probs(params, cfg, rows, mask_NR, axes)
         sums_B2 = sums_N.reshape(B, 2, out_sharding=axes.spec("batch", None))
         return sums_B2[:, 0] - sums_B2[:, 1]
 
@@ -123,9 +122,9 @@ def verdict_reward(
             ]
             tokens_BS, kept_BS = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
             segments_BS = kept_BS.astype(jnp.int32)
-            asked = Sequences(tokens_BS, segments_BS, positions_of(segments_BS))
-            log_probs_BV, _ = response_log_probs(member.params, cfg, asked, len(verdict), 1.0, axes)
-            return jnp.sum(log_probs_BV, axis=-1)
+            verdicts = Sequences(tokens_BS, segments_BS, positions_of(segments_BS))
+            mask_BV = kept_BS[:, -len(verdict) :]
+            return completion_log_probs(member.params, cfg, verdicts, mask_BV, axes)
 
         return member.gain * (log_prob(good) - log_prob(bad)) + member.bias
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.kinds.ppo.cell import POLICY_LOSSES, PPO
-from rlhf_jax.model import Axes
-from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.model import Axes, decays
+from rlhf_jax.model.scoring import Sequences
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.rl.advantages import kl_loss, whiten
 from rlhf_jax.rl.rollout import Experience, Networks, adapt_kl, rollout
@@ -121,6 +121,10 @@ def make_ppo_step(
     objective = ppo_objective(cell, networks, axes)
     factors = {} if cell.critic_lr is None else {"critic": cell.critic_lr / cell.optim.lr}
 
+    def networks_decay(params: Any) -> Any:
+        cfgs = {"policy": networks.policy, "critic": networks.critic or networks.policy}
+        return {name: decays(cfgs[name], p) for name, p in params.items()}
+
     def pretraining(params: Any, batch: Batch) -> tuple:
         return language_modelling(params["policy"], batch, networks.policy, axes)
 
@@ -135,7 +139,7 @@ def make_ppo_step(
             more, seen = gradients(pretraining, state.params, text, axes, accumulate)
             grads = jax.tree.map(lambda a, b: a + cell.ptx_coef * b, grads, more)
             means["ptx_loss"] = seen["loss"]
-        state, moved = apply_gradients(state, grads, cell.optim, rate, factors)
+        state, moved = apply_gradients(state, grads, cell.optim, rate, networks_decay, factors)
         return state, {"loss": loss, **means, **moved}
 
     def learn(

@@ -11,15 +11,14 @@ import jax.numpy as jnp
 
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.model import Axes, scalars
-from rlhf_jax.model.sampler import (
-    EOS,
-    Samples,
+from rlhf_jax.model.sampler import EOS, Samples, generate
+from rlhf_jax.model.scoring import (
     Sequences,
-    generate,
     join,
     log_probs_of_states,
     response_log_probs,
     response_states,
+    response_values,
 )
 from rlhf_jax.rl.advantages import Rollout, estimated, masked_mean, token_rewards, whiten
 from rlhf_jax.rl.scores import Score
@@ -54,12 +53,7 @@ class Networks(NamedTuple):
         critic = params.get("critic")
         if critic is None:
             return log_probs, entropy, scalars(policy, x_DBR)
-        return log_probs, entropy, values(critic, self.critic, rows, length, axes)
-
-
-def values(params: Any, cfg: ModelConfig, rows: Sequences, length: int, axes: Axes) -> jax.Array:
-    """V_BR: the critic's value of the state in which each response token is chosen."""
-    return scalars(params, response_states(params, cfg, rows, length, axes))
+        return log_probs, entropy, response_values(critic, self.critic, rows, length, axes)
 
 
 class Experience(NamedTuple):

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.model import Axes, forward, scalars
-from rlhf_jax.model.sampler import Sequences
+from rlhf_jax.model import Axes
+from rlhf_jax.model.scoring import Sequences, row_scores
 from rlhf_jax.study.callables import check_scores
 from rlhf_jax.study.config import ConfigError, ModelConfig
 
@@ -48,20 +48,13 @@ def without_spread(scores: np.ndarray) -> bool:
     return float(scores.std()) <= NO_SPREAD * max(1.0, float(np.abs(scores).max(initial=0.0)))
 
 
-def last_of(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
-    """x at the last valid position of each row, B."""
-    last_B1 = (jnp.sum(mask_BR, axis=-1, keepdims=True) - 1).astype(jnp.int32)
-    here_BR = jnp.arange(mask_BR.shape[1])[None] == last_B1
-    return jnp.sum(jnp.where(here_BR, x_BR, 0.0), axis=-1)
-
-
 def model_scores(
     member: Member, cfg: ModelConfig, rows: Sequences, mask_BR: jax.Array, axes: Axes
 ) -> jax.Array:
     """The normalised score B of each row, read at the last valid token of the response."""
-    x_DBR, _ = forward(member.params, cfg, *rows, axes, last=mask_BR.shape[1])
-    scores_BR = scalars(member.params, x_DBR)
-    return member.gain * last_of(scores_BR, mask_BR) + member.bias
+    last_B = (jnp.sum(mask_BR, axis=-1) - 1).astype(jnp.int32)
+    scores_B = row_scores(member.params, cfg, rows, last_B, axes, length=mask_BR.shape[1])
+    return member.gain * scores_B + member.bias
 
 
 def combined(scores_MB: jax.Array, how: str, variance_coef: float = 1.0) -> jax.Array:

@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "gold": JUDGED,
     "reward": JUDGED,
     "modes": JUDGED,
+    "objective": ("params", "batch", "cfg", "axes"),
     "sources": (),
     "algorithm": ("rollout", "cell"),
     "policy_loss": ("ratio_BR", "advantages_BR", "cell"),

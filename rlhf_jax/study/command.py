@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_jax.study.graph import Study
-from rlhf_jax.study.loading import load_study
 from rlhf_jax.study.kept import restore
+from rlhf_jax.study.loading import load_study
 from rlhf_jax.study.runs import Runs, claim_study, write_study
 
 if TYPE_CHECKING:

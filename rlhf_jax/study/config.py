@@ -101,8 +101,8 @@ def _names(cls: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """A Transformer. Dimension letters: D width, H heads, K kv heads, C head width, F feed-forward,
-    V vocabulary, L layers."""
+    """The shape of a model. Dimension letters: D width, H heads, K kv heads, C head width,
+    F feed-forward, V vocabulary, L layers."""
 
     LABEL = "model"
     layers: Annotated[int, Range(1, 10_000)] = 2
@@ -123,6 +123,9 @@ class ModelConfig(Checked):
     # What the backward pass finds in memory: all activations, the products with weights, the same
     # in host memory, or each layer's input alone.
     remat: Literal["none", "dots", "offload", "full"] = "none"
+    # MODULE:CLASS, an `rlhf_jax.model.architecture.Architecture`, which reads the fields above that
+    # mean something to it; empty: the Transformer.
+    architecture: str = field(default="", metadata={"added": True, "outside": "callable"})
 
     def check(self) -> None:
         if self.head_width is None and self.width % self.heads:

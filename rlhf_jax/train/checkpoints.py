@@ -25,7 +25,7 @@ from rlhf_jax.train.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 ITEMS = ("params", "rest", "meta")
-# Of each item the fingerprints of its arrays, in the order of its leaves.
+# The fingerprints of the arrays of each item, in the order of its leaves.
 Marks = dict[str, list[int]]
 
 
@@ -250,7 +250,7 @@ class Checkpoints:
         return {name: read[name] for name in like}, meta, marks
 
     def wait(self) -> None:
-        """Until what was saved is written.
+        """Waits until all that was saved is written.
 
         Raises:
             Unwritten: it cannot be.
@@ -269,7 +269,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """A write that fails now is said, and not raised: whoever needs the checkpoint verifies
+        """Logs a write that fails now, and does not raise it: whoever needs the checkpoint verifies
         it."""
         try:
             self.wait()
@@ -287,8 +287,7 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 def _checked_meta(meta: dict[str, Any]) -> tuple[dict[str, Any], Marks, bool]:
-    """Meta without what was added to it, fingerprints, and whether these are of the present
-    kind."""
+    """(meta as `save` was given it, fingerprints, whether they are of the present kind)."""
     if "fingerprint" in meta:  # an older version's
         marks = meta.pop("fingerprint")
         return meta, marks, False
@@ -309,9 +308,8 @@ BROKEN = re.compile(
 def damage(path: Path, items: list[str], error: Exception) -> str | None:
     """What is known to be wrong with the checkpoint at `path`, given the error that reading `items`
     of it raised: files that are missing, short or do not decode, numbers that are not those saved.
-    None
-    where it may be whole: reading also fails for want of memory or permissions, of a file system
-    that is away, or because the code has changed."""
+    None where it may be undamaged: reading also fails for lack of memory or permissions, while a
+    file system is away, or because the code has changed."""
     causes = list(_causes(error))
     for e in causes:
         if isinstance(e, Damaged):

@@ -4,8 +4,8 @@ Batch t is a function of t, so a resumed cell goes on bit for bit where its chec
 that train together (`rlhf_jax.train.population`) go through it side by side, each with its own
 folder.
 
-At the end the last checkpoint is read back, and `checkpoint.json` says what it is: the step and the
-fingerprints. Whoever starts from the cell reads this checkpoint or none.
+At the end the last checkpoint is read back, and `checkpoint.json` records its step and
+fingerprints. Cells that start from this one read that checkpoint or none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FINAL = "checkpoint.json"  # what the last checkpoint of a cell is that has trai
 
 @dataclass
 class Runtime:
-    """How a cell runs; none of it changes what is computed, beyond the rounding of another mesh."""
+    """How a cell runs. None of it changes results, except that another mesh rounds differently."""
 
     mesh: Mesh
     axes: Axes
@@ -87,8 +87,8 @@ class _Running:
         self.restore()
 
     def attempt(self, part: Callable[..., None], *args: Any) -> None:
-        """Unless something has failed: a part of the work, whose exception is the member's
-        alone."""
+        """Runs a part of the member's work, unless an earlier one failed. Keeps its exception, so
+        that the other members go on."""
         try:
             if self.error is None:
                 part(*args)
@@ -96,7 +96,7 @@ class _Running:
             self.error = e
 
     def restore(self) -> None:
-        """The newest whole checkpoint, or the start."""
+        """Continues from the newest undamaged checkpoint, or from the start."""
         restored = self.checkpoints.restore(self.member.state)
         self.state, meta = restored or (self.member.state, {"totals": {}})
         self.totals: dict[str, float] = meta["totals"]
@@ -104,7 +104,8 @@ class _Running:
         self.saved = self.done if restored else -1
 
     def go_back(self, step: int) -> bool:
-        """Whether it now stands at `step`: it does, or has a checkpoint of it."""
+        """Goes back to `step` if there is a checkpoint of it. Returns whether the member is at
+        `step` now."""
         if step != self.done and step in self.checkpoints.steps():
             self.checkpoints.forget_after(step)
             self.restore()
@@ -118,7 +119,7 @@ class _Running:
         self.member.beat.progress(step=self.done, steps=steps, phase="compiling")
 
     def take(self, k: int, steps: int, metrics: dict[str, Any]) -> None:
-        """Write what step k measured; refuse to go on from a NaN."""
+        """Writes the metrics of step k. Raises Diverged if one is not finite."""
         metrics = {n: float(v) if v.ndim == 0 else v for n, v in metrics.items()}
         bad = [n for n, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
@@ -146,7 +147,7 @@ class _Running:
         self.saved = k
 
     def finish(self, steps: int) -> None:
-        """Read the last checkpoint back, and say what it is."""
+        """Reads the last checkpoint back and records its step and fingerprints."""
         self.member.beat.progress(phase="reading the checkpoint back")
         marks = self.checkpoints.verify(steps, self.member.state)
         write_json(self.member.folder.path / FINAL, {"step": steps, "marks": marks})
@@ -183,8 +184,8 @@ def train_together(
     runtime: Runtime,
     population: Population | None = None,
 ) -> list[TrainState | Exception]:
-    """The same for members of a population, with a step that takes all of them. A member that fails
-    leaves the others as they are: its outcome is the exception. Raises Stopped and Unreadable (a
+    """`train` for the members of a population, with a step that takes all of them. The outcome of a
+    member that fails is its exception; the others go on. Raises Stopped and Unreadable (a
     checkpoint), for all of them.
 
     They go on from the newest step that they have in common. Members that have none with the others
@@ -209,13 +210,13 @@ def train_together(
 def _loop(
     group: list[_Running], step: Step, steps: int, runtime: Runtime, layout: Population | Alone
 ) -> list[TrainState | Exception]:
-    """From the step at which all of the group stand."""
+    """Trains members that are all at the same step."""
     done, saved_at = group[0].done, time.time()
     state = layout.join([r.state for r in group])
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def flush() -> None:
-        """Write what the last dispatched step measured."""
+        """Writes the metrics of the last dispatched step."""
         nonlocal pending
         if pending is None:
             return
@@ -225,7 +226,7 @@ def _loop(
             r.attempt(r.take, k, steps, measured)
 
     def states() -> list[TrainState]:
-        """The members' states, laid out as they came."""
+        """The members' states, with the sharding that they started with."""
         return [
             jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tree, r.member.state)
             for r, tree in zip(group, layout.split(state), strict=False)
@@ -276,7 +277,8 @@ T = TypeVar("T")
 
 
 def final_checkpoint(folder: CellFolder, like: Callable[[Any], Any]) -> Any:
-    """Parameters of a finished cell, laid out as `like` makes of their shapes (`...` is not read).
+    """Parameters of a finished cell. `like` maps the tree of their shapes to shapes with shardings,
+    or to `...` for arrays that are not read.
 
     Raises:
         ConfigError: the checkpoint that the cell ended with is missing, damaged or cannot be read.

@@ -63,7 +63,7 @@ class Population:
 
 
 class Alone:
-    """The population of one that every other cell is: nothing is stacked."""
+    """The population of a cell that trains alone: nothing is stacked."""
 
     def join(self, trees: Sequence[Any]) -> Any:
         (tree,) = trees

@@ -1,10 +1,14 @@
-"""The train state and the optimizer: AdamW, warmup and a schedule, with the learning rate and the
-weight decay as arrays in the state, so that cells that differ in numbers alone share one
-program."""
+"""The train state and the optimizer: AdamW, warmup and a schedule.
+
+Learning rate, weight decay and the schedule's ends are arrays in the state, so that cells that
+differ in numbers alone share one compiled program. `optax.inject_hyperparams` would move them into
+the optimizer's state, which changes the layout of checkpoints, and optax's schedules need their
+lengths while a program is traced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -95,18 +99,19 @@ def apply_gradients(
     grads: Any,
     optim: OptimConfig,
     rate: jax.Array,
+    decays: Callable[[Any], Any],
     factors: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One AdamW update with learning rate `rate` (decoupled decay, on matrices only), times the
-    factor that a top-level entry of the parameters may have. `step` is left as it is: whoever owns
-    the loop counts. Metrics: lr, grad_norm (before clipping)."""
+    """One AdamW update with learning rate `rate`, times the factor that a top-level entry of the
+    parameters may have. `decays` gives the mask of (decoupled) weight decay for the parameters'
+    tree. `step` is left as it is: whoever owns the loop counts. Metrics: lr, grad_norm (before
+    clipping)."""
     updates, opt = _adam(optim).update(grads, state.opt, state.params)
-    decay = state.hyper["weight_decay"]
+    decay = optax.add_decayed_weights(state.hyper["weight_decay"], decays(state.params))
+    updates, _ = decay.update(updates, decay.init(state.params), state.params)
 
     def move(path: Any, p: jax.Array, u: jax.Array) -> jax.Array:
-        matrix = str(path[-1].key).startswith("w") and p.ndim >= 2
-        its_rate = rate * factors[path[0].key] if path[0].key in factors else rate
-        return p - its_rate * (u + decay * p) if matrix else p - its_rate * u
+        return p - rate * factors.get(path[0].key, 1.0) * u
 
     params = jax.tree_util.tree_map_with_path(move, state.params, updates)
     metrics = {"lr": rate, "grad_norm": optax.tree.norm(grads)}

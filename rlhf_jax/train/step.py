@@ -14,6 +14,7 @@ from rlhf_jax.train.state import TrainState, apply_gradients, learning_rate
 
 Batch = dict[str, jax.Array]
 Objective = Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+Decays = Callable[[Any], Any]  # parameters -> a tree of bools: `model.decays` of a configuration
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -79,20 +80,22 @@ def in_micro_batches(of: Callable[[Any], Any], batch: Any, axes: Axes, accumulat
     return jax.tree.map(joined, jax.lax.map(of, micro_batches(batch, axes, accumulate)))
 
 
-def train_step(objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1) -> Step:
-    """One optimizer step as a pure function."""
+def train_step(
+    objective: Objective, optim: OptimConfig, decays: Decays, axes: Axes, accumulate: int = 1
+) -> Step:
+    """One optimizer step as a pure function. `decays`: see `apply_gradients`."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
         rate = learning_rate(optim, state)
-        state, moved = apply_gradients(state, grads, optim, rate)
+        state, moved = apply_gradients(state, grads, optim, rate, decays)
         return state.replace(step=state.step + 1), {**metrics, **moved}
 
     return step
 
 
 def make_train_step(
-    objective: Objective, optim: OptimConfig, axes: Axes, accumulate: int = 1
+    objective: Objective, optim: OptimConfig, decays: Decays, axes: Axes, accumulate: int = 1
 ) -> Step:
     """The compiled step. The state's buffers are donated."""
-    return jax.jit(train_step(objective, optim, axes, accumulate), donate_argnums=0)
+    return jax.jit(train_step(objective, optim, decays, axes, accumulate), donate_argnums=0)

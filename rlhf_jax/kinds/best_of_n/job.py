@@ -18,7 +18,8 @@ from rlhf_jax.kinds.best_of_n.cell import BestOfN
 from rlhf_jax.kinds.best_of_n.result import Best, BestOf, BestOfNResult
 from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.kinds.sampling import kept_chunk, save_arrays, split_key
-from rlhf_jax.model.sampler import generate, join, sample_keys
+from rlhf_jax.model.sampler import generate, sample_keys
+from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.rl.scores import without_spread
 from rlhf_jax.train import Stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.dpo.cell import DPO
 from rlhf_jax.kinds.dpo.result import DPOResult, Preferences
 from rlhf_jax.kinds.rankings import AGREE, Arrays, ceilings, over_rows, rankings, training_batches
-from rlhf_jax.objectives import completion_log_probs, preference_loss, preference_optimisation
+from rlhf_jax.model import decays
+from rlhf_jax.objectives import preference_loss, preference_optimisation, ranked_log_probs
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, make_train_step, train
@@ -40,7 +42,7 @@ def run(ctx: Context, cell: DPO) -> DPOResult:
         raise ConfigError(f"{cell.name}.beta = {cell.beta}; it must be above 0")
     data = rankings(ctx, cell)
     policy = ctx.language_model(cell.policy)
-    log_probs = jax.jit(lambda p, b: completion_log_probs(p, b, cfg, run.axes))
+    log_probs = jax.jit(lambda p, b: ranked_log_probs(p, b, cfg, run.axes))
     ctx.beat.progress(phase="log-probs of the reference")
     for rows in data.values():
         rows["reference"] = over_rows(ctx, lambda b: log_probs(policy, b), rows, cell.batch)
@@ -55,7 +57,7 @@ def run(ctx: Context, cell: DPO) -> DPOResult:
         return {k: metrics[k] for k in ("loss", "lr", "grad_norm")} | means
 
     state = init_state(policy, cell.optim, steps)
-    step = make_train_step(objective, cell.optim, run.axes, run.accumulate)
+    step = make_train_step(objective, cell.optim, partial(decays, cfg), run.axes, run.accumulate)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     ctx.beat.progress(phase="held-out report")
     rows = data["validation"]

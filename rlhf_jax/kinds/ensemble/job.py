@@ -16,7 +16,6 @@ from rlhf_jax.kinds.ensemble.cell import Ensemble
 from rlhf_jax.kinds.ensemble.result import EnsembleReport, EnsembleResult
 from rlhf_jax.kinds.rankings import Arrays, ceilings, over_rows, rankings
 from rlhf_jax.kinds.reward_models import member
-from rlhf_jax.model.sampler import Sequences
 from rlhf_jax.objectives.rankings import flattened
 from rlhf_jax.rl.scores import Reward, combined, model_reward
 from rlhf_jax.study.config import ConfigError
@@ -73,7 +72,7 @@ def member_scores(ctx: Context, name: str, rows: Arrays, batch: int) -> np.ndarr
         N, K, R = b["mask"].shape
         axes = ctx.runtime.axes
         mask_BR = b["mask"].reshape(N * K, R, out_sharding=axes.spec("batch", None))
-        scores_B = reward.score(arrays, Sequences(*flattened(b, axes)), mask_BR)
+        scores_B = reward.score(arrays, flattened(b, axes), mask_BR)
         return scores_B.reshape(N, K, out_sharding=axes.spec("batch", None))
 
     return over_rows(ctx, lambda b: score(reward.arrays, b), rows, batch)

@@ -23,7 +23,8 @@ from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.kinds.evaluate.cell import Evaluate
 from rlhf_jax.kinds.evaluate.result import EvaluateResult, Evaluation
 from rlhf_jax.kinds.sampling import save_arrays, split_key
-from rlhf_jax.model.sampler import generate, join, response_log_probs, sample_keys
+from rlhf_jax.model.sampler import generate, sample_keys
+from rlhf_jax.model.scoring import join, response_log_probs
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.callables import LABELS, call_for_list
 from rlhf_jax.study.config import ModelConfig

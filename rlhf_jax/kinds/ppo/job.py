@@ -16,7 +16,7 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.ppo.memory import rlhf_bytes
 from rlhf_jax.kinds.ppo.result import LastIteration, PPOResult
-from rlhf_jax.model import param_axes, with_scalar_head
+from rlhf_jax.model import param_axes, with_scalar_head, without_scalar_head
 from rlhf_jax.model.sharding import place, place_batch
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.ppo import make_ppo_step
@@ -114,14 +114,14 @@ def _trained(
     if not cell.has_critic:
         return {"policy": policy}, None
     if cell.critic == "shared":
-        head = with_scalar_head(policy, None)
+        head = with_scalar_head(policy, cfg, None)
         return {"policy": place(head, param_axes(cfg, True), run.mesh, run.axes)}, cfg
     trunk, critic_cfg = policy, cfg
     rewards = ctx.study.reward_models(cell.reward)
     if cell.critic == "reward" and rewards:
         critic_cfg = ctx.study.model_of(ctx.study[rewards[0]])
-        trunk = {k: v for k, v in reward_arrays[0].params.items() if k != "scalar"}
-    critic = with_scalar_head(jax.tree.map(jnp.copy, trunk), None)
+        trunk = without_scalar_head(reward_arrays[0].params)
+    critic = with_scalar_head(jax.tree.map(jnp.copy, trunk), critic_cfg, None)
     critic = place(critic, param_axes(critic_cfg, True), run.mesh, run.axes)
     return {"policy": policy, "critic": critic}, critic_cfg
 

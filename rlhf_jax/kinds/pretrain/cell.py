@@ -33,6 +33,8 @@ class Pretrain(Cell):
     # Only so many of the corpus's, the same ones for every seed.
     unique_tokens: Tokens | None = option(None)
     repeat: bool = False  # more tokens than there are unique ones, on purpose
+    # MODULE:FUNCTION, a loss as `rlhf_jax.objectives.named` says; empty: negative log-likelihood.
+    objective: str = option("", "callable")
 
     def seen(self, study: Study) -> int:
         """Tokens that the cell it continues has processed."""

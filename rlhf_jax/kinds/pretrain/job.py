@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,16 +11,15 @@ import jax
 from rlhf_jax.cost.flops import all_conventions, param_counts
 from rlhf_jax.evals.heldout import heldout_loss
 from rlhf_jax.kinds.context import Context
-from rlhf_jax.kinds.language_modelling import metrics_row, objective
+from rlhf_jax.kinds.language_modelling import metrics_row
 from rlhf_jax.kinds.pretrain.cell import Pretrain
 from rlhf_jax.kinds.pretrain.result import PretrainHeldOut, PretrainResult
-from rlhf_jax.model import Axes, init, param_axes
-from rlhf_jax.model.sharding import place, place_batch
+from rlhf_jax.model import Axes, decays, initialised
+from rlhf_jax.model.sharding import place_batch
+from rlhf_jax.objectives.named import named_objective
 from rlhf_jax.train import Member, Population, init_state, train_step, train_together
 from rlhf_jax.train.loop import final_state
 from rlhf_jax.train.state import hyper_parameters
-
-_init = jax.jit(init, static_argnums=(0, 2))
 
 
 def run(ctx: Context, cell: Pretrain) -> PretrainResult:
@@ -31,14 +31,15 @@ def run(ctx: Context, cell: Pretrain) -> PretrainResult:
 
 
 def run_together(ctxs: Sequence[Context]) -> list[PretrainResult | Exception]:
-    """The same for cells that may train together (`rlhf_jax.study.populations`): of each its
+    """`run` for cells that may train together (`rlhf_jax.study.populations`): of each its
     results, or the reason why it failed."""
     ctx = ctxs[0]
     run, cell, T = ctx.runtime, ctx.cell, ctx.study.corpus.seq_len
     assert isinstance(cell, Pretrain)
     population = Population(len(ctxs), jax.local_devices()) if len(ctxs) > 1 else None
     axes = Axes() if population else run.axes
-    step = train_step(objective(cell.model, axes), cell.optim, axes, run.accumulate)
+    loss = named_objective(cell.objective, f"{cell.name}.objective", cell.model, axes)
+    step = train_step(loss, cell.optim, partial(decays, cell.model), axes, run.accumulate)
     compiled = population.compiled(step) if population else jax.jit(step, donate_argnums=0)
     members = [_pretrain_member(c, alone=population is None) for c in ctxs]
     steps = cell.tokens // (cell.batch * T)
@@ -57,8 +58,8 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
     assert isinstance(cell, Pretrain)
     cfg, steps = cell.model, cell.tokens // (cell.batch * T)
     ctx.left_out.update(ctx.corpus.left_out)
-    params = _init(cfg, jax.random.key(cell.seed), run.axes)
-    state = init_state(place(params, param_axes(cfg), run.mesh, run.axes), cell.optim, steps)
+    params = initialised(cfg, jax.random.key(cell.seed), run.mesh, run.axes)
+    state = init_state(params, cell.optim, steps)
     start = 0
     if cell.continues:
         state = final_state(ctx.folders[cell.continues], state)
@@ -71,9 +72,8 @@ def _pretrain_member(ctx: Context, alone: bool) -> Member:
         batch = ctx.corpus.batch("train", cell.batch, cell.seed, t, subset)
         return place_batch(batch, run.mesh, run.axes) if alone else batch
 
-    return Member(
-        ctx.folder, state, batch_at, metrics_row(ctx.model, start, cell.batch, T), ctx.beat
-    )
+    row = metrics_row(ctx.model, start, cell.batch, T, nats=not cell.objective)
+    return Member(ctx.folder, state, batch_at, row, ctx.beat)
 
 
 def _pretrained(ctx: Context, params: Any, steps: int) -> PretrainResult:

@@ -13,7 +13,6 @@ from rlhf_jax.data.tokenizer import PAD
 from rlhf_jax.evals.prompting import (
     Answers,
     Item,
-    choice_log_probs,
     completed,
     encoded,
     few_shot,
@@ -181,6 +180,7 @@ def _program(ctx: Context, cell: Prompting) -> Program:
     import jax
 
     from rlhf_jax.model.sampler import generate
+    from rlhf_jax.model.scoring import choice_log_probs
 
     cfg, axes = ctx.model, ctx.runtime.axes
 

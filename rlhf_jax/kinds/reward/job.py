@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from rlhf_jax.kinds.rankings import (
 from rlhf_jax.kinds.reward.cell import Reward as RewardCell
 from rlhf_jax.kinds.reward.result import RewardReport, RewardResult
 from rlhf_jax.kinds.reward_models import member
-from rlhf_jax.model import param_axes, with_scalar_head
+from rlhf_jax.model import decays, param_axes, with_scalar_head
 from rlhf_jax.model.sharding import place
 from rlhf_jax.objectives import check_ranking_loss, ranked_scores, reward_modelling
 from rlhf_jax.rl.scores import Reward, model_reward, standardising, without_spread
@@ -44,7 +45,7 @@ def run(ctx: Context, cell: RewardCell) -> RewardResult:
     shown = demonstrations(ctx, cell) if cell.normalise == "demonstrations" else None
     data = rankings(ctx, cell)
     steps, batch_at = training_batches(ctx, cell, data["train"])
-    head = with_scalar_head(ctx.language_model(cell.base), jax.random.key(cell.seed))
+    head = with_scalar_head(ctx.language_model(cell.base), cfg, jax.random.key(cell.seed))
     state = init_state(place(head, param_axes(cfg, True), run.mesh, run.axes), cell.optim, steps)
 
     def row(metrics: dict[str, float], totals: dict[str, float]) -> dict[str, float]:
@@ -54,7 +55,7 @@ def run(ctx: Context, cell: RewardCell) -> RewardResult:
     def objective(params: Any, batch: dict[str, jax.Array]) -> Any:
         return reward_modelling(params, batch, cfg, run.axes, cell.loss, cell.margin, cell.centre)
 
-    step = make_train_step(objective, cell.optim, run.axes, run.accumulate)
+    step = make_train_step(objective, cell.optim, partial(decays, cfg), run.axes, run.accumulate)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     ctx.beat.progress(phase="held-out report")
     score = jax.jit(lambda p, b: ranked_scores(p, b, cfg, run.axes))

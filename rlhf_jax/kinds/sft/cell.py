@@ -37,6 +37,8 @@ class SFT(Cell):
     # Demonstrations, corrections or critiques: a file of records, MODULE:FUNCTION (split, n, seed)
     # -> records, or a cell that wrote them. None: true continuations that the labeller approves of.
     records: str | None = option(None, "records")
+    # MODULE:FUNCTION, a loss as `rlhf_jax.objectives.named` says; empty: negative log-likelihood.
+    objective: str = option("", "callable")
 
     def check(self) -> None:
         if self.records is None and self.task.prompts:

@@ -52,9 +52,11 @@ def run(ctx: Context, cell: SFT) -> SFTResult:
     learned to give verdicts, `results/judge.json` says how well (`rlhf_jax.kinds.sft.judge`), and
     the cell can be named as a reward."""
     from rlhf_jax.evals.heldout import heldout_loss
-    from rlhf_jax.kinds.language_modelling import metrics_row, objective
+    from rlhf_jax.kinds.language_modelling import metrics_row
     from rlhf_jax.kinds.sft.judge import judge_report
+    from rlhf_jax.model import decays
     from rlhf_jax.model.sharding import place_batch
+    from rlhf_jax.objectives.named import named_objective
     from rlhf_jax.train import init_state, make_train_step, train
 
     run, T = ctx.runtime, ctx.study.corpus.seq_len
@@ -69,8 +71,9 @@ def run(ctx: Context, cell: SFT) -> SFTResult:
         return place_batch({k: v[chosen] for k, v in rows.items()}, run.mesh, run.axes)
 
     state = init_state(ctx.language_model(cell.base), cell.optim, steps)
-    step = make_train_step(objective(ctx.model, run.axes), cell.optim, run.axes, run.accumulate)
-    row = metrics_row(ctx.model, 0, cell.batch, T)
+    loss = named_objective(cell.objective, f"{cell.name}.objective", ctx.model, run.axes)
+    step = make_train_step(loss, cell.optim, partial(decays, ctx.model), run.axes, run.accumulate)
+    row = metrics_row(ctx.model, 0, cell.batch, T, nats=not cell.objective)
     trained = train(ctx.folder, state, step, batch_at, steps, run, row, ctx.beat).params
     heldout = heldout_loss(trained, ctx.model, ctx.corpus, run, cell.batch)
     result = SFTResult(from_json(HeldOut, heldout), Tuning(len(shown), steps))

@@ -8,6 +8,7 @@ when jax first asks for it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -168,7 +169,7 @@ def _abstract(job: Job, mesh: Any) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from rlhf_jax.model import init, param_axes
+    from rlhf_jax.model import decays, init, param_axes
     from rlhf_jax.model.sharding import AXES, shardings
     from rlhf_jax.objectives import language_modelling
     from rlhf_jax.train import init_state, make_train_step
@@ -191,7 +192,11 @@ def _abstract(job: Job, mesh: Any) -> tuple[Any, Any, Any]:
         for name in ("tokens", "targets", "segments", "positions", "weights", "bytes")
     }
     step = make_train_step(
-        lambda p, b: language_modelling(p, b, job.model, AXES), job.optim, AXES, job.accumulate
+        lambda p, b: language_modelling(p, b, job.model, AXES),
+        job.optim,
+        functools.partial(decays, job.model),
+        AXES,
+        job.accumulate,
     )
     return step, state, batch
 

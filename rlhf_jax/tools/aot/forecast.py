@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_jax.cost.flops import flops_per_token, param_counts
-from rlhf_jax.objectives.language import LOGITS_BYTES
+from rlhf_jax.model.scoring import LOGITS_BYTES
 from rlhf_jax.tools.aot.chips import chip
 from rlhf_jax.tools.aot.compile import Compiled, Job
 from rlhf_jax.tools.aot.program import SPLASH_MATMULS, Program

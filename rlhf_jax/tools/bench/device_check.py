@@ -29,7 +29,7 @@ import numpy as np
 from rlhf_jax.cost.flops import flops_per_token
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.task import TaskConfig
-from rlhf_jax.model import dense, dispatch, init, param_axes, with_scalar_head
+from rlhf_jax.model import dense, dispatch, initialised, param_axes, with_scalar_head
 from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, SamplerMismatch, check_sampler, sampler_tolerance
@@ -134,8 +134,8 @@ def _attended(kernel: Any, q: Any, k: Any, v: Any, g: Any, ids: Any) -> Any:
     def run(q: Any, k: Any, v: Any, g: Any, segments: Any, positions: Any) -> Any:
         q, k, v, g = (AXES.constrain(x, "heads", "batch", None, None) for x in (q, k, v, g))
         tokens = (segments, positions)
-        sight = dispatch.look(C, dtype, tokens, tokens, cached=False, kernel=kernel)
-        out, pull = jax.vjp(lambda q, k, v: dispatch.attend(q, k, v, sight, AXES), q, k, v)
+        mask = dispatch.attention_mask(C, dtype, tokens, tokens, cached=False, kernel=kernel)
+        out, pull = jax.vjp(lambda q, k, v: dispatch.attend(q, k, v, mask, AXES), q, k, v)
         return out, *pull(g)
 
     return run(q, k, v, g, ids["s"], ids["p"])
@@ -187,13 +187,13 @@ def ppo(mesh: Any, shape: Shape, iterations: int) -> Iterator[Check]:
 
 def _iterations(mesh: Any, cell: PPO, cfg: ModelConfig) -> Iterator[dict[str, Any]]:
     def model(key: int) -> Any:
-        return place(jax.jit(lambda k: init(cfg, k))(jax.random.key(key)), param_axes(cfg), mesh)
+        return initialised(cfg, jax.random.key(key), mesh)
 
     def score(arrays: Any, rows: Any, mask_BR: jax.Array) -> jax.Array:
         tokens_BR = rows.tokens_BT[:, -mask_BR.shape[1] :]
         return jnp.mean((tokens_BR < cfg.vocab // 2) * mask_BR, axis=-1)
 
-    critic = place(with_scalar_head(model(1), None), param_axes(cfg, True), mesh)
+    critic = place(with_scalar_head(model(1), cfg, None), param_axes(cfg, True), mesh)
     state = init_state(
         {"policy": model(0), "critic": critic},
         cell.optim,

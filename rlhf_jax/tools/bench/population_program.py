@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 import jax
 
-from rlhf_jax.model import Axes, init
+from rlhf_jax.model import Axes, decays, init
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study.config import from_json
 from rlhf_jax.tools.bench.peers import serve
@@ -24,7 +25,12 @@ class Program:
         cfg, axes = of.model, Axes()
         self.population = Population(members, jax.devices())
         self.step = self.population.compiled(
-            train_step(lambda p, b: language_modelling(p, b, cfg, axes), OPTIM, axes)
+            train_step(
+                lambda p, b: language_modelling(p, b, cfg, axes),
+                OPTIM,
+                functools.partial(decays, cfg),
+                axes,
+            )
         )
         fresh = jax.jit(lambda key: init(cfg, key))
         keys = [jax.random.key(seed) for seed in range(members)]

@@ -20,12 +20,13 @@ import numpy as np
 from rlhf_jax.data.tokenizer import EOS
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.task import TaskConfig
-from rlhf_jax.model import init, param_axes, with_scalar_head
-from rlhf_jax.model.sampler import generate, join, response_log_probs
+from rlhf_jax.model import has_scalar_head, init, param_axes, with_scalar_head
+from rlhf_jax.model.sampler import generate
+from rlhf_jax.model.scoring import join, response_log_probs, response_values
 from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
 from rlhf_jax.objectives import reward_modelling
 from rlhf_jax.rl.ppo import make_ppo_step
-from rlhf_jax.rl.rollout import Networks, check_sampler, rollout, values
+from rlhf_jax.rl.rollout import Networks, check_sampler, rollout
 from rlhf_jax.rl.scores import Member, model_reward
 from rlhf_jax.study.config import ModelConfig, OptimConfig, from_json
 from rlhf_jax.tools.bench.peers import serve
@@ -81,7 +82,7 @@ def models(cfg: ModelConfig) -> dict[str, Any]:
     made = {}
     for name, key in zip(MODELS, jax.random.split(jax.random.key(0), len(MODELS)), strict=True):
         params = without_eos(init(cfg, key))
-        made[name] = with_scalar_head(params, key) if name in ("critic", "reward") else params
+        made[name] = with_scalar_head(params, cfg, key) if name in ("critic", "reward") else params
     return made
 
 
@@ -94,7 +95,9 @@ class Iterations:
         jax.set_mesh(self.mesh)
         made = jax.jit(lambda: models(self.cfg))()
         self.models = {
-            name: place(made[name], param_axes(self.cfg, "scalar" in made[name]), self.mesh, AXES)
+            name: place(
+                made[name], param_axes(self.cfg, has_scalar_head(made[name])), self.mesh, AXES
+            )
             for name in MODELS
         }
         one = jnp.ones(())
@@ -166,7 +169,7 @@ class Iterations:
         return {
             "log_probs": log_probs(params["policy"]),
             "reference": log_probs(frozen["reference"]),
-            "values": values(params["critic"], self.cfg, rows, R, AXES),
+            "values": response_values(params["critic"], self.cfg, rows, R, AXES),
             "scores": self.score(frozen["reward"], rows, ones_BR.astype(jnp.float32)),
         }
 
@@ -181,7 +184,7 @@ def reward_step_flops(cfg: ModelConfig, completions: int, length: int) -> float:
         "last": jnp.full((1, completions), length - 1),
         "ranks": jnp.arange(completions)[None],
     }
-    params = with_scalar_head(init(cfg, jax.random.key(0)), jax.random.key(1))
+    params = with_scalar_head(init(cfg, jax.random.key(0)), cfg, jax.random.key(1))
     step = jax.jit(
         lambda p, b: gradients(lambda p, b: reward_modelling(p, b, cfg, AXES), p, b, AXES)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import resource
 import sys
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from rlhf_jax.model import init, param_axes
-from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
+from rlhf_jax.model import decays, initialised
+from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study.config import OptimConfig, from_json
 from rlhf_jax.tools.bench.peers import serve
@@ -39,7 +40,9 @@ class Training:
         jax.set_mesh(self.mesh)
         self.rows = random_rows(shape, BATCHES)
         self.batches = [batch_of(rows) for rows in self.rows]
-        self.step = make_train_step(self.objective, OPTIM, AXES)
+        self.step = make_train_step(
+            self.objective, OPTIM, functools.partial(decays, self.cfg), AXES
+        )
         self.state = init_state(self.initial(), OPTIM, PLANNED_STEPS)
         self.taken = 0
 
@@ -49,8 +52,7 @@ class Training:
     def initial(self) -> Any:
         """The parameters of step 0; made anew each time, because the step takes over their
         memory."""
-        params = jax.jit(lambda key: init(self.cfg, key))(jax.random.key(0))
-        return place(params, param_axes(self.cfg), self.mesh, AXES)
+        return initialised(self.cfg, jax.random.key(0), self.mesh)
 
     def batches_at(self, first: int, count: int) -> Iterator[dict[str, jax.Array]]:
         for t in range(first, first + count):
