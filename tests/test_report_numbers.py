@@ -11,7 +11,7 @@ import pytest
 from report_tables import Made, nothing_drawn, rows_under
 from test_report import write_study
 
-from rlhf_jax.laws.forms import Chinchilla
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import (
     html,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_tables import Made, nothing_drawn, rows_under
 
-from rlhf_jax.laws.forms.overoptimization import FORMULAS
+from rlhf_jax.laws.overoptimization import FORMULAS
 from rlhf_jax.report import (
     evaluation_sections,
     overoptimization,

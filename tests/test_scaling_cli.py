@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.study.runs import write_json
 
 DATA = Path(__file__).parent / "data"
-LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
 
 def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, loss="heldout"):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
+from rlhf_jax.laws.approaches import fit_curves, fit_points
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.curves import Curve
 from rlhf_jax.laws.envelope import GRID, fit_end_points, fit_envelope, monotone
-from rlhf_jax.laws.fits import fit_curves, fit_points
-from rlhf_jax.laws.parametric import Law
 from rlhf_jax.laws.points import FitError, Points
 
-LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
 
 def ladder(noise=0.0, sizes=None, horizons=9, law=LAW, seed=0):

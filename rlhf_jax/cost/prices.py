@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
 from rlhf_jax.cost.hardware import Hardware, chip_hours, find_hardware
 from rlhf_jax.cost.presets import PRESETS, Preset, preset
-from rlhf_jax.laws.forms import inference_optimal
+from rlhf_jax.laws.inference import inference_optimal
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.laws.tables.selection import TOKENS_PER_PARAM

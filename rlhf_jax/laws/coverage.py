@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.evals.intervals import percentile_interval, resampled_counts
+from rlhf_jax.laws.chinchilla import Chinchilla
+from rlhf_jax.laws.fit import fit
 from rlhf_jax.laws.isoflop import fit_isoflop
-from rlhf_jax.laws.parametric import Law, fit_parametric
 from rlhf_jax.laws.points import Points
-from rlhf_jax.laws.surface import Surface
 
-LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 BUDGETS = tuple(np.geomspace(1e18, 1e20, 5).tolist())  # FLOPs
 NAMES = ("alpha", "beta", "a", "a, approach 2")
 
@@ -26,7 +27,11 @@ Intervals = dict[str, dict[str, tuple[float, float]]]  # kind -> quantity -> (lo
 
 
 def study(
-    noise: float, seed: int, sizes: int = 7, budgets: Sequence[float] = BUDGETS, law: Law = LAW
+    noise: float,
+    seed: int,
+    sizes: int = 7,
+    budgets: Sequence[float] = BUDGETS,
+    law: Chinchilla = LAW,
 ) -> Points:
     """`sizes` runs a budget, spread 4x each way of its optimum, with lognormal noise on the loss.
 
@@ -51,9 +56,9 @@ def intervals(points: Points, resamples: int, seed: int, level: float = 0.9) -> 
 
 def reported(
     points: Points, resamples: int, seed: int, level: float = 0.9
-) -> tuple[dict[str, tuple[float, float]], Law]:
+) -> tuple[dict[str, tuple[float, float]], Chinchilla]:
     """The intervals that the fits give for each of `NAMES`, and approach 3's law."""
-    three, two = fit_parametric(points, resamples, seed), fit_isoflop(points, resamples, seed)
+    three, two = fit(Chinchilla, points, resamples, seed), fit_isoflop(points, resamples, seed)
     found = three.intervals(level)
     out = {name: (found[name][0], found[name][1]) for name in NAMES[:3]}
     line = two.n_law.interval(level) if two.n_law else None
@@ -61,26 +66,14 @@ def reported(
     return out, three.law
 
 
-def _case(points: Points, law: Law, resamples: int, seed: int, level: float):
-    rng, n, surface = np.random.default_rng(seed), len(points), Surface(points)
-    start = [
-        np.log(law.A) - law.alpha * surface.mx,
-        np.log(law.B) - law.beta * surface.my,
-        np.log(law.E),
-        law.alpha,
-        law.beta,
-    ]
-    weights = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)
-    ends, _ = surface.descend(np.tile(start, (resamples, 1)), weights)
-    alpha, beta = ends[:, 3], ends[:, 4]
+def _case(points: Points, law: Chinchilla, resamples: int, seed: int, level: float):
+    rng = np.random.default_rng(seed)
+    problem = Chinchilla.problem(points, None, {})
+    weights = resampled_counts(len(points), resamples, rng)
+    alpha, beta = problem.lowest([problem.theta(law.values)], resamples, weights=weights).T[3:]
     draws = {"alpha": alpha, "beta": beta, "a": beta / (alpha + beta)}
     draws[NAMES[3]] = _case_isoflop(points, resamples, rng)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    out = {}
-    for name, values in draws.items():
-        low, high = np.nanquantile(values, tails)
-        out[name] = float(low), float(high)
-    return out
+    return {name: tuple(percentile_interval(values, level)) for name, values in draws.items()}
 
 
 def _case_isoflop(points: Points, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,7 +96,9 @@ def _case_isoflop(points: Points, resamples: int, rng: np.random.Generator) -> n
     return log_n @ x / (x @ x)
 
 
-def score(studies: Sequence[Intervals], law: Law = LAW) -> dict[str, dict[str, dict[str, float]]]:
+def score(
+    studies: Sequence[Intervals], law: Chinchilla = LAW
+) -> dict[str, dict[str, dict[str, float]]]:
     """kind -> quantity -> {"coverage", "mean_width", "median_width"} over studies."""
     truth: Mapping[str, float] = {"alpha": law.alpha, "beta": law.beta, "a": law.a, NAMES[3]: law.a}
     out: dict[str, dict[str, dict[str, Any]]] = {}

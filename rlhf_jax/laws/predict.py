@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.fits import fit_points
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.approaches import fit_points
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.laws.tables.selection import MAX
 
@@ -59,7 +59,7 @@ def predict(
             found[str(approach)] = {"refused": str(e)}
             continue
         if approach == 3 and fit.get("E") is not None:
-            law = Law(**{name: fit[name] for name in ("E", "A", "B", "alpha", "beta")})
+            law = Chinchilla(**{name: fit[name] for name in ("E", "A", "B", "alpha", "beta")})
             runs = [
                 {k: run[k] for k in ("label", "params", "tokens")}
                 | {"loss": float(law.loss(run["params"], run["tokens"]))}

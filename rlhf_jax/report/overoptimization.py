@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
-from rlhf_jax.laws.forms.overoptimization import FORMULAS, Curve, Form, of_iterations
+from rlhf_jax.laws.overoptimization import FORMULAS, Curve, Form, of_iterations
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.report import plots_overoptimization as plots
 from rlhf_jax.report.families import Proxy, family, proxy_of, result

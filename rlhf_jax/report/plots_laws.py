@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.forms import LAWS
+from rlhf_jax.laws.named import LAWS
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report.style import (
     FG,
