@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
@@ -14,6 +13,7 @@ from rlhf_jax.laws.points import FitError
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.laws.tables.selection import TOKENS_PER_PARAM
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.ranges import Range
 
 DEFAULT_HARDWARE = "h100"
 DEFAULT_MFU = 0.4
@@ -104,16 +104,16 @@ def training_cost(
     }
 
 
-RANGES = {"params": (1e3, 1e15), "tokens": (1e3, 1e21), "price": (1e-6, 1e6)}  # beyond: a slip
+RANGES = {"params": Range(1e3, 1e15), "tokens": Range(1e3, 1e21), "price": Range(1e-6, 1e6)}
 
 
 def _positive(what: str, value: float | None) -> float:
-    if value is None or not 0 < value < math.inf:
-        raise ConfigError(f"{what} is {value}; it must be a finite number above 0")
-    low, high = RANGES[what]
-    if not low <= value <= high:
+    """`value`, in a range beyond which it is a slip."""
+    allowed = RANGES[what]
+    if value is None or allowed.problem(float(value)):
         raise ConfigError(
-            f"{what} is {value:g}; it must be from {low:g} to {high:g} (70 billion is 70e9)"
+            f"{what} is {value}; it must be from {allowed.low:g} to {allowed.high:g} (70 billion "
+            "is 70e9)"
         )
     return float(value)
 
