@@ -162,7 +162,7 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
         plots_scaling.frontier(by_approach, "frontier"),
         plots_scaling.residuals(three, "residuals"),
         plots_laws.extrapolation(three, "extrapolation"),
-        *(plots_laws.law(fit, fit["law"]) for fit in fits if "law" in fit),
+        *(plots_laws.law(fit, fit["law"].replace(":", "-")) for fit in fits if "law" in fit),
     ]
     for plot in plots:
         if plot is not None:
@@ -179,6 +179,7 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.law is not None:
         from rlhf_jax.laws.named import fit_named
 
+        sys.path.insert(0, "")  # MODULE:CLASS beside the table, whatever the command's name
         fit = fit_named(args.law, points, args.resamples, args.seed)
         out = [{"label": label, "reason": reason} for label, reason in points.left_out]
         return [{**fit, "left_out": out, "points": points.rows()}]

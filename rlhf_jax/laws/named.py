@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.laws.broken import Broken
+from rlhf_jax.laws.broken import Broken, broken
 from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.data_constrained import DataConstrained
 from rlhf_jax.laws.fit import fit
@@ -39,6 +40,14 @@ def law_named(name: str) -> type[Law]:
     ]:
         raise FitError(f"{name} lacks {', '.join(missing)}; see rlhf_jax.laws.law.Law")
     return found
+
+
+def law_of(found: Mapping[str, Any]) -> Law:
+    """The law that a fit found, from its JSON (`LawFit.to_json`)."""
+    law_class, parameters = law_named(found["law"]), found["parameters"]
+    if law_class is Broken:
+        law_class = broken(found["inputs"][0], len(parameters) // 3 - 1)
+    return law_class(**parameters)
 
 
 def fit_named(name: str, points: Points, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
