@@ -2,14 +2,19 @@
 here."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rlhf_jax.laws.coverage import BUDGETS, LAW, NAMES, intervals, reported, score, study
-
-KEPT = Path(__file__).parents[1] / "experiments" / "results" / "coverage.json"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+KEPT = EXPERIMENTS / "results" / "coverage.json"
+COVERAGE = runpy.run_path(str(EXPERIMENTS / "interval_coverage.py"))
+BUDGETS, LAW, NAMES = (COVERAGE[name] for name in ("BUDGETS", "LAW", "NAMES"))
+intervals, reported, score, study = (
+    COVERAGE[name] for name in ("intervals", "reported", "score", "study")
+)
 
 
 @pytest.fixture(scope="module")

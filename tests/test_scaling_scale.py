@@ -7,11 +7,21 @@ import pytest
 from rlhf_jax.laws import isoflop, solve, surface
 from rlhf_jax.laws.budgets import by_gaps, groups
 from rlhf_jax.laws.chinchilla import Chinchilla
-from rlhf_jax.laws.coverage import LAW, study
 from rlhf_jax.laws.fit import fit, point
 from rlhf_jax.laws.points import Points
 from rlhf_jax.laws.solve import HUBER_LOG
 from rlhf_jax.tools.bench import scale_fit
+
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+
+
+def study(noise, sizes=7):
+    """`sizes` runs around the optimum of each of five budgets."""
+    flops = np.repeat(np.geomspace(1e18, 1e20, 5), sizes)
+    params = LAW.compute_optimal(flops)[0] * np.tile(np.geomspace(0.25, 4, sizes), 5)
+    wobble = np.random.default_rng(0).normal(size=len(flops)) * noise
+    tokens = flops / (6 * params)
+    return Points(params, tokens, flops, LAW.loss(params, tokens) * np.exp(wobble))
 
 
 def many(n, seed=0):
@@ -117,7 +127,7 @@ def test_compute_without_gaps_is_cut_in_tenths_and_names_are_compared_as_numbers
     found = by_gaps(np.geomspace(1e18, 1e20, 400))
     assert all(np.ptp(group) < 10 for group in found)
     assert sum(map(len, found)) == 400
-    runs = study(0.0, 0)
+    runs = study(0.0)
     names = ("1e18", "1e+18", "1.00E18", "1 000 000 000 000 000 000", "10^18", "1e18", "1e18")
     budget = (*names, *("3.2e18",) * 7, *("1e19",) * 7, *("3.2e19",) * 7, *("1e20",) * 7)
     near = (*budget[:6], "1.02e18", *budget[7:])  # achieved, not planned
@@ -128,7 +138,7 @@ def test_compute_without_gaps_is_cut_in_tenths_and_names_are_compared_as_numbers
 
 
 def test_parabolas_of_many_runs_are_resampled_in_blocks(monkeypatch):
-    runs = study(0.005, 0, sizes=40)
+    runs = study(0.005, sizes=40)
     whole = isoflop.fit_isoflop(runs, 300)
     monkeypatch.setattr(isoflop, "DRAWN", 4000)
     low, high = isoflop.fit_isoflop(runs, 300).n_law.interval()
