@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.evals.intervals import resampled_counts
 from rlhf_jax.laws.curves import Curve
-from rlhf_jax.laws.isoflop import PowerLaw
+from rlhf_jax.laws.isoflop import PowerLaw, lines
 from rlhf_jax.laws.points import FitError, Points
 
 GRID = 1500  # compute values (Hoffmann 2022, section 3.1)
@@ -127,18 +128,9 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
             f"{len(sizes)} of {len(groups)} sizes were trained to {MIN_HORIZONS} or more horizons; "
             f"an envelope of final losses needs at least {MIN_HOLDERS} such sizes"
         )
-        nothing = np.full(len(grid), np.nan)
+        nobody, nothing = np.full(len(grid), -1), np.full(len(grid), np.nan)
         return EnvelopeFit(
-            np.exp(grid),
-            np.full(len(grid), -1),
-            nothing,
-            nothing,
-            nothing,
-            np.zeros(len(grid), bool),
-            (),
-            None,
-            None,
-            reason,
+            np.exp(grid), nobody, nothing, nothing, nothing, nobody > 0, (), None, None, reason
         )
     centers = np.array([log_n[group].mean() for group in sizes])
     ends = [(log_c[group].min() - 1e-9, log_c[group].max() + 1e-9) for group in sizes]
@@ -203,7 +195,7 @@ def _fit(
         rng = np.random.default_rng(seed)
         drawn, part = np.full((2, resamples, 2), np.nan), slice(None, None, EVERY)
         for i in range(0, resamples, BLOCK):
-            counts = rng.multinomial(runs, np.full(runs, 1 / runs), min(BLOCK, resamples - i))
+            counts = resampled_counts(runs, min(BLOCK, resamples - i), rng)
             who, use = _holders(np.stack([draw(c, part) for c in counts]), log_n)
             drawn[:, i : i + BLOCK] = _lines(log_c[part], log_n, log_tokens[:, part], who, use)
         whole = _lines(log_c, log_n, log_tokens, holder[None], kept[None])[:, 0]
@@ -246,21 +238,16 @@ def _holders(losses: np.ndarray, log_n: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _lines(log_c, log_n, log_tokens, holder, kept) -> np.ndarray:
     """(intercept, slope) of ln N* and of ln D* on ln C over the kept points, (2, R, 2)."""
-    x = log_c - log_c.mean()
-    counts = np.maximum(kept.sum(1), 1)
-    mean_x = (kept @ x) / counts
-    spread = kept @ (x * x) - counts * mean_x**2
     sizes = np.sort(np.where(kept, holder, -1), 1)
     few = (np.diff(sizes, axis=1) > 0).sum(1) + (sizes[:, 0] >= 0) < MIN_HOLDERS
-    out = []
-    for y in (log_n[holder], log_tokens[holder, np.arange(len(x))]):
-        y = np.where(kept, y, 0.0)
-        mean_y = y.sum(1) / counts
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (y @ x - counts * mean_x * mean_y) / spread
-        slope = np.where(few, np.nan, slope)
-        out.append(np.stack([mean_y - slope * (mean_x + log_c.mean()), slope], 1))
-    return np.stack(out)
+    found = np.stack(
+        [
+            lines(log_c, np.where(kept, y, np.nan))
+            for y in (log_n[holder], log_tokens[holder, np.arange(len(log_c))])
+        ]
+    )
+    found[:, few] = np.nan
+    return found
 
 
 def _refusal(log_c: np.ndarray, log_n: np.ndarray, holder: np.ndarray, kept: np.ndarray):
@@ -273,7 +260,10 @@ def _refusal(log_c: np.ndarray, log_n: np.ndarray, holder: np.ndarray, kept: np.
         )
     decades = float(np.ptp(log_c[kept]) / np.log(10))
     if decades < MIN_DECADES:
-        return f"the envelope covers {decades:.2f} decades of compute; at least {MIN_DECADES} are needed"
+        return (
+            f"the envelope covers {decades:.2f} decades of compute; at least {MIN_DECADES} are "
+            "needed"
+        )
     return None
 
 
