@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from rlhf_jax.study.config import ConfigError, suggest
 
-GIB, NAN = 2**30, math.nan
-TPUS = "Google Cloud TPU documentation, system architecture"
+GB, NAN = 2**30, math.nan
+TPU = "Google Cloud TPU documentation, system architecture"
 SHEET = "NVIDIA %s data sheet, SXM"
 GOOGLE = "Google Cloud TPU price list, US regions, 2025: 3-year commitment (55% off) and on demand"
 CLOUDS = "assumed: lowest and highest on-demand list of specialist GPU clouds, early 2026"
@@ -50,10 +50,10 @@ class Hardware:
 
 # Links of TPUs: 2400 Gbit/s over 6, 1600 over 4, 4800 over 6, 2 x 400 GB/s over 4.
 CHIPS = (
-    Hardware("tpu-v4", "TPU v4", 275e12, 30.5 * GIB, 1228e9, 1.449, 3.22, TPUS, GOOGLE, 50e9, 4),
-    Hardware("tpu-v5e", "TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 0.54, 1.20, TPUS, GOOGLE, 50e9, 16),
-    Hardware("tpu-v5p", "TPU v5", 459e12, 95.73 * GIB, 2765e9, 1.89, 4.20, TPUS, GOOGLE, 100e9, 4),
-    Hardware("tpu-v6e", "TPU v6 lite", 918e12, 32 * GIB, 1638e9, 1.22, 2.70, TPUS, GOOGLE, 100e9, 16),
+    Hardware("tpu-v4", "TPU v4", 275e12, 30.5 * GB, 1228e9, 1.449, 3.22, TPU, GOOGLE, 50e9, 4),
+    Hardware("tpu-v5e", "TPU v5 lite", 197e12, 15.75 * GB, 819e9, 0.54, 1.2, TPU, GOOGLE, 50e9, 16),
+    Hardware("tpu-v5p", "TPU v5", 459e12, 95.73 * GB, 2765e9, 1.89, 4.20, TPU, GOOGLE, 100e9, 4),
+    Hardware("tpu-v6e", "TPU v6 lite", 918e12, 32 * GB, 1638e9, 1.22, 2.70, TPU, GOOGLE, 100e9, 16),
     Hardware("a100-80gb", "NVIDIA A100", 312e12, 80e9, 2039e9, 1.49, 2.49, SHEET % "A100", CLOUDS),
     Hardware("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 2.49, 3.99, SHEET % "H100", CLOUDS),
     Hardware("h200", "NVIDIA H200", 989e12, 141e9, 4800e9, 3.50, 4.50, SHEET % "H200", CLOUDS),

@@ -71,19 +71,16 @@ def training_cost(
     used = trained.hardware if trained else None
     chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
     prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
-    published = trained.mfu if trained and trained.hardware == chip.name else None
-    share = next(m for m in (mfu, published, DEFAULT_MFU) if m is not None)
-
+    share, said = mfu, "given"
+    if share is None and trained and used == chip.name:
+        share, said = trained.mfu, "published"
+    if share is None:
+        share, said = DEFAULT_MFU, ASSUMED_MFU
     if known:
         flops, convention = all_conventions(known.model, known.seq_len, d), "palm"
     else:
         flops, convention = {"6nd": six_nd(n, d)}, "6nd"
     hours = chip_hours(flops[convention], chip, share)
-    sources: dict[str, Any] = {"flops": {key: CONVENTIONS[key] for key in flops}}
-    if known:
-        sources |= {"model": known.source, "model_differs": known.differs}
-    if trained:
-        sources["training"] = trained.source
     return {
         "model": name,
         "params": n,
@@ -94,14 +91,23 @@ def training_cost(
         "convention": convention,
         "hardware": dataclasses.asdict(chip),
         "mfu": share,
-        "mfu_source": "given" if mfu is not None else "published" if published else ASSUMED_MFU,
+        "mfu_source": said,
         "prices": prices,
         "price_source": chip.price_source if price is None else "given",
         "ideal": {"chip_hours": hours, "dollars": [hours * p for p in prices]},
         "campaign": _campaign(known, d, chip, flops[convention], prices),
         "laws": compare_laws(n, d),
-        "sources": sources,
+        "sources": _sources(known, flops),
     }
+
+
+def _sources(known: Preset | None, flops: dict[str, float]) -> dict[str, Any]:
+    found: dict[str, Any] = {"flops": {key: CONVENTIONS[key] for key in flops}}
+    if known:
+        found |= {"model": known.source, "model_differs": known.differs}
+        if known.training:
+            found["training"] = known.training.source
+    return found
 
 
 RANGES = {"params": Range(1e3, 1e15), "tokens": Range(1e3, 1e21), "price": Range(1e-6, 1e6)}

@@ -1,4 +1,4 @@
-"""Intervals of rates and means, and the resampling that every bootstrap of the project draws from."""
+"""Intervals of rates and means, and the resampling that every bootstrap draws from."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class LawFit:
 
     @cached_property
     def extrapolation(self) -> dict[str, Any]:
-        """As of `rlhf_jax.laws.extrapolation`: the law of the runs of less compute on the rest."""
+        """As of `fit.extrapolation`: the law of the runs of less compute on the rest."""
         return self.ahead()
 
     @cached_property
