@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.cost.flops import param_counts, train_flops
-from rlhf_jax.laws.data_constrained import DataConstrained
 from rlhf_jax.laws.chinchilla import Chinchilla
+from rlhf_jax.laws.data_constrained import DataConstrained
 from rlhf_jax.laws.sweep import grid_point, ladder
 from rlhf_jax.laws.sweep import pretrain as pretrain_cell
 from rlhf_jax.report import html

@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 from rlhf_jax.laws import approaches, isoflop
 from rlhf_jax.laws.approaches import fit_file, fit_points
 from rlhf_jax.laws.chinchilla import Chinchilla
-from rlhf_jax.laws.fit import fit as fit_law
 from rlhf_jax.laws.fit import extrapolation, point
+from rlhf_jax.laws.fit import fit as fit_law
 from rlhf_jax.laws.isoflop import PowerLaw, fit_isoflop
 from rlhf_jax.laws.points import Points, from_rows, read_table
 

@@ -48,13 +48,11 @@ class Objective:
 
     @property
     def unit(self) -> float:
-        """Residuals are divided by it: a residual of delta contributes 1/2. An optimizer of the
-        plain sum stops early under its default tolerances (Besiroglu 2024)."""
+        """Residuals are divided by it, so that a residual of delta contributes 1/2."""
         return 1.0 if np.isinf(self.delta) else self.delta
 
     def total(self, r: np.ndarray, weights: np.ndarray | float = 1.0):
-        """Sums (...,) of the Huber function of r (..., n) in units of unit^2, and slopes in r
-        (..., n)."""
+        """Sums (...,) of Huber(r), r (..., n), in units of unit^2, and slopes (..., n)."""
         size = np.abs(r) / self.unit
         inner = np.minimum(size, self.delta / self.unit)
         with np.errstate(invalid="ignore"):  # beyond floating point: not a number
@@ -85,6 +83,8 @@ class Problem:
       law_class: a `law.Law`. columns: its INPUTS, each (n,). target: observed, (n,).
       held: parameters that keep a given value.
     """
+
+    ROUNDS = 4  # descents, each from the end of the one before: narrow valleys stop the first
 
     def __init__(
         self,
@@ -203,8 +203,6 @@ class Problem:
         r, state = self.residual(theta[None])
         return self.curvature(theta[None], r, state, 1.0)[0][0]
 
-    # --- the descent ----------------------------------------------------------------------------
-
     @property
     def block(self) -> int:
         """Tables in memory at once."""
@@ -232,9 +230,10 @@ class Problem:
         observed = np.broadcast_to(self.observed if observed is None else observed, shape)
         for i in range(0, len(theta), self.block):
             part = slice(i, i + self.block)
-            theta[part], values[part] = self._descend(
-                theta[part], weights[part], observed[part], steps
-            )
+            for _ in range(self.ROUNDS):
+                theta[part], values[part] = self._descend(
+                    theta[part], weights[part], observed[part], steps
+                )
         return theta, values
 
     def _descend(self, theta, weights, observed, steps):

@@ -34,6 +34,8 @@ class Surface(Problem):
     """E + A / N^alpha + B / D^beta, theta = (ln A', ln B', ln E, alpha, beta) with ln N, ln D
     centred."""
 
+    ROUNDS = 1
+
     def __init__(
         self,
         law_class: Any,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS
-from rlhf_jax.laws.named import LAWS
 from rlhf_jax.laws.learning_rate import B0, N0
+from rlhf_jax.laws.named import LAWS
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import plots_laws, plots_scaling
 from rlhf_jax.report.markup import fixed, interval, number, paragraph, plus_minus, run_link, table
