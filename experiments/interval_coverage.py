@@ -35,7 +35,7 @@ NAMES = ("alpha", "beta", "a", "a, approach 2")
 Intervals = dict[str, dict[str, tuple[float, float]]]  # kind -> quantity -> (low, high)
 
 
-def study(
+def synthetic_runs(
     noise: float,
     seed: int,
     sizes: int = 7,
@@ -124,7 +124,7 @@ def score(
 
 
 def one(seed: int, noise: float, sizes: int, resamples: int) -> Intervals:
-    return intervals(study(noise, seed, sizes), resamples, seed, LEVEL)
+    return intervals(synthetic_runs(noise, seed, sizes), resamples, seed, LEVEL)
 
 
 def main() -> int:
