@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
 from rlhf_jax.cost.hardware import Hardware, chip_hours, find_hardware
-from rlhf_jax.cost.presets import PRESETS, Preset, preset
+from rlhf_jax.cost.presets import PRESETS, Preset, Training, preset
 from rlhf_jax.laws.inference import inference_optimal
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.laws.published import FRONTIERS
@@ -43,43 +43,29 @@ def training_cost(
       price: dollars a chip-hour (default: the hardware's list prices, low and high).
 
     Returns:
-      model, params, tokens, seq_len, tokens_per_param, sources; flops by convention, and the
-      `convention` that is priced; hardware; mfu and mfu_source; prices [low, high];
-      ideal {chip_hours, dollars [low, high]}: the FLOPs at that MFU and nothing else;
+      model, params, tokens, seq_len, tokens_per_param, sources, mfu, mfu_source, hardware; flops by
+      convention, and the `convention` that is priced; prices [low, high]; ideal {chip_hours,
+      dollars [low, high]}: the FLOPs at that MFU and nothing else; laws: see `compare_laws`;
       campaign {chip_hours, effective_mfu, dollars [low, high], estimate [low, high] or None,
       estimate_prices: the estimate a chip-hour}: the published chip-hours, with all that was lost,
-      and what others said they cost; None where they are not those of this run;
-      laws: see `compare_laws`.
+      and what others said they cost; None where they are not those of this run.
 
     Raises:
-      ConfigError: both or neither of name and params, an unknown preset or hardware, tokens
-        unknown, or a number out of its range.
+      ConfigError: both or neither of name and params, or what is unknown or out of its range.
     """
     if (name is None) == (params is None):
         given = "both" if name is not None else "neither"
         raise ConfigError(f"{given} of a preset and a number of parameters given; give one of them")
     known = preset(name) if name is not None else None
     n = known.params if known else _positive("params", params)
-    d = _tokens(name, known, tokens)
-    if not TOKENS_PER_PARAM[0] <= d / n <= TOKENS_PER_PARAM[1]:
-        low, high = TOKENS_PER_PARAM
-        raise ConfigError(
-            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from "
-            f"{low:g} to {high:g}: check the units of both (70B is 70e9)"
-        )
+    d = _tokens(name, known, n, tokens)
     trained = known.training if known else None
     used = trained.hardware if trained else None
     chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
     prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
-    share, said = mfu, "given"
-    if share is None and trained and used == chip.name:
-        share, said = trained.mfu, "published"
-    if share is None:
-        share, said = DEFAULT_MFU, ASSUMED_MFU
-    if known:
-        flops, convention = all_conventions(known.model, known.seq_len, d), "palm"
-    else:
-        flops, convention = {"6nd": six_nd(n, d)}, "6nd"
+    share, said = _mfu(mfu, trained, chip)
+    convention = "palm" if known else "6nd"
+    flops = all_conventions(known.model, known.seq_len, d) if known else {"6nd": six_nd(n, d)}
     hours = chip_hours(flops[convention], chip, share)
     return {
         "model": name,
@@ -124,15 +110,32 @@ def _positive(what: str, value: float | None) -> float:
     return float(value)
 
 
-def _tokens(name: str | None, known: Preset | None, tokens: float | None) -> float:
+def _tokens(name: str | None, known: Preset | None, params: float, tokens: float | None) -> float:
     if tokens is not None:
-        return _positive("tokens", tokens)
-    if known and known.training:
-        return known.training.tokens
-    raise ConfigError(
-        f"no published number of training tokens for {name or 'a bare number of parameters'}; "
-        "give --tokens"
-    )
+        d = _positive("tokens", tokens)
+    elif known and known.training:
+        d = known.training.tokens
+    else:
+        raise ConfigError(
+            f"no published number of training tokens for {name or 'a bare number of parameters'}; "
+            "give --tokens"
+        )
+    low, high = TOKENS_PER_PARAM
+    if not low <= d / params <= high:
+        raise ConfigError(
+            f"{d:g} tokens for {params:g} parameters are {d / params:.3g} a parameter; it must be "
+            f"from {low:g} to {high:g}: check the units of both (70B is 70e9)"
+        )
+    return d
+
+
+def _mfu(given: float | None, trained: Training | None, chip: Hardware) -> tuple[float, str]:
+    """(MFU, where it is from)."""
+    if given is not None:
+        return given, "given"
+    if trained and trained.hardware == chip.name and trained.mfu is not None:
+        return trained.mfu, "published"
+    return DEFAULT_MFU, ASSUMED_MFU
 
 
 def _campaign(

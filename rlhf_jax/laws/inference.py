@@ -47,12 +47,10 @@ def inference_optimal(
     Args:
       law: all its coefficients positive. inference_tokens: D_inf, tokens
         that will be read or written in the model's life.
-      loss: the quality, nats a token; or flops: a training budget, whose compute-optimal loss is
-        then the quality. Give one.
+      loss: the quality, nats a token; or flops: a training budget, whose least loss it is.
 
     Raises:
-      FitError: neither or both are given, the loss is not above the law's E, or the law has no
-        compute-optimal split.
+      FitError: neither or both are given, the loss is not above E, or the law has no split.
     """
     if min(law.A, law.B, law.alpha, law.beta) <= 0:
         raise FitError(

@@ -106,9 +106,6 @@ def fit_overoptimization(
     drawn = data.solve(data.resampled(resamples, seed))
     drawn = drawn[np.isfinite(drawn).all(1)]
     laws = [OverOptimization(form, a, b) for a, b in drawn[:, -2:].tolist()]
-    grid = np.linspace(0, 1.05 * data.d_max, GRID)
-    sampled = np.array([one.gain(grid) for one in laws])
-    low, high = np.quantile(sampled, [0.025, 0.975], axis=0)
     ends = {name: percentile_interval(drawn[:, -2 + i]) for i, name in enumerate(("alpha", "beta"))}
     refused = no_peak(law, ends, data.d_max)
     peaks = np.array([one.peak or (math.nan, math.nan) for one in laws])
@@ -136,20 +133,20 @@ def fit_overoptimization(
             "d_max": data.d_max,
             "rms": float(np.sqrt(np.mean(residual**2))),
             "extrapolation": extrapolation(form, curves),
-            "band": {
-                name: values.tolist()
-                for name, values in (
-                    ("d", grid),
-                    ("gain", law.gain(grid)),
-                    ("low", low),
-                    ("high", high),
-                )
-            },
+            "band": _band(law, laws, data.d_max),
             "resamples": len(drawn),
             "seed": seed,
             "notes": _notes(form, curves),
         }
     )
+
+
+def _band(law: OverOptimization, laws: list[OverOptimization], d_max: float) -> dict[str, Any]:
+    """The law and its 95% band on a grid of d."""
+    d = np.linspace(0, 1.05 * d_max, GRID)
+    low, high = np.quantile([one.gain(d) for one in laws], [0.025, 0.975], axis=0)
+    found = {"d": d, "gain": law.gain(d), "low": low, "high": high}
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def no_peak(law: OverOptimization, ends: dict[str, list[float]], d_max: float) -> str | None:

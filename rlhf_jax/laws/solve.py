@@ -365,7 +365,7 @@ class Problem:
 
 
 def condition_of(H: np.ndarray) -> float:
-    """Condition number of a symmetric matrix; inf unless it is positive definite."""
+    """Condition number of a symmetric matrix; inf unless positive definite."""
     eigen = np.linalg.eigvalsh(H) if np.isfinite(H).all() else np.zeros(1)
     return float(eigen[-1] / eigen[0]) if eigen[0] > 0 else float("inf")
 
@@ -377,8 +377,7 @@ def _apart(theta: np.ndarray, others: Sequence[np.ndarray]) -> bool:
 def _rivals(
     ends: np.ndarray, values: np.ndarray, theta: np.ndarray, best: float, count: int = 2
 ) -> list[np.ndarray]:
-    """End points of other starts, distinct from the optimum, best first: a resample may prefer
-    one."""
+    """Ends of other starts, distinct from the optimum, best first: a resample may prefer one."""
     found: list[np.ndarray] = []
     for i in np.argsort(values, kind="stable"):
         if values[i] < 10 * best + 1e3 and _apart(ends[i], [theta, *found]):
