@@ -36,11 +36,9 @@ def training_cost(
     published MFUs divide by; a bare size has 6 N D alone.
 
     Args:
-      name: a preset; or params: a bare number of parameters.
-      tokens: trained on (default: the preset's published ones).
-      hardware: a name of `HARDWARE` (default: what the preset was trained on, else h100).
-      mfu: in (0, 1] (default: the published one on that hardware, else 0.4).
-      price: dollars a chip-hour (default: the hardware's list prices, low and high).
+      name: a preset; or params: a bare number. tokens: trained on. mfu: in (0, 1]. hardware: a name
+        of `HARDWARE`. price: dollars a chip-hour. Defaults: what was published of the preset; else
+        h100, 0.4, and the hardware's list prices, low and high.
 
     Returns:
       model, params, tokens, seq_len, tokens_per_param, sources, mfu, mfu_source, hardware; flops by
