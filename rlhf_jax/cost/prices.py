@@ -44,9 +44,9 @@ def training_cost(
       model, params, tokens, seq_len, tokens_per_param, sources, mfu, mfu_source, hardware; flops by
       convention, and the `convention` that is priced; prices [low, high]; ideal {chip_hours,
       dollars [low, high]}: the FLOPs at that MFU and nothing else; laws: see `compare_laws`;
-      campaign {chip_hours, effective_mfu, dollars [low, high], estimate [low, high] or None,
-      estimate_prices: the estimate a chip-hour}: the published chip-hours, with all that was lost,
-      and what others said they cost; None where they are not those of this run.
+      campaign {chip_hours, effective_mfu, dollars, estimate [low, high], estimate_prices: those a
+      chip-hour}: the published chip-hours, with all that was lost, and what others said they cost;
+      None where they are not those of this run.
 
     Raises:
       ConfigError: both or neither of name and params, or what is unknown or out of its range.
