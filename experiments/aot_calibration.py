@@ -49,13 +49,13 @@ TOPOLOGY, SEQ_LEN = "v5e:16x16", 2048
 def published_seconds(name: str) -> float:
     """Step time that the published utilisation means."""
     from rlhf_jax.cost.flops import param_counts
+    from rlhf_jax.cost.hardware import chip_of
     from rlhf_jax.cost.presets import preset
-    from rlhf_jax.tools.aot.chips import chip
 
     m = preset(name).model
     mfu, batch, _, _ = PUBLISHED[name]
     per_token = 6.0 * param_counts(m)["total"] + 6.0 * m.layers * m.heads * m.C * SEQ_LEN
-    return per_token * batch * SEQ_LEN / (mfu * chip(TOPOLOGY).flops)
+    return per_token * batch * SEQ_LEN / (mfu * chip_of(TOPOLOGY).flops)
 
 
 def fit(rooflines: Mapping[str, Any], names: list[str]) -> float:
@@ -72,8 +72,8 @@ def fit(rooflines: Mapping[str, Any], names: list[str]) -> float:
 
 def main() -> None:
     prepare_environment()
+    from rlhf_jax.cost.hardware import chip_of
     from rlhf_jax.cost.presets import preset
-    from rlhf_jax.tools.aot.chips import chip
     from rlhf_jax.tools.aot.compile import Job, compile_step
     from rlhf_jax.tools.aot.forecast import forecast
     from rlhf_jax.tools.aot.program import Program
@@ -85,7 +85,7 @@ def main() -> None:
         model = override(preset(name).model, [f"remat={remat}"])
         job = Job(model, TOPOLOGY, mesh, batch, SEQ_LEN)
         compiled = compile_step(job)
-        machine = Machine(chip(TOPOLOGY), compiled.dims, compiled.coords)
+        machine = Machine(chip_of(TOPOLOGY), compiled.dims, compiled.coords)
         rooflines[name] = Roofline(Program(compiled.text), machine)
         rows[name] = {
             "published_mfu": mfu,

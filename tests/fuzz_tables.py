@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.chinchilla import Chinchilla
 
-LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
 JUNK = (
     "",

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rlhf_jax.cost import cli as cost_cli
-from rlhf_jax.cost.hardware import HARDWARE, run_cost
+from rlhf_jax.cost.hardware import CHIPS, HARDWARE, chip_of, peak_of, run_cost
 from rlhf_jax.cost.presets import PRESETS
 from rlhf_jax.cost.prices import compare_laws, serving, training_cost, undertrained_table
 from rlhf_jax.laws.published import FRONTIERS
@@ -68,6 +68,15 @@ def test_published_hours_are_of_the_published_run_alone():
     # LLaMA 65B: "around 380 tokens/sec/GPU" of 2048 A100s for 1.4T tokens is about 21 days.
     llama = training_cost("llama1-65b")["campaign"]
     assert llama["chip_hours"] == pytest.approx(1.4e12 / (380 * 3600), rel=2e-3)
+
+
+def test_a_device_kind_is_one_chip_of_the_table_and_a_topology_too():
+    kinds = {"TPU v5 lite": 197e12, "TPU v5": 459e12, "NVIDIA B200": 2250e12}
+    assert {kind: peak_of(kind) for kind in kinds} == kinds
+    assert all(peak_of(chip.kind) == chip.flops for chip in CHIPS)
+    assert peak_of("cpu") is None
+    assert chip_of("v5e:16x16") is HARDWARE["tpu-v5e"]
+    assert "b200" not in HARDWARE  # no price is known
 
 
 def test_every_published_run_is_on_priced_hardware():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
-from rlhf_jax.laws.forms.overoptimization import (
+from rlhf_jax.laws.overoptimization import (
     Curve,
     OverOptimization,
     extrapolation,

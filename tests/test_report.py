@@ -13,8 +13,8 @@ import pytest
 from tiny_results import whole
 
 from rlhf_jax.cost.flops import param_counts, train_flops
-from rlhf_jax.laws.forms import DataConstrained
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.chinchilla import Chinchilla
+from rlhf_jax.laws.data_constrained import DataConstrained
 from rlhf_jax.laws.sweep import grid_point, ladder
 from rlhf_jax.laws.sweep import pretrain as pretrain_cell
 from rlhf_jax.report import html
@@ -25,7 +25,7 @@ from rlhf_jax.study import Analysis, Study
 from rlhf_jax.study.cell import KNOWN, Cell
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 
-LAW = Law(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
+LAW = Chinchilla(E=1.6, A=120.0, B=180.0, alpha=0.33, beta=0.35)
 EVIL = '<script>alert("x")</script> & </table>'
 
 

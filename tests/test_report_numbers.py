@@ -13,7 +13,7 @@ from report_tables import Made, rows_under
 from test_report import write_study
 
 from rlhf_jax.kinds.pretrain import section as pretrain
-from rlhf_jax.laws.forms import Chinchilla
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report import (
     blocks,

@@ -12,7 +12,7 @@ from rlhf_jax.kinds.evaluate import plots
 from rlhf_jax.kinds.evaluate import section as evaluate
 from rlhf_jax.kinds.ppo import section as ppo
 from rlhf_jax.kinds.reward import section as reward
-from rlhf_jax.laws.forms.overoptimization import FORMULAS
+from rlhf_jax.laws.overoptimization import FORMULAS
 from rlhf_jax.report import overoptimization, plots_overoptimization, rounds
 from rlhf_jax.report.blocks import html
 from rlhf_jax.report.families import evaluated, proxy_of

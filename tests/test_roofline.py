@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.tools.aot.chips import CHIPS, chip
+from rlhf_jax.cost.hardware import HARDWARE, chip_of
 from rlhf_jax.tools.aot.hlo import first_group
 from rlhf_jax.tools.aot.program import Program
 from rlhf_jax.tools.aot.roofline import Machine, Roofline, collectives
 
-V5E = CHIPS["v5e"]
+V5E = HARDWARE["tpu-v5e"]
 POD = Machine(V5E, (16, 16), [(i, j) for i in range(16) for j in range(16)])
 
 # A loop of 12 layers: an all-gather that runs beside a matmul, and a reduction that nothing hides.
@@ -92,7 +92,7 @@ def test_time_is_compute_then_what_no_computation_hides():
     gather = 2048 * 128 * 2 * 255 / 256 / (4 * V5E.link_bandwidth)  # both rings, both ways
     reduce = 2 * 512 * 512 * 2 * 15 / 16 / (2 * V5E.link_bandwidth)  # one ring, both ways
     # What the matmul reads lies on the chip, but the gathered weight goes through HBM.
-    matmul = max(2 * 512 * 256 * 512 / (0.5 * V5E.flops), 2048 * 128 * 2 / V5E.hbm_bandwidth)
+    matmul = max(2 * 512 * 256 * 512 / (0.5 * V5E.flops), 2048 * 128 * 2 / V5E.bandwidth)
     assert e.seconds == pytest.approx(12 * (max(gather, matmul) + reduce), rel=1e-4)
     assert e.exposed == pytest.approx(12 * (max(0, gather - matmul) + reduce), rel=1e-4)
     assert e.interconnect == pytest.approx(12 * (gather + reduce))
@@ -117,9 +117,11 @@ def test_links_follow_the_torus():
     assert POD.links(range(4)) == 1  # a part of a ring is a line
     line = Machine(V5E, (4, 4), [(i, j) for i in range(4) for j in range(4)])
     assert line.links(range(16)) == 2  # 4 x 4 of v5e has no wrap-around
-    cores = Machine(CHIPS["v4"], (2, 2, 1), [(i, j, 0) for i in range(2) for j in range(2)] * 2)
+    cores = Machine(
+        HARDWARE["tpu-v4"], (2, 2, 1), [(i, j, 0) for i in range(2) for j in range(2)] * 2
+    )
     assert cores.share == 0.5
-    assert chip("v5p:8x8x8").ring == 4
+    assert chip_of("v5p:8x8x8").ring == 4
 
 
 def convolution(shapes, window, labels):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.study.runs import write_json
 
 DATA = Path(__file__).parent / "data"
-LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
 
 def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, loss="heldout"):
@@ -127,6 +127,50 @@ def test_another_law_is_fitted_by_name_and_an_unknown_one_lists_them(capsys):
     assert len(found["points"]) == found["n"] == 296
     assert cli.main(["fit", str(DATA / "kyo_takano.csv"), "--law", "kaplann"]) == 2
     assert "Did you mean 'kaplan'" in capsys.readouterr().err
+
+
+POWER = """
+from dataclasses import dataclass
+import numpy as np
+from rlhf_jax.laws.law import Law
+from rlhf_jax.laws.solve import linear_start
+
+@dataclass(frozen=True)
+class Power(Law):
+    "loss = E + k C^-gamma"
+    E: float
+    k: float
+    gamma: float
+    NAME, INPUTS, SOURCE, FLOOR = "power", ("flops",), "a test", "E"
+
+    @classmethod
+    def formula(cls, p, columns):
+        return p[0] + p[1] * columns["flops"] ** -p[2]
+
+    @classmethod
+    def starts(cls, columns, target):
+        C, powers = columns["flops"], (0.05, 0.1, 0.2)
+        return np.array([[*linear_start([C**0, C**-g], target), g] for g in powers])
+
+class Empty(Law):
+    "no formula"
+"""
+
+
+def test_a_law_from_outside_is_one_class(capsys, tmp_path, monkeypatch):
+    (tmp_path / "powers.py").write_text(POWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    flops = np.geomspace(1e18, 1e22, 12)
+    rows = [f"{c:.6g},{np.sqrt(c / 120):.6g},{1.5 + 300 * c**-0.13:.12g}" for c in flops]
+    (tmp_path / "runs.csv").write_text("\n".join(["flops,params,loss", *rows]))
+    words = ("--law", "powers:Power", "--resamples", "5", "--plot", tmp_path / "figures")
+    found = fit(capsys, tmp_path / "runs.csv", *words)
+    assert found["law"] == "powers:Power"
+    assert found["parameters"] == pytest.approx({"E": 1.5, "k": 300, "gamma": 0.13}, rel=1e-3)
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == 1
+    for name, message in (("powers:Empty", "lacks formula, starts"), ("json:loads", "a subclass")):
+        assert cli.main(["fit", str(tmp_path / "runs.csv"), "--law", name]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 here."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rlhf_jax.laws.coverage import BUDGETS, LAW, NAMES, intervals, reported, score, study
-
-KEPT = Path(__file__).parents[1] / "experiments" / "results" / "coverage.json"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+KEPT = EXPERIMENTS / "results" / "coverage.json"
+COVERAGE = runpy.run_path(str(EXPERIMENTS / "interval_coverage.py"))
+BUDGETS, LAW, NAMES = (COVERAGE[name] for name in ("BUDGETS", "LAW", "NAMES"))
+intervals, reported, score, synthetic_runs = (
+    COVERAGE[name] for name in ("intervals", "reported", "score", "synthetic_runs")
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +23,7 @@ def kept():
 
 
 def test_the_studies_are_of_the_law_and_their_noise_is_what_is_said():
-    table = study(0.01, seed=0, sizes=200)
+    table = synthetic_runs(0.01, seed=0, sizes=200)
     error = np.log(table.loss / LAW.loss(table.params, table.tokens))
     assert error.std() == pytest.approx(0.01, rel=0.05)
     np.testing.assert_allclose(6 * table.params * table.tokens, table.flops)
@@ -51,7 +56,9 @@ def test_thirty_studies_are_covered_as_the_kept_ones_are(kept):
     """Three misses are expected of 30; 8 or more have a chance of 1.5% where coverage is 88%."""
     level = next(level for level in kept["noise_levels"] if level["noise"] == 0.005)
     seeds = range(1000, 1030)
-    found = score([{"reported": reported(study(0.005, seed), 100, seed)[0]} for seed in seeds])
+    found = score(
+        [{"reported": reported(synthetic_runs(0.005, seed), 100, seed)[0]} for seed in seeds]
+    )
     for name in NAMES:
         assert found["reported"][name]["coverage"] >= 23 / 30
         width = found["reported"][name]["mean_width"]
@@ -65,7 +72,10 @@ def test_the_kept_numbers_are_made_again(kept):
     found = score(
         [
             intervals(
-                study(level["noise"], seed, kept["sizes"]), kept["resamples"], seed, kept["level"]
+                synthetic_runs(level["noise"], seed, kept["sizes"]),
+                kept["resamples"],
+                seed,
+                kept["level"],
             )
             for seed in range(kept["studies"])
         ]

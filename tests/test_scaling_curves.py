@@ -4,13 +4,13 @@ scores."""
 import numpy as np
 import pytest
 
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.curves import Curve, at_equal_compute, joined, smooth
 from rlhf_jax.laws.isoflop import fit_isoflop
-from rlhf_jax.laws.parametric import Law
 from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.laws.predict import predict, score
 
-LAW = Law(E=1.8, A=60.0, B=120.0, alpha=0.3, beta=0.3)
+LAW = Chinchilla(E=1.8, A=60.0, B=120.0, alpha=0.3, beta=0.3)
 SIZES = np.geomspace(1e4, 2e6, 10)
 
 

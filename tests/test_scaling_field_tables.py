@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import cli
-from rlhf_jax.laws.fits import fit_points
+from rlhf_jax.laws.approaches import fit_points
 from rlhf_jax.laws.points import from_rows, read_table
 from rlhf_jax.laws.tables.columns import FitError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.laws.fits import fit_file
+from rlhf_jax.laws.approaches import fit_file
 from rlhf_jax.laws.points import FitError, from_rows, read_table
 
 DATA = Path(__file__).parent / "data"

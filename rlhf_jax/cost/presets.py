@@ -18,7 +18,7 @@ from rlhf_jax.study.ranges import Efficiency, Number, Positive, Size
 class Training(Checked):
     """The published run that made a model; None where its authors did not say.
 
-    `hardware` names one of `scaling.hardware.HARDWARE`. `chip_hours` are of the whole campaign,
+    `hardware` names one of `cost.hardware.HARDWARE`. `chip_hours` are of the whole campaign,
     with restarts. `mfu` is the share of the peak in (0, 1] that went into model FLOPs as PaLM
     counts them. `dollars` is what others estimated, (low, high).
     """
@@ -144,13 +144,16 @@ PRESETS = {
         "no biases in linear layers",
         absent=105 * 9 * 20_480,
         training=Training(
-            270e9, "Smith et al. 2022; its MFU: Chowdhery et al. 2022, table 3", "a100-80gb", mfu=0.302
+            270e9, "Smith et al. 2022; its MFU: Chowdhery et al. 2022, table 3", "a100-80gb",
+            mfu=0.302,
         ),
     ),
     "llama1-7b": Preset(
         _llama_1(32, 4096, 32, 11_008), 6.738e9, 2048,
         "Touvron et al. 2023 (LLaMA), table 2; the released weights",
-        training=Training(1e12, "Touvron et al. 2023 (LLaMA), tables 2 and 15", "a100-80gb", 82_432),
+        training=Training(
+            1e12, "Touvron et al. 2023 (LLaMA), tables 2 and 15", "a100-80gb", 82_432
+        ),
     ),
     "llama1-65b": Preset(
         _llama_1(80, 8192, 64, 22_016), 65.2e9, 2048, "Touvron et al. 2023 (LLaMA), table 2",

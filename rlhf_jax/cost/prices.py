@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
 from rlhf_jax.cost.hardware import Hardware, chip_hours, find_hardware
-from rlhf_jax.cost.presets import PRESETS, Preset, preset
-from rlhf_jax.laws.forms import inference_optimal
+from rlhf_jax.cost.presets import PRESETS, Preset, Training, preset
+from rlhf_jax.laws.inference import inference_optimal
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.laws.tables.selection import TOKENS_PER_PARAM
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.ranges import Range
 
 DEFAULT_HARDWARE = "h100"
 DEFAULT_MFU = 0.4
@@ -36,54 +36,35 @@ def training_cost(
     published MFUs divide by; a bare size has 6 N D alone.
 
     Args:
-      name: a preset; or params: a bare number of parameters.
-      tokens: trained on (default: the preset's published ones).
-      hardware: a name of `HARDWARE` (default: what the preset was trained on, else h100).
-      mfu: in (0, 1] (default: the published one on that hardware, else 0.4).
-      price: dollars a chip-hour (default: the hardware's list prices, low and high).
+      name: a preset; or params: a bare number. tokens: trained on. mfu: in (0, 1]. hardware: a name
+        of `HARDWARE`. price: dollars a chip-hour. Defaults: what was published of the preset; else
+        h100, 0.4, and the hardware's list prices, low and high.
 
     Returns:
-      model, params, tokens, seq_len, tokens_per_param, sources; flops by convention, and the
-      `convention` that is priced; hardware; mfu and mfu_source; prices [low, high];
-      ideal {chip_hours, dollars [low, high]}: the FLOPs at that MFU and nothing else;
-      campaign {chip_hours, effective_mfu, dollars [low, high], estimate [low, high] or None,
-      estimate_prices: the estimate a chip-hour}: the published chip-hours, with all that was lost,
-      and what others said they cost; None where they are not those of this run;
-      laws: see `compare_laws`.
+      model, params, tokens, seq_len, tokens_per_param, sources, mfu, mfu_source, hardware; flops by
+      convention, and the `convention` that is priced; prices [low, high]; ideal {chip_hours,
+      dollars [low, high]}: the FLOPs at that MFU and nothing else; laws: see `compare_laws`;
+      campaign {chip_hours, effective_mfu, dollars, estimate [low, high], estimate_prices: those a
+      chip-hour}: the published chip-hours, with all that was lost, and what others said they cost;
+      None where they are not those of this run.
 
     Raises:
-      ConfigError: both or neither of name and params, an unknown preset or hardware, tokens
-        unknown, or a number out of its range.
+      ConfigError: both or neither of name and params, or what is unknown or out of its range.
     """
     if (name is None) == (params is None):
         given = "both" if name is not None else "neither"
         raise ConfigError(f"{given} of a preset and a number of parameters given; give one of them")
     known = preset(name) if name is not None else None
     n = known.params if known else _positive("params", params)
-    d = _tokens(name, known, tokens)
-    if not TOKENS_PER_PARAM[0] <= d / n <= TOKENS_PER_PARAM[1]:
-        low, high = TOKENS_PER_PARAM
-        raise ConfigError(
-            f"{d:g} tokens for {n:g} parameters are {d / n:.3g} a parameter; it must be from "
-            f"{low:g} to {high:g}: check the units of both (70B is 70e9)"
-        )
+    d = _tokens(name, known, n, tokens)
     trained = known.training if known else None
     used = trained.hardware if trained else None
     chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
     prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
-    published = trained.mfu if trained and trained.hardware == chip.name else None
-    share = next(m for m in (mfu, published, DEFAULT_MFU) if m is not None)
-
-    if known:
-        flops, convention = all_conventions(known.model, known.seq_len, d), "palm"
-    else:
-        flops, convention = {"6nd": six_nd(n, d)}, "6nd"
+    share, said = _mfu(mfu, trained, chip)
+    convention = "palm" if known else "6nd"
+    flops = all_conventions(known.model, known.seq_len, d) if known else {"6nd": six_nd(n, d)}
     hours = chip_hours(flops[convention], chip, share)
-    sources: dict[str, Any] = {"flops": {key: CONVENTIONS[key] for key in flops}}
-    if known:
-        sources |= {"model": known.source, "model_differs": known.differs}
-    if trained:
-        sources["training"] = trained.source
     return {
         "model": name,
         "params": n,
@@ -94,39 +75,65 @@ def training_cost(
         "convention": convention,
         "hardware": dataclasses.asdict(chip),
         "mfu": share,
-        "mfu_source": "given" if mfu is not None else "published" if published else ASSUMED_MFU,
+        "mfu_source": said,
         "prices": prices,
         "price_source": chip.price_source if price is None else "given",
         "ideal": {"chip_hours": hours, "dollars": [hours * p for p in prices]},
         "campaign": _campaign(known, d, chip, flops[convention], prices),
         "laws": compare_laws(n, d),
-        "sources": sources,
+        "sources": _sources(known, flops),
     }
 
 
-RANGES = {"params": (1e3, 1e15), "tokens": (1e3, 1e21), "price": (1e-6, 1e6)}  # beyond: a slip
+def _sources(known: Preset | None, flops: dict[str, float]) -> dict[str, Any]:
+    found: dict[str, Any] = {"flops": {key: CONVENTIONS[key] for key in flops}}
+    if known:
+        found |= {"model": known.source, "model_differs": known.differs}
+        if known.training:
+            found["training"] = known.training.source
+    return found
+
+
+RANGES = {"params": Range(1e3, 1e15), "tokens": Range(1e3, 1e21), "price": Range(1e-6, 1e6)}
 
 
 def _positive(what: str, value: float | None) -> float:
-    if value is None or not 0 < value < math.inf:
-        raise ConfigError(f"{what} is {value}; it must be a finite number above 0")
-    low, high = RANGES[what]
-    if not low <= value <= high:
+    """`value`, in a range beyond which it is a slip."""
+    allowed = RANGES[what]
+    if value is None or allowed.problem(float(value)):
         raise ConfigError(
-            f"{what} is {value:g}; it must be from {low:g} to {high:g} (70 billion is 70e9)"
+            f"{what} is {value}; it must be from {allowed.low:g} to {allowed.high:g} (70 billion "
+            "is 70e9)"
         )
     return float(value)
 
 
-def _tokens(name: str | None, known: Preset | None, tokens: float | None) -> float:
+def _tokens(name: str | None, known: Preset | None, params: float, tokens: float | None) -> float:
     if tokens is not None:
-        return _positive("tokens", tokens)
-    if known and known.training:
-        return known.training.tokens
-    raise ConfigError(
-        f"no published number of training tokens for {name or 'a bare number of parameters'}; "
-        "give --tokens"
-    )
+        d = _positive("tokens", tokens)
+    elif known and known.training:
+        d = known.training.tokens
+    else:
+        raise ConfigError(
+            f"no published number of training tokens for {name or 'a bare number of parameters'}; "
+            "give --tokens"
+        )
+    low, high = TOKENS_PER_PARAM
+    if not low <= d / params <= high:
+        raise ConfigError(
+            f"{d:g} tokens for {params:g} parameters are {d / params:.3g} a parameter; it must be "
+            f"from {low:g} to {high:g}: check the units of both (70B is 70e9)"
+        )
+    return d
+
+
+def _mfu(given: float | None, trained: Training | None, chip: Hardware) -> tuple[float, str]:
+    """(MFU, where it is from)."""
+    if given is not None:
+        return given, "given"
+    if trained and trained.hardware == chip.name and trained.mfu is not None:
+        return trained.mfu, "published"
+    return DEFAULT_MFU, ASSUMED_MFU
 
 
 def _campaign(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.annotators import rank_by_annotators
-from rlhf_jax.evals.intervals import wilson_interval
+from rlhf_jax.evals.calibration import reliability, right_half
+from rlhf_jax.evals.intervals import clustered_interval
 
-RESAMPLES = 2000
 NOISE = 0.55  # agreement of two annotators below which labels say next to nothing
 
 
@@ -47,7 +47,7 @@ def ranking_report(
     directions = (("longer", longer > 0), ("same", longer == 0), ("shorter", longer < 0))
     return {
         "accuracy": _accuracy(margin),
-        "accuracy_interval": clustered_interval(_right(margin), pairs[0], len(ranks)),
+        "accuracy_interval": clustered_interval(right_half(margin), pairs[0], len(ranks)),
         "n_pairs": len(margin),
         "n_prompts": len(np.unique(pairs[0])),
         "baselines": baselines,
@@ -116,13 +116,8 @@ def _margins(values_NK: np.ndarray, pairs: tuple[np.ndarray, np.ndarray, np.ndar
     return values_NK[prompt, winner] - values_NK[prompt, loser]
 
 
-def _right(margin: np.ndarray) -> np.ndarray:
-    """1 where the better one has the higher score, a half where both have the same."""
-    return (margin > 0) + 0.5 * (margin == 0)
-
-
 def _accuracy(margin: np.ndarray) -> float:
-    return float(np.mean(_right(margin))) if len(margin) else float("nan")
+    return float(np.mean(right_half(margin))) if len(margin) else float("nan")
 
 
 def _part(margin: np.ndarray, hit: np.ndarray) -> dict[str, Any]:
@@ -141,36 +136,9 @@ def _by_size(size: np.ndarray, margin: np.ndarray) -> list[dict[str, Any]]:
     return found
 
 
-def clustered_interval(
-    right: np.ndarray, cluster: np.ndarray, n: int, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of mean(right) over pairs, with whole clusters resampled:
-    pairs of one prompt are not independent. `cluster` holds each pair's, of `n`. Where every
-    cluster has the same mean a bootstrap shows no spread, and the interval is Wilson's with a
-    cluster for an observation."""
-    total, count = np.bincount(cluster, right, n), np.bincount(cluster, minlength=n)
-    total, count = total[count > 0], count[count > 0]
-    if np.ptp(total / count) == 0:
-        return wilson_interval(float(total[0] / count[0]) * len(total), len(total))
-    rng = np.random.Generator(np.random.Philox(seed))
-    means = np.empty(RESAMPLES)
-    for i in range(0, RESAMPLES, 100):
-        drawn = rng.integers(0, len(total), (100, len(total)))
-        means[i : i + 100] = total[drawn].sum(-1) / count[drawn].sum(-1)
-    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
-
-
 def calibration(margin: np.ndarray, bins: int = 8) -> dict[str, Any]:
     """Reliability of sigmoid(|margin|) as the probability that the higher score is the winner,
-    equal scores being right half the time, and the expected calibration error (Guo et al. 2017)."""
+    equal scores being right half the time, in bins of equal counts."""
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
-    right = _right(margin)
-    order = np.array_split(np.argsort(confidence, kind="stable"), bins)
-    rows = [
-        {"confidence": float(confidence[b].mean()), "accuracy": float(right[b].mean()), "n": len(b)}
-        for b in order
-        if len(b)
-    ]
-    error = sum(r["n"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / len(margin)
-    return {"expected_calibration_error": float(error), "bins": rows}
+    found = reliability(confidence, right_half(margin), bins, equal_counts=True)
+    return {key: found[key] for key in ("expected_calibration_error", "bins")}

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_jax.evals.intervals import wilson_interval
+from rlhf_jax.evals.calibration import right_half
+from rlhf_jax.evals.intervals import percentile_interval, resampled_counts, wilson_interval
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
 PRIOR = np.diag([1e-6, 1e-2])  # keeps the logistic fit finite where one side always wins
 
 
-def wins(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(n,): 1 where `after` scores higher, 1/2 for ties."""
-    return (after > before) + 0.5 * (after == before)
-
-
 def win_rate(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
     """Share of prompts that `after` wins, with Wilson's 95% interval."""
-    won = float(wins(before, after).sum())
+    won = float(right_half(after - before).sum())
     return won / len(before), wilson_interval(won, len(before))
 
 
@@ -34,14 +30,13 @@ def length_controlled(
     Args:
       before, after: (n,) scores. longer: (n,) tokens of the response after less those before.
     """
-    won = wins(before, after)
+    won = right_half(after - before)
     spread = longer.std()
     x = np.tanh(longer / spread) if spread > 0 else np.zeros(len(won))
     design = np.stack([np.ones(len(won)), x], axis=1)
-    weights = np.concatenate([np.ones((1, len(won))), _resampled(len(won), seed)])
-    rates = 1 / (1 + np.exp(-_logistic(design, won, weights)[:, 0]))
-    low, high = np.quantile(rates[1:], [0.025, 0.975])
-    return float(rates[0]), (float(low), float(high))
+    rates = 1 / (1 + np.exp(-_logistic(design, won, _weights(len(won), seed))[:, 0]))
+    low, high = percentile_interval(rates[1:])
+    return float(rates[0]), (low, high)
 
 
 def gain_at_equal_length(
@@ -49,21 +44,21 @@ def gain_at_equal_length(
 ) -> tuple[float, Interval]:
     """The intercept of a linear regression of paired gains (n,) on differences in length (n,), with
     a 95% bootstrap interval over prompts."""
-    weights = np.concatenate([np.ones((1, len(gain))), _resampled(len(gain), seed)])
+    weights = _weights(len(gain), seed)
     total = weights.sum(1)
     mean_x, mean_y = weights @ longer / total, weights @ gain / total
     cross = weights @ (longer * gain) / total - mean_x * mean_y
     square = weights @ longer**2 / total - mean_x**2
     slope = np.where(square > 1e-9, cross / np.maximum(square, 1e-9), 0.0)
     found = mean_y - slope * mean_x
-    low, high = np.quantile(found[1:], [0.025, 0.975])
-    return float(found[0]), (float(low), float(high))
+    low, high = percentile_interval(found[1:])
+    return float(found[0]), (low, high)
 
 
-def _resampled(n: int, seed: int) -> np.ndarray:
-    """(RESAMPLES, n): how often each prompt is drawn."""
+def _weights(n: int, seed: int) -> np.ndarray:
+    """(1 + RESAMPLES, n): ones, then how often each prompt is drawn."""
     rng = np.random.Generator(np.random.Philox(seed))
-    return rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
+    return np.concatenate([np.ones((1, n)), resampled_counts(n, RESAMPLES, rng)])
 
 
 def _logistic(X: np.ndarray, y: np.ndarray, weights_SN: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError, argument, suggest
+from rlhf_jax.study.ranges import Range
 
 if TYPE_CHECKING:
     from rlhf_jax.laws.curves import Curve
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rlhf_jax.report.study_results import Analysed, StudyResults
 
 APPROACHES = ("1", "2", "3", "all")
+WINDOW = Annotated[float, Range(1, above=True, advice="a factor, such as 4; or none")]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -44,7 +46,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         default=None,
         help="of Hoffmann 2022: 1 envelope, 2 IsoFLOP minima, 3 parametric loss (default: all)",
     )
-    p.add_argument("--law", metavar="NAME", help="another law instead; an unknown name lists them")
+    p.add_argument(
+        "--law",
+        metavar="NAME",
+        help="another law instead, or MODULE:CLASS; an unknown name lists them",
+    )
     p.add_argument(
         "--analysis",
         metavar="NAME",
@@ -73,13 +79,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _window(text: str) -> float:
-    try:
-        factor = math.inf if text.strip().casefold() == "none" else float(text)
-    except ValueError:
-        factor = math.nan
-    if not factor > 1 or (factor == math.inf and text.strip().casefold() != "none"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor above 1, such as 4, or none")
-    return factor
+    return math.inf if text.strip().casefold() == "none" else argument(WINDOW)(text)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def command(args: argparse.Namespace) -> int:
     Raises:
       ConfigError: what was given cannot be read, or nothing can be fitted to it.
     """
-    from rlhf_jax.laws.fits import check_numbers
+    from rlhf_jax.laws.approaches import check_numbers
     from rlhf_jax.laws.points import FitError
 
     if args.law is not None and args.approach:
@@ -162,7 +162,7 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
         plots_scaling.frontier(by_approach, "frontier"),
         plots_scaling.residuals(three, "residuals"),
         plots_laws.extrapolation(three, "extrapolation"),
-        *(plots_laws.law(fit, fit["law"]) for fit in fits if "law" in fit),
+        *(plots_laws.law(fit, fit["law"].replace(":", "-")) for fit in fits if "law" in fit),
     ]
     for plot in plots:
         if plot is not None:
@@ -171,19 +171,18 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from rlhf_jax.laws.fits import fit_curves, fit_points
+    from rlhf_jax.laws.approaches import fit_curves, fit_points
     from rlhf_jax.laws.isoflop import WIDE
     from rlhf_jax.laws.points import FitError
 
     points = source.points
     if args.law is not None:
-        from rlhf_jax.laws.forms import LAWS, fit_named
+        from rlhf_jax.laws.named import fit_named
 
-        if args.law not in LAWS:
-            raise ConfigError(f"--law {args.law!r} is not known.{suggest(args.law, list(LAWS))}")
+        sys.path.insert(0, "")  # MODULE:CLASS beside the table, whatever the command's name
         fit = fit_named(args.law, points, args.resamples, args.seed)
         out = [{"label": label, "reason": reason} for label, reason in points.left_out]
-        return [{"law": args.law, **fit, "left_out": out, "points": points.rows()}]
+        return [{**fit, "left_out": out, "points": points.rows()}]
 
     def fitted(approach: int) -> dict[str, Any]:
         if approach == 1 and source.curves:
@@ -217,7 +216,7 @@ def _fit(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _read(args: argparse.Namespace) -> Source:
-    from rlhf_jax.laws import fits
+    from rlhf_jax.laws.approaches import source
     from rlhf_jax.laws.points import read_table
 
     path = Path(args.source)
@@ -235,7 +234,7 @@ def _read(args: argparse.Namespace) -> Source:
         if given or given == "":
             raise ConfigError(f"{option} is for studies; {path.name} is a table")
     columns = dict(text.split("=", 1) for text in args.columns)
-    return Source(read_table(path, columns), fits.source(path))
+    return Source(read_table(path, columns), source(path))
 
 
 def _open_study(args: argparse.Namespace) -> StudyResults:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.evals.intervals import resampled_counts
 from rlhf_jax.laws.curves import Curve
-from rlhf_jax.laws.isoflop import PowerLaw
+from rlhf_jax.laws.isoflop import PowerLaw, lines
 from rlhf_jax.laws.points import FitError, Points
 
 GRID = 1500  # compute values (Hoffmann 2022, section 3.1)
@@ -127,18 +128,9 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
             f"{len(sizes)} of {len(groups)} sizes were trained to {MIN_HORIZONS} or more horizons; "
             f"an envelope of final losses needs at least {MIN_HOLDERS} such sizes"
         )
-        nothing = np.full(len(grid), np.nan)
+        nobody, nothing = np.full(len(grid), -1), np.full(len(grid), np.nan)
         return EnvelopeFit(
-            np.exp(grid),
-            np.full(len(grid), -1),
-            nothing,
-            nothing,
-            nothing,
-            np.zeros(len(grid), bool),
-            (),
-            None,
-            None,
-            reason,
+            np.exp(grid), nobody, nothing, nothing, nothing, nobody > 0, (), None, None, reason
         )
     centers = np.array([log_n[group].mean() for group in sizes])
     ends = [(log_c[group].min() - 1e-9, log_c[group].max() + 1e-9) for group in sizes]
@@ -203,7 +195,7 @@ def _fit(
         rng = np.random.default_rng(seed)
         drawn, part = np.full((2, resamples, 2), np.nan), slice(None, None, EVERY)
         for i in range(0, resamples, BLOCK):
-            counts = rng.multinomial(runs, np.full(runs, 1 / runs), min(BLOCK, resamples - i))
+            counts = resampled_counts(runs, min(BLOCK, resamples - i), rng)
             who, use = _holders(np.stack([draw(c, part) for c in counts]), log_n)
             drawn[:, i : i + BLOCK] = _lines(log_c[part], log_n, log_tokens[:, part], who, use)
         whole = _lines(log_c, log_n, log_tokens, holder[None], kept[None])[:, 0]
@@ -246,21 +238,16 @@ def _holders(losses: np.ndarray, log_n: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _lines(log_c, log_n, log_tokens, holder, kept) -> np.ndarray:
     """(intercept, slope) of ln N* and of ln D* on ln C over the kept points, (2, R, 2)."""
-    x = log_c - log_c.mean()
-    counts = np.maximum(kept.sum(1), 1)
-    mean_x = (kept @ x) / counts
-    spread = kept @ (x * x) - counts * mean_x**2
     sizes = np.sort(np.where(kept, holder, -1), 1)
     few = (np.diff(sizes, axis=1) > 0).sum(1) + (sizes[:, 0] >= 0) < MIN_HOLDERS
-    out = []
-    for y in (log_n[holder], log_tokens[holder, np.arange(len(x))]):
-        y = np.where(kept, y, 0.0)
-        mean_y = y.sum(1) / counts
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (y @ x - counts * mean_x * mean_y) / spread
-        slope = np.where(few, np.nan, slope)
-        out.append(np.stack([mean_y - slope * (mean_x + log_c.mean()), slope], 1))
-    return np.stack(out)
+    found = np.stack(
+        [
+            lines(log_c, np.where(kept, y, np.nan))
+            for y in (log_n[holder], log_tokens[holder, np.arange(len(log_c))])
+        ]
+    )
+    found[:, few] = np.nan
+    return found
 
 
 def _refusal(log_c: np.ndarray, log_n: np.ndarray, holder: np.ndarray, kept: np.ndarray):
@@ -273,7 +260,10 @@ def _refusal(log_c: np.ndarray, log_n: np.ndarray, holder: np.ndarray, kept: np.
         )
     decades = float(np.ptp(log_c[kept]) / np.log(10))
     if decades < MIN_DECADES:
-        return f"the envelope covers {decades:.2f} decades of compute; at least {MIN_DECADES} are needed"
+        return (
+            f"the envelope covers {decades:.2f} decades of compute; at least {MIN_DECADES} are "
+            "needed"
+        )
     return None
 
 
@@ -286,38 +276,17 @@ def _horizons(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def monotone(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """y at `at` by a cubic through (x, y) that is monotone wherever y is; NaN outside x.
+    """y at `at` by a cubic through (x, y) that is monotone wherever y is (PCHIP); NaN outside x.
 
-    Slopes are of Fritsch and Butland 1984 as in PCHIP. x (k,) rises; under 2 points all is NaN.
+    x (k,) rises; under 2 points all is NaN.
     """
+    from scipy.interpolate import PchipInterpolator  # 0.4 s, which other fits need not spend
+
     out = np.full(len(at), np.nan)
-    if len(x) < 2:
-        return out
-    h, d = np.diff(x), np.diff(y) / np.diff(x)
-    slope = np.empty(len(x))
-    if len(x) == 2:
-        slope[:] = d[0]
-    else:
-        turns = d[:-1] * d[1:] <= 0
-        w = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-        safe = np.where(turns, 1.0, d[:-1]), np.where(turns, 1.0, d[1:])
-        slope[1:-1] = np.where(turns, 0.0, (w[0] + w[1]) / (w[0] / safe[0] + w[1] / safe[1]))
-        slope[0], slope[-1] = _end(h[0], h[1], d[0], d[1]), _end(h[-1], h[-2], d[-1], d[-2])
-    inside = (at >= x[0] - 1e-9) & (at <= x[-1] + 1e-9)
-    z = at[inside]
-    i = np.clip(np.searchsorted(x, z) - 1, 0, len(h) - 1)
-    s = np.clip((z - x[i]) / h[i], 0, 1)
-    curve = (3 * d[i] - 2 * slope[i] - slope[i + 1]) + s * (slope[i] + slope[i + 1] - 2 * d[i])
-    out[inside] = y[i] + h[i] * s * (slope[i] + s * curve)
+    if len(x) > 1:
+        inside = (at >= x[0] - 1e-9) & (at <= x[-1] + 1e-9)
+        out[inside] = PchipInterpolator(x, y)(np.clip(at[inside], x[0], x[-1]))
     return out
-
-
-def _end(h0: float, h1: float, d0: float, d1: float) -> float:
-    """The slope at an end: of three points, limited so that the cubic stays monotone."""
-    slope = ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
-    if slope * d0 <= 0:
-        return 0.0
-    return 3 * d0 if d0 * d1 <= 0 and abs(slope) > 3 * abs(d0) else slope
 
 
 def _clusters(values: np.ndarray, tolerance: float) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.evals.intervals import percentile_interval
 from rlhf_jax.laws.budgets import groups
 from rlhf_jax.laws.points import FitError, Points
 
@@ -66,12 +67,10 @@ class Budget:
         """Percentile intervals of n_star, d_star, loss_star over the resamples that have one."""
         if self.refused or not len(self.draws):
             return {}
-        low, high = np.nanquantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return {
-            "n_star": [float(np.exp(low[0])), float(np.exp(high[0]))],
-            "d_star": [float(np.exp(low[1])), float(np.exp(high[1]))],
-            "loss_star": [float(low[2]), float(high[2])],
-        }
+        n, d, loss = (percentile_interval(draws, level) for draws in self.draws.T)
+        logs = {"n_star": n, "d_star": d}
+        found = {name: [float(np.exp(end)) for end in ends] for name, ends in logs.items()}
+        return {**found, "loss_star": loss}
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,8 @@ class PowerLaw:
 
     def interval(self, level: float = 0.95) -> list[float] | None:
         """Percentile interval of the exponent."""
-        finite = self.draws[np.isfinite(self.draws[:, 1]), 1]
-        if not len(finite):
-            return None
-        return [float(q) for q in np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])]
+        found = percentile_interval(self.draws[:, 1], level)
+        return None if np.isnan(found[0]) else found
 
     def band(self, flops: np.ndarray, level: float = 0.95) -> np.ndarray:
         """(2, budgets): percentile band of y at each C; NaN without draws."""
@@ -329,16 +326,22 @@ def power_law(
     rows = np.log(values)[None]
     if log_draws is not None:
         rows = np.concatenate([rows, log_draws])
+    found = lines(x, rows, weights)
+    return PowerLaw(float(np.exp(found[0, 0])), float(found[0, 1]), found[1:])
+
+
+def lines(x: np.ndarray, rows: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """(R, 2): intercept and slope on x (n,) of each of rows (R, n) by weighted least squares; NaN
+    in a row is left out, and a row with fewer than 2 values has a slope of NaN."""
     w = np.isfinite(rows) * weights
-    y = np.where(np.isfinite(rows), rows, 0.0)
+    y = np.where(w > 0, rows, 0.0)
     total = np.maximum(w.sum(1), 1e-300)
     mean_x, mean_y = w @ x / total, (w * y).sum(1) / total
     dx = x - mean_x[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = (w * dx * y).sum(1) / (w * dx * dx).sum(1)
     slope[(w > 0).sum(1) < 2] = np.nan
-    lines = np.stack([mean_y - slope * mean_x, slope], 1)
-    return PowerLaw(float(np.exp(lines[0, 0])), float(lines[0, 1]), lines[1:])
+    return np.stack([mean_y - slope * mean_x, slope], 1)
 
 
 def describe(budget: Budget) -> dict[str, Any]:

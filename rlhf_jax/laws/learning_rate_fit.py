@@ -54,7 +54,8 @@ def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     freedom = len(good) - 3
     sd = math.sqrt(error @ error / freedom)
     half = student.ppf(0.975, freedom) * sd * np.sqrt(np.diag(np.linalg.inv(X.T @ X)))
-    low, high = theta - half, theta + half
+    ends = np.stack([theta - half, theta + half], 1).tolist()
+    ends[0] = np.exp(ends[0]).tolist()
     for group in groups:
         x = [1.0, math.log(N0 / group["params"]), math.log(group["batch_tokens"] / B0)]
         group["predicted"] = float(np.exp(x @ theta))
@@ -62,11 +63,7 @@ def fit_learning_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "lr0": float(np.exp(theta[0])),
         "n_power": float(theta[1]),
         "b_power": float(theta[2]),
-        "intervals": {
-            "lr0": [float(np.exp(low[0])), float(np.exp(high[0]))],
-            "n_power": [float(low[1]), float(high[1])],
-            "b_power": [float(low[2]), float(high[2])],
-        },
+        "intervals": dict(zip(("lr0", "n_power", "b_power"), ends, strict=True)),
         "residual_sd": sd,
         "groups": groups,
         "n": len(rows),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.fits import fit_points
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.approaches import fit_points
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.laws.tables.selection import MAX
 
@@ -56,16 +56,10 @@ def predict(
         try:
             fit = fit_points(points, approach, resamples, seed, reach=max(reach, 10.0))
         except FitError as e:
-            found[str(approach)] = {"refused": str(e)}
-            continue
-        if approach == 3 and fit.get("E") is not None:
-            law = Law(**{name: fit[name] for name in ("E", "A", "B", "alpha", "beta")})
-            runs = [
-                {k: run[k] for k in ("label", "params", "tokens")}
-                | {"loss": float(law.loss(run["params"], run["tokens"]))}
-                for run in planned
-            ]
-        if fit.get("refused") or not fit["frontier"]:
+            fit = {"refused": str(e)}
+        if fit.get("E") is not None:
+            runs = _losses(fit, planned)
+        if fit["refused"] or not fit["frontier"]:
             found[str(approach)] = {"refused": fit["refused"] or "no frontier"}
             continue
         found[str(approach)] = _at(fit["frontier"], flops) | {"a": fit["a"]}
@@ -83,13 +77,20 @@ def predict(
     }
 
 
+def _losses(fit: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The loss that approach 3's law predicts for each planned run."""
+    law = Chinchilla(**{name: fit[name] for name in Chinchilla.names()})
+    return [
+        {k: run[k] for k in ("label", "params", "tokens")}
+        | {"loss": float(law.loss(run["params"], run["tokens"]))}
+        for run in planned
+    ]
+
+
 def check_flops(flops: float) -> float:
     """`flops`; FitError where it is no compute that a run can have."""
-    if (
-        not isinstance(flops, int | float)
-        or isinstance(flops, bool)
-        or not 1 <= flops <= MAX["flops"]
-    ):
+    number = isinstance(flops, int | float) and not isinstance(flops, bool)
+    if not number or not 1 <= flops <= MAX["flops"]:
         raise FitError(
             f"compute to predict at is {flops}; it must be FLOPs from 1 to {MAX['flops']:g}, as "
             "1e20"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rlhf_jax.laws.parametric import Law
+from rlhf_jax.laws.chinchilla import Chinchilla
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Frontier:
     k: float
     g: float
     source: str
-    law: Law | None = None
+    law: Chinchilla | None = None
 
     @property
     def a(self) -> float:
@@ -56,7 +56,7 @@ def _through(small: tuple[float, float], large: tuple[float, float], source: str
     return Frontier(small[1] / small[0] ** g, g, source)
 
 
-def _surface(law: Law, source: str) -> Frontier:
+def _surface(law: Chinchilla, source: str) -> Frontier:
     # At the optimum alpha A / N^alpha = beta B / D^beta.
     k = (law.beta * law.B / (law.alpha * law.A)) ** (1.0 / law.beta)
     return Frontier(k, law.alpha / law.beta, source, law)
@@ -76,11 +76,11 @@ FRONTIERS = {
         (1e9, 20.0e9), (1e12, 26.5e12), "Hoffmann 2022, approach 2: rows 1B and 1T of table A3"
     ),
     "hoffmann-3": _surface(
-        Law(1.69337368, 406.401018, 410.722827, 0.33917084, 0.2849083),
+        Chinchilla(1.69337368, 406.401018, 410.722827, 0.33917084, 0.2849083),
         "Hoffmann 2022, approach 3: coefficients at the precision of the paper's TeX source",
     ),
     "besiroglu": _surface(
-        Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658),
+        Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658),
         "Besiroglu 2024: approach 3 fitted again to the points of Hoffmann's figure",
     ),
 }

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rlhf_jax.kinds.pretrain.cell import Pretrain
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
@@ -50,31 +51,17 @@ def trunk_and_branch(
         )
     trunk: list[Pretrain] = []
     branches: list[Pretrain] = []
+    of_all: dict[str, Any] = {"model": model, "batch": batch, "seed": seed}
     for i, (end, horizon) in enumerate(zip(ends, whole, strict=True)):
         stable = replace(optim, schedule="constant", warmup=0.0 if i else optim.warmup)
-        before = trunk[-1].name if trunk else None
+        before = f"{name}-trunk-{i - 1}" if i else None
         trunk.append(
-            Pretrain(
-                f"{name}-trunk-{i}",
-                model=model,
-                tokens=end,
-                batch=batch,
-                optim=stable,
-                seed=seed,
-                continues=before,
-            )
+            Pretrain(f"{name}-trunk-{i}", tokens=end, optim=stable, continues=before, **of_all)
         )
         falling = replace(optim, schedule="linear", warmup=0.0)
+        on = trunk[-1].name
         branches.append(
-            Pretrain(
-                f"{name}-branch-{i}",
-                model=model,
-                tokens=horizon,
-                batch=batch,
-                optim=falling,
-                seed=seed,
-                continues=trunk[-1].name,
-            )
+            Pretrain(f"{name}-branch-{i}", tokens=horizon, optim=falling, continues=on, **of_all)
         )
     return trunk, branches
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_jax.laws.forms import LAWS
 from rlhf_jax.laws.learning_rate import B0, N0
+from rlhf_jax.laws.named import law_of
 from rlhf_jax.report import plots_laws, plots_scaling
 from rlhf_jax.report.blocks import (
     Lead,
@@ -108,7 +108,7 @@ def repeated(analysis: Analysed, fit: dict[str, Any]) -> Section:
     title, named = "Repeated data" + labelled(name), f"Repeated data{labelled(name)}: {line}"
     if "parameters" not in fit:
         return Section(title, [refusal(line)], cautions=[named], anchor=name)
-    law, ends = LAWS[fit["law"]](**fit["parameters"]), fit["intervals"]
+    law, ends = law_of(fit), fit["intervals"]
     coefficients = columns(
         fit["parameters"].items(),
         ("coefficient", lambda of: of[0]),

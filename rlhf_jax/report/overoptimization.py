@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.evals.best_of_n import kl_bound, powers_of_two
 from rlhf_jax.kinds.best_of_n.result import BestOfNResult
-from rlhf_jax.laws.forms.overoptimization import FORMULAS, Curve, Form, of_iterations
+from rlhf_jax.laws.overoptimization import FORMULAS, Curve, Form, of_iterations
 from rlhf_jax.laws.points import FitError
 from rlhf_jax.report import plots_overoptimization as plots
 from rlhf_jax.report.blocks import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.forms import LAWS
+from rlhf_jax.laws.named import law_of
 from rlhf_jax.laws.published import FRONTIERS
 from rlhf_jax.report.style import (
     FG,
@@ -238,7 +238,7 @@ def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
 
 @styled
 def law(fit: Mapping[str, Any], name: str) -> Plot | None:
-    """Any law of `rlhf_jax.laws.forms`: what it says against what was observed, and its residuals
+    """Any law of `rlhf_jax.laws.named`: what it says against what was observed, and its residuals
     against each input.
 
     fit: `LawFit.to_json()`.
@@ -246,7 +246,7 @@ def law(fit: Mapping[str, Any], name: str) -> Plot | None:
     rows = fit.get("residuals") or []
     if not rows:
         return None
-    law = LAWS[fit["law"]](**fit["parameters"])
+    law = law_of(fit)
     inputs = {key: np.array([row[key] for row in rows]) for key in fit["inputs"]}
     said = law.predict(**inputs)
     error = np.array([row["residual"] for row in rows])

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.laws.approaches import fit_points
 from rlhf_jax.laws.curves import at_equal_compute, joined
-from rlhf_jax.laws.fits import fit_points
-from rlhf_jax.laws.forms import fit_named
-from rlhf_jax.laws.forms.overoptimization import fit_overoptimization
 from rlhf_jax.laws.learning_rate import check_lr
 from rlhf_jax.laws.learning_rate_fit import fit_learning_rate
+from rlhf_jax.laws.named import fit_named
+from rlhf_jax.laws.overoptimization import fit_overoptimization
 from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.laws.predict import score
 from rlhf_jax.report import overoptimization

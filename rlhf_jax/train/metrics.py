@@ -10,31 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.cost.hardware import peak_of
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.runs import CellFolder, read_json
-
-# Peak dense bfloat16 FLOP/s of one chip, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
 
 
 @cache
 def peak_flops() -> float:
     """FLOP/s that this process's devices could reach together: the data sheet's for known chips, a
     measured float32 matmul for the rest (CPUs)."""
-    device = jax.devices()[0]
-    for name, peak in PEAK_FLOPS.items():
-        if device.device_kind.startswith(name):
-            return peak * jax.device_count()
-    return matmul_peak(n=768, tries=5)
+    peak = peak_of(jax.devices()[0].device_kind)
+    return peak * jax.device_count() if peak else matmul_peak(n=768, tries=5)
 
 
 def matmul_peak(n: int = 2048, tries: int = 8) -> float:

@@ -7,10 +7,10 @@ import dataclasses
 import json
 import sys
 
+from rlhf_jax.cost.hardware import chip_of
 from rlhf_jax.cost.presets import PRESETS, preset
 from rlhf_jax.study.config import ConfigError, ModelConfig, argument
 from rlhf_jax.study.ranges import Size
-from rlhf_jax.tools.aot.chips import chip
 from rlhf_jax.tools.aot.compile import (
     Job,
     check,
@@ -95,7 +95,7 @@ def wanted(what: str, cell: str | None) -> list[Wanted]:
 def command(args: argparse.Namespace) -> int:
     """Returns 0 if everything fits, 1 if something does not."""
     models = wanted(args.what, args.cell)
-    chip(args.topology)
+    chip_of(args.topology)
     prepare_environment()
     from rlhf_jax.model.sharding import parse_mesh
     from rlhf_jax.tools.aot.forecast import forecast, lines

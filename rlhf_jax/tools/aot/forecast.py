@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_jax.cost.flops import flops_per_token, param_counts
+from rlhf_jax.cost.hardware import chip_of
 from rlhf_jax.model.scoring import LOGITS_BYTES
-from rlhf_jax.tools.aot.chips import chip
 from rlhf_jax.tools.aot.compile import Compiled, Job
 from rlhf_jax.tools.aot.program import SPLASH_MATMULS, Program
 from rlhf_jax.tools.aot.roofline import MATMUL, Machine, Roofline, collectives
@@ -38,10 +38,10 @@ def hardware_flops(job: Job) -> float:
 def forecast(job: Job, compiled: Compiled) -> dict[str, Any]:
     """Everything that `rlhf-jax aot` prints, as JSON values; bytes and seconds are of one device
     and one step, FLOPs of all devices and one step."""
-    kind = chip(job.topology)
+    kind = chip_of(job.topology)
     machine = Machine(kind, compiled.dims, compiled.coords)
     devices = len(compiled.coords)
-    hbm = int(kind.hbm_bytes * machine.share)
+    hbm = int(kind.memory * machine.share)
     total = compiled.memory["total"]
     tokens = devices * job.batch_per_device * job.seq_len
     model_flops = tokens * flops_per_token(job.model, job.seq_len)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.tools.aot.chips import Chip
+from rlhf_jax.cost.hardware import Hardware
 from rlhf_jax.tools.aot.hlo import Computation, Op
 from rlhf_jax.tools.aot.program import COLLECTIVES, Collective, Program
 
@@ -35,7 +35,7 @@ HOST = 5  # memory space
 class Machine:
     """Devices, and where they are: `coords[i]` of the i-th device of the mesh."""
 
-    chip: Chip
+    chip: Hardware
     dims: tuple[int, ...]  # of the torus
     coords: Sequence[tuple[int, ...]]
 
@@ -150,7 +150,7 @@ class Roofline:
         if name in known:
             return known[name]
         chip, share = self.machine.chip, self.machine.share
-        peak, bandwidth = chip.flops * share * matmul, chip.hbm_bandwidth * share
+        peak, bandwidth = chip.flops * share * matmul, chip.bandwidth * share
         e = Estimate()
         now = links = copies = 0.0  # clocks: the core, the links, the copy engine
         ends: dict[str, float] = {}

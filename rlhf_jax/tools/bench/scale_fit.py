@@ -24,13 +24,14 @@ def write_table(path: Path, rows: int, seed: int = 0) -> None:
     """A CSV of `rows` runs of a known law: name, params, tokens, loss."""
     import numpy as np
 
-    from rlhf_jax.laws.coverage import LAW
+    from rlhf_jax.laws.chinchilla import Chinchilla
 
+    law = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
     rng = np.random.default_rng(seed)
     flops = np.exp(rng.uniform(np.log(1e18), np.log(1e22), rows))
-    params = LAW.compute_optimal(flops)[0] * np.exp(rng.uniform(-1.4, 1.4, rows))
+    params = law.compute_optimal(flops)[0] * np.exp(rng.uniform(-1.4, 1.4, rows))
     tokens = flops / (6 * params)
-    loss = LAW.loss(params, tokens) * np.exp(0.005 * rng.normal(size=rows))
+    loss = law.loss(params, tokens) * np.exp(0.005 * rng.normal(size=rows))
     with path.open("w") as f:
         f.write("name,params,tokens,loss\n")
         for i, (n, d, value) in enumerate(zip(params, tokens, loss, strict=True)):

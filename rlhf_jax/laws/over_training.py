@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.forms.family import ScalingLaw
-from rlhf_jax.laws.forms.solve import linear_start
+from rlhf_jax.laws.law import Law
+from rlhf_jax.laws.solve import linear_start
 
 
 @dataclass(frozen=True)
-class OverTraining(ScalingLaw):
+class OverTraining(Law):
     """L = E + (a M^eta + b M^-eta) C^-eta, M = D / N tokens a parameter, C = 6 N D.
 
     It is Chinchilla's law with tied exponents alpha = beta = 2 eta, written so that at any fixed
@@ -66,7 +66,7 @@ class OverTraining(ScalingLaw):
 
 
 @dataclass(frozen=True)
-class Downstream(ScalingLaw):
+class Downstream(Law):
     """Error = eps - k exp(-gamma L): a downstream error rate from the validation loss L (nats).
 
     eps is the error of a model that knows nothing. The fit's residuals are plain, for an error

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.laws.chinchilla import Chinchilla, frontier
 from rlhf_jax.laws.curves import Curve
 from rlhf_jax.laws.envelope import (
     MIN_HORIZONS,
@@ -18,18 +19,19 @@ from rlhf_jax.laws.envelope import (
     fit_envelope,
     short_sizes,
 )
-from rlhf_jax.laws.extrapolation import extrapolation
+from rlhf_jax.laws.fit import fit
 from rlhf_jax.laws.isoflop import WIDE, Budget, PowerLaw, describe, fit_isoflop, power_law
-from rlhf_jax.laws.parametric import NAMES, fit_law, fit_parametric
+from rlhf_jax.laws.law import LawFit
 from rlhf_jax.laws.points import FitError, Points, plain, read_table
-from rlhf_jax.laws.separable import disagreement, fit_separable
+from rlhf_jax.laws.solve import HUBER_LOG, Problem
 from rlhf_jax.laws.tables.selection import LeftOut
+from rlhf_jax.study.ranges import Range
 
-AGREE = 1e-6  # objectives of the two optimizers of approach 3: beyond, a warning
+AGREE = 1e-6  # objectives of two searches of approach 3: beyond, a warning
+DISAGREE = 1e-3  # the second is lower by more than this share: refused
 BUDGET = "their budget is refused: "
 MAX_RESAMPLES = 100_000
 FEW = 10  # runs of approach 3: below, a warning
-DISAGREE = 1e-3  # the second is lower by more than this share: refused
 
 
 def fit_file(
@@ -99,7 +101,7 @@ def fit_points(
 def check_numbers(resamples: int, seed: int) -> None:
     """Raises FitError for what is no number of resamples, or no seed of 32 bits."""
     for name, value, most in (("resamples", resamples, MAX_RESAMPLES), ("seed", seed, 2**32 - 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        if type(value) is not int or Range(0, most).problem(value):
             raise FitError(
                 f"{name} is {value!r}; it must be 0 or more, a whole number up to {most:,}"
             )
@@ -293,54 +295,66 @@ def _isoflop_ahead(points: Points, window: float) -> dict[str, Any]:
 
 
 def _parametric(points: Points, resamples: int, seed: int, reach: float) -> dict[str, Any]:
-    fit = fit_parametric(points, resamples, seed)
-    values = {name: getattr(fit.law, name) for name in NAMES}
-    agreement, refused, warnings = None, fit.refused, list(fit.warnings)
+    found = fit(Chinchilla, points, resamples, seed)
+    law, refused, warnings = found.law, found.refused, list(found.warnings)
     if len(points) < FEW:
         warnings.append(f"{len(points)} runs for 5 coefficients: the law follows their noise")
+    values = {name: getattr(law, name) for name in (*law.names(), *law.DERIVED)}
+    agreement = None
     if not refused:
-        agreement = disagreement(fit, fit_separable(points), len(points))
-        if agreement["objective"] > DISAGREE:
+        agreement = _agreement(found, *second_search(points))
+        lower = agreement["objective"]
+        if lower > DISAGREE:
             refused = (
-                f"a second optimizer found an objective lower by {agreement['objective']:.1e} of "
+                f"a second search, from other starts, found an objective lower by {lower:.1e} of "
                 "itself: this is not the optimum"
             )
-        elif abs(agreement["objective"]) > AGREE:
-            warnings.append(
-                f"two optimizers differ by {agreement['objective']:.1e} of the objective"
-            )
+        elif abs(lower) > AGREE:
+            warnings.append(f"two searches differ by {lower:.1e} of the objective")
     if refused:
-        values |= {"a": None, "b": None, "G": None}
-    policy = f"rows beyond 3 robust standard deviations: {len(fit.outliers)}; none dropped"
+        values |= dict.fromkeys(law.DERIVED)
+    policy = f"rows beyond 3 robust standard deviations: {len(found.outliers)}; none dropped"
+    keys = ("label", "params", "tokens", "flops")
+    rows = zip(points.rows(), found.residuals.tolist(), strict=True)
     return {
         **values,
-        "objective": fit.objective,
-        "intervals": {k: v for k, v in fit.intervals().items() if values[k] is not None},
-        "hit_rate": fit.hit_rate,
-        "condition": fit.condition,
+        "objective": found.objective,
+        "intervals": {k: v for k, v in found.intervals().items() if values[k] is not None},
+        "hit_rate": found.hit_rate,
+        "condition": found.condition,
         "agreement": agreement,
-        "outliers": {"policy": policy, "rows": list(fit.outliers)},
-        "residuals": [
-            {"label": label, "params": n, "tokens": d, "flops": c, "residual": r}
-            for label, n, d, c, r in zip(
-                points.labels,
-                points.params.tolist(),
-                points.tokens.tolist(),
-                points.flops.tolist(),
-                fit.residuals.tolist(),
-                strict=True,
-            )
-        ],
-        "extrapolation": extrapolation(points, _surface),
-        "frontier": [] if refused else fit.frontier(_range(points.flops, reach)),
+        "outliers": {"policy": policy, "rows": list(found.outliers)},
+        "residuals": [{k: row[k] for k in keys} | {"residual": r} for row, r in rows],
+        "extrapolation": found.extrapolation,
+        "frontier": [] if refused else frontier(found, _range(points.flops, reach)),
         "refused": refused,
         "notes": [*points.notes, *warnings, "the optimum takes C = 6 N D"],
     }
 
 
-def _surface(points: Points) -> Callable[[Points], np.ndarray]:
-    law = fit_law(points)
-    return lambda table: np.asarray(law.loss(table.params, table.tokens))
+def second_search(points: Points) -> tuple[Chinchilla, float]:
+    """(law, objective) of approach 3 from other starts, in other coordinates and with derivatives
+    of the formula alone; of many runs on a sample, and then on all."""
+    surface = Chinchilla.problem(points, None, {})
+    plain = Problem(Chinchilla, surface.columns, surface.target, HUBER_LOG, {}).sample
+    start = surface.theta(plain.values(plain.search().theta))
+    theta, objective = surface.polish(start)
+    return Chinchilla(*surface.values(theta).tolist()), objective * HUBER_LOG.unit**2
+
+
+def _agreement(found: LawFit, other: Chinchilla, objective: float) -> dict[str, float]:
+    """Relative differences of two fits: of the objectives (positive where `other` is lower) and of
+    every coefficient (absolute values).
+
+    Objectives are compared relative to the first, or to 1e-3 delta^2 a run where that is larger:
+    below it both fit the table exactly.
+    """
+    scale = max(found.objective, 1e-3 * found.n * HUBER_LOG.unit**2)
+    change = np.abs(other.values - found.law.values) / np.maximum(np.abs(found.law.values), 1e-300)
+    return {
+        "objective": (found.objective - objective) / scale,
+        **dict(zip(other.names(), change.tolist(), strict=True)),
+    }
 
 
 def _range(flops: np.ndarray, beyond: float, count: int = 25) -> np.ndarray:

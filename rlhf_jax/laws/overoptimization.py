@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_jax.evals.intervals import percentile_interval, resampled_counts
 from rlhf_jax.laws.points import FitError, plain
 
 Form = Literal["best_of_n", "rl"]
@@ -105,14 +106,15 @@ def fit_overoptimization(
     drawn = data.solve(data.resampled(resamples, seed))
     drawn = drawn[np.isfinite(drawn).all(1)]
     laws = [OverOptimization(form, a, b) for a, b in drawn[:, -2:].tolist()]
-    grid = np.linspace(0, 1.05 * data.d_max, GRID)
-    sampled = np.array([one.gain(grid) for one in laws])
-    low, high = np.quantile(sampled, [0.025, 0.975], axis=0)
-    ends = {name: _ends(drawn[:, -2 + i]) for i, name in enumerate(("alpha", "beta"))}
+    ends = {name: percentile_interval(drawn[:, -2 + i]) for i, name in enumerate(("alpha", "beta"))}
     refused = no_peak(law, ends, data.d_max)
     peaks = np.array([one.peak or (math.nan, math.nan) for one in laws])
     if refused is None:
-        ends |= {name: _ends(peaks[:, i]) for i, name in enumerate(("peak_d", "peak_gain"))}
+        ends |= {
+            name: percentile_interval(peaks[:, i]) for i, name in enumerate(("peak_d", "peak_gain"))
+        }
+    found = law.peak if refused is None else None
+    d_best, most = found or (math.nan, math.nan)
     d, gold = data.pooled()
     residual = law.gain(d) + (best[0] if form == "rl" else 0.0) - gold
     return plain(
@@ -124,24 +126,27 @@ def fit_overoptimization(
             "beta": law.beta,
             "gold_at_0": data.gold_at_0(best),
             "intervals": ends,
-            "peak": _peak(law, data.d_max) if refused is None else None,
+            "peak": {"d": d_best, "gain": most, "beyond": d_best > data.d_max} if found else None,
             "refused": refused,
             "curves": [c.label for c in curves],
             "n": data.points,
             "d_max": data.d_max,
             "rms": float(np.sqrt(np.mean(residual**2))),
             "extrapolation": extrapolation(form, curves),
-            "band": {
-                "d": grid.tolist(),
-                "gain": law.gain(grid).tolist(),
-                "low": low.tolist(),
-                "high": high.tolist(),
-            },
+            "band": _band(law, laws, data.d_max),
             "resamples": len(drawn),
             "seed": seed,
             "notes": _notes(form, curves),
         }
     )
+
+
+def _band(law: OverOptimization, laws: list[OverOptimization], d_max: float) -> dict[str, Any]:
+    """The law and its 95% band on a grid of d."""
+    d = np.linspace(0, 1.05 * d_max, GRID)
+    low, high = np.quantile([one.gain(d) for one in laws], [0.025, 0.975], axis=0)
+    found = {"d": d, "gain": law.gain(d), "low": low, "high": high}
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def no_peak(law: OverOptimization, ends: dict[str, list[float]], d_max: float) -> str | None:
@@ -263,13 +268,12 @@ class _Normal:
         """(resamples, blocks): how often each block is drawn, curves first and blocks within
         them."""
         rng = np.random.Generator(np.random.Philox(seed))
-        curves = len(self.sizes)
-        times = rng.multinomial(curves, np.full(curves, 1 / curves), resamples)
+        times = resampled_counts(len(self.sizes), resamples, rng).astype(int)
         parts = [
-            rng.multinomial(times[:, i] * size, np.full(size, 1 / size))
+            resampled_counts(size, resamples, rng, times[:, i] * size)
             for i, size in enumerate(self.sizes)
         ]
-        return np.concatenate(parts, axis=1).astype(float)
+        return np.concatenate(parts, axis=1)
 
     def pooled(self) -> tuple[np.ndarray, np.ndarray]:
         """Distinct values of d and the mean there: gain of best-of-n, gold score of RL."""
@@ -279,17 +283,6 @@ class _Normal:
 
     def gold_at_0(self, best: np.ndarray) -> float:
         return float(best[0]) if self.form == "rl" else float(np.mean(self.start))
-
-
-def _ends(values: np.ndarray) -> list[float]:
-    """A 95% percentile interval."""
-    return [float(q) for q in np.nanquantile(values, [0.025, 0.975])]
-
-
-def _peak(law: OverOptimization, d_max: float) -> dict[str, Any] | None:
-    if law.peak is None:
-        return None
-    return {"d": law.peak[0], "gain": law.peak[1], "beyond": law.peak[0] > d_max}
 
 
 def _notes(form: Form, curves: Sequence[Curve]) -> list[str]:

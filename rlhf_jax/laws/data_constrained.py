@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.forms.family import ScalingLaw
-from rlhf_jax.laws.forms.solve import linear_start
+from rlhf_jax.laws.law import Law
+from rlhf_jax.laws.solve import linear_start
 
 
 @dataclass(frozen=True)
-class DataConstrained(ScalingLaw):
+class DataConstrained(Law):
     """L = E + A / N'^alpha + B / D'^alpha, N parameters and D tokens of which U were unique.
 
     D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)), and N' likewise from U_N = min(N, G^2 U), the

@@ -7,27 +7,12 @@ Laws": minimise 6 N D + 2 N D_inf over (N, D) subject to L(N, D) = target.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
 
+from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.points import FitError
-
-
-class ChinchillaForm(Protocol):
-    """E + A / N^alpha + B / D^beta: `parametric.Law` and `laws.Chinchilla` are two."""
-
-    @property
-    def E(self) -> float: ...
-    @property
-    def A(self) -> float: ...
-    @property
-    def B(self) -> float: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def beta(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +37,7 @@ class InferenceOptimal:
 
 
 def inference_optimal(
-    law: ChinchillaForm,
+    law: Chinchilla,
     inference_tokens: float,
     loss: float | None = None,
     flops: float | None = None,
@@ -60,14 +45,12 @@ def inference_optimal(
     """The (N, D) of least 6 N D + 2 N D_inf at a given quality.
 
     Args:
-      law: of Chinchilla's form, all its coefficients positive. inference_tokens: D_inf, tokens
+      law: all its coefficients positive. inference_tokens: D_inf, tokens
         that will be read or written in the model's life.
-      loss: the quality, nats a token; or flops: a training budget, whose compute-optimal loss is
-        then the quality. Give one.
+      loss: the quality, nats a token; or flops: a training budget, whose least loss it is.
 
     Raises:
-      FitError: neither or both are given, the loss is not above the law's E, or the law has no
-        compute-optimal split.
+      FitError: neither or both are given, the loss is not above E, or the law has no split.
     """
     if min(law.A, law.B, law.alpha, law.beta) <= 0:
         raise FitError(
@@ -78,34 +61,29 @@ def inference_optimal(
     if not 0 <= inference_tokens < float("inf"):
         raise FitError(f"inference_tokens is {inference_tokens}; it must be finite and at least 0")
     if loss is None:
-        loss = _loss_at(law, float(flops or 0.0))
+        if not (flops and 0 < flops < float("inf")):
+            raise FitError(f"flops is {flops}; a training budget must be positive and finite")
+        loss = float(law.loss(*law.compute_optimal(flops)))
     if not law.E < loss < float("inf"):
         raise FitError(
             f"no model reaches a loss of {loss:g}: the law's irreducible loss is {law.E:g}; ask "
             "for more"
         )
-    reducible = loss - law.E
+    start = float(np.log(law.beta / law.alpha))
+    chinchilla = _on_contour(law, loss, start)
 
-    def at(x: float) -> tuple[float, float]:
-        """(N, D) at x, the log odds that N's term has of the reducible loss."""
-        log_n_share, log_d_share = -np.logaddexp(0, -x), -np.logaddexp(0, x)
-        n = (np.log(law.A / reducible) - log_n_share) / law.alpha
-        d = (np.log(law.B / reducible) - log_d_share) / law.beta
-        return float(np.exp(n)), float(np.exp(d))
-
-    def slope(x: float, tokens: float) -> float:
+    def slope(x: float) -> float:
         """Rises in x; 0 where moving along the loss contour leaves the total unchanged."""
-        d = at(x)[1]
-        served = np.log1p(tokens / (3 * d))
+        served = np.log1p(inference_tokens / (3 * _on_contour(law, loss, x)[1]))
         return float(np.log(law.alpha / law.beta) + x - served)
 
-    chinchilla = at(float(np.log(law.beta / law.alpha)))
     # The optimum has a share of N's term at least Chinchilla's: a smaller model on more tokens.
-    low = high = float(np.log(law.beta / law.alpha))
-    while slope(high, inference_tokens) < 0:
+    high = start
+    while slope(high) < 0:
         high += 1.0
-    root = low if high == low else brentq(slope, low, high, args=(inference_tokens,), xtol=1e-14)
-    n, d = at(root)
+    n, d = _on_contour(
+        law, loss, start if high == start else brentq(slope, start, high, xtol=1e-14)
+    )
     training, serving = 6.0 * n * d, 2.0 * n * inference_tokens
     other = 6.0 * chinchilla[0] * chinchilla[1] + 2.0 * chinchilla[0] * inference_tokens
     return InferenceOptimal(
@@ -120,14 +98,8 @@ def inference_optimal(
     )
 
 
-def _loss_at(law: ChinchillaForm, flops: float) -> float:
-    """The least loss at C = 6 N D (Hoffmann 2022, eq. 4)."""
-    if not 0 < flops < float("inf"):
-        raise FitError(f"flops is {flops}; a training budget must be positive and finite")
-    total = law.alpha + law.beta
-    log_g = np.log(law.alpha * law.A / (law.beta * law.B)) / total
-    log_nd = np.log(flops / 6.0)
-    log_n = log_g + law.beta / total * log_nd
-    log_d = log_nd - log_n
-    reducible = law.A * np.exp(-law.alpha * log_n) + law.B * np.exp(-law.beta * log_d)
-    return float(law.E + reducible)
+def _on_contour(law: Chinchilla, loss: float, x: float) -> tuple[float, float]:
+    """(N, D) of a loss, at x, the log odds that N's term has of the reducible loss."""
+    n = (np.log(law.A / (loss - law.E)) + np.logaddexp(0, -x)) / law.alpha
+    d = (np.log(law.B / (loss - law.E)) + np.logaddexp(0, x)) / law.beta
+    return float(np.exp(n)), float(np.exp(d))

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.laws.forms.family import ScalingLaw
-from rlhf_jax.laws.forms.solve import linear_start
+from rlhf_jax.laws.law import Law
+from rlhf_jax.laws.solve import linear_start
 
 
 @dataclass(frozen=True)
-class Kaplan(ScalingLaw):
+class Kaplan(Law):
     """L = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D, without an irreducible loss.
 
     Kaplan's N leaves embeddings out; which count is given must be the same in fits and use.

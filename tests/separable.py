@@ -4,7 +4,7 @@ For fixed (alpha, beta) the law is linear in E, A, B >= 0. The inner problem sta
 least squares of the relative residuals, which approximate log residuals, and is then solved for the
 objective itself, the log-Huber sum, by damped Newton on the coefficients that are not at zero. The
 outer problem has two dimensions: a grid, then Nelder-Mead from its best points until a restart
-gains nothing. Nothing is shared with the L-BFGS of `surface` but the definition of the objective.
+gains nothing. Nothing is shared with `rlhf_jax.laws.solve` but the definition of the objective.
 """
 
 from __future__ import annotations
@@ -15,23 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from rlhf_jax.laws.points import Points
-from rlhf_jax.laws.surface import DELTA
+DELTA = 1e-3
 
 EXPONENTS = (0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.6, 0.9, 1.4)  # the grid of each exponent
 LIMITS = (1e-3, 4.0)
-
-
-@dataclass(frozen=True)
-class Separable:
-    """E, A, B, alpha, beta and the summed Huber loss (unscaled, as `ParametricFit.objective`)."""
-
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-    objective: float
 
 
 @dataclass
@@ -89,14 +76,11 @@ class _Profile:
         return c, value
 
 
-def fit_separable(points: Points) -> Separable:
-    """The law of least log-Huber sum with E, A, B >= 0 and both exponents positive.
-
-    Args:
-      points: as `fit_parametric` takes them.
-    """
-    mx, my = np.log(points.params).mean(), np.log(points.tokens).mean()
-    profile = _Profile(np.log(points.params) - mx, np.log(points.tokens) - my, np.log(points.loss))
+def fit(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> dict[str, float]:
+    """E, A, B, alpha, beta and the objective (the plain sum) of least log-Huber sum with E, A, B
+    >= 0 and both exponents positive."""
+    mx, my = np.log(params).mean(), np.log(tokens).mean()
+    profile = _Profile(np.log(params) - mx, np.log(tokens) - my, np.log(loss))
     grid = [np.array([alpha, beta]) for alpha in EXPONENTS for beta in EXPONENTS]
     starts = sorted(grid, key=profile)[:3]
     best, value = min((_nelder_mead(profile, s, 0.2, 1e-3) for s in starts), key=lambda f: f[1])
@@ -104,8 +88,8 @@ def fit_separable(points: Points) -> Separable:
         best, value = _nelder_mead(profile, best, size, 1e-10)
     alpha, beta = (float(v) for v in best)
     E, A, B = (float(v) for v in profile.inner[alpha, beta])
-    A, B = A * np.exp(alpha * mx), B * np.exp(beta * my)
-    return Separable(E, float(A), float(B), alpha, beta, value * DELTA**2)
+    A, B = float(A * np.exp(alpha * mx)), float(B * np.exp(beta * my))
+    return {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta, "objective": value * DELTA**2}
 
 
 def _nelder_mead(
@@ -121,18 +105,3 @@ def _nelder_mead(
     }
     found = minimize(profile, start, method="Nelder-Mead", options=options)
     return found.x, float(found.fun)
-
-
-def disagreement(one: Any, other: Any, runs: int) -> dict[str, float]:
-    """Relative differences of two fits: of the objectives (positive where `other` is lower) and of
-    every coefficient (absolute values).
-
-    Objectives are compared relative to the first, or to 1e-3 delta^2 a run where that is larger:
-    below it both fit the table exactly.
-    """
-    scale = max(one.objective, 1e-3 * runs * DELTA**2)
-    out = {"objective": (one.objective - other.objective) / scale}
-    for name in ("E", "A", "B", "alpha", "beta"):
-        a, b = getattr(getattr(one, "law", one), name), getattr(other, name)
-        out[name] = abs(a - b) / max(abs(a), 1e-300)
-    return out

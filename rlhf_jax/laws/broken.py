@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rlhf_jax.laws.forms.family import LawFit, ScalingLaw
-from rlhf_jax.laws.forms.fitting import ahead, fit_generic, point, problem_of
-from rlhf_jax.laws.forms.solve import Objective, linear_start
+from rlhf_jax.laws.fit import ahead
+from rlhf_jax.laws.law import Law
 from rlhf_jax.laws.points import FitError, Points
+from rlhf_jax.laws.solve import Objective, linear_start
 
 MOST = 3  # breaks tried
 STARTS = 10
@@ -26,7 +26,7 @@ TOLERANCE = 0.1  # a break must lower the held-out error by this share to be kep
 
 
 @dataclass(frozen=True)
-class Broken(ScalingLaw):
+class Broken(Law):
     """y = a + b x^-c0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i).
 
     x is the one column of INPUTS. The slope is -c0 before the first break d_1 and -(c0 + ... + c_i)
@@ -86,27 +86,12 @@ class Broken(ScalingLaw):
         return np.array([start for _, start in scored[:STARTS]])
 
     @classmethod
-    def fitted(
-        cls,
-        points: Points,
-        resamples: int,
-        seed: int,
-        level: float,
-        objective: Objective | None,
-        held: Mapping[str, float],
-    ) -> LawFit | None:
-        if cls.BREAKS is not None:
-            return None
-        law_class, notes = choose(points, cls.INPUTS[0], objective, held)
-        return fit_generic(law_class, points, resamples, seed, level, objective, held, notes)
-
-    @classmethod
-    def pointed(
+    def chosen(
         cls, points: Points, objective: Objective | None, held: Mapping[str, float]
-    ) -> ScalingLaw | None:
+    ) -> tuple[type[Law], tuple[str, ...]]:
         if cls.BREAKS is not None:
-            return None
-        return point(choose(points, cls.INPUTS[0], objective, held)[0], points, objective, held)
+            return cls, ()
+        return choose(points, cls.INPUTS[0], objective, held)
 
 
 def choose(
@@ -129,7 +114,7 @@ def choose(
     reason = ""
     for breaks in range(MOST + 1):
         try:
-            problem_of(broken(column, breaks), points, objective, held or {})
+            broken(column, breaks).problem(points, objective, held or {})
         except FitError as e:
             if not breaks:
                 raise
