@@ -34,6 +34,7 @@ from rlhf_jax.model.sampler import generate, sample_keys
 from rlhf_jax.model.sharding import AXES, joined, make_mesh, map_rows, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, to_json
+from rlhf_jax.study.results import as_json
 from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
@@ -214,7 +215,7 @@ def test_an_evaluation_does_not_depend_on_its_chunks(context, tmp_path, monkeypa
     for chunk in (16, 5):
         monkeypatch.setattr(evaluate, "CHUNK", chunk)
         ctx = context(cell, tmp_path / str(chunk))
-        result = evaluate.run(ctx, cell)["evaluation"]
+        result = as_json(evaluate.run(ctx, cell))["evaluation"]
         found.append((result, arrays(tmp_path / str(chunk), "responses")))
     (result, kept), (again, kept_again) = found
     same(kept, kept_again)

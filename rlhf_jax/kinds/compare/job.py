@@ -16,6 +16,7 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.sampling import Arrays, Chunk, gold_of, load_arrays, sampled, save_arrays
 from rlhf_jax.study.cell import Cell
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.runs import Damaged
 
 COMPARED = ("prompts", "responses", "mask", "ranks", "gold")  # what learners read
 
@@ -63,10 +64,11 @@ def comparisons(ctx: Context, cell: Compare, learner: Cell) -> dict[str, Arrays]
     """
     folder, found = ctx.folders[cell.name], {}
     for split in ("train", "validation"):
-        path = folder.result_file(f"{split}.npz")
         try:
-            arrays = load_arrays(path)
-        except (ConfigError, FileNotFoundError) as e:
+            arrays = load_arrays(folder.result_file(f"{split}.npz"))
+        except Damaged:
+            raise  # which says what to do
+        except ConfigError as e:
             raise ConfigError(f"{e}; make the cell again with `--force {cell.name}`") from None
         found[split] = {k: arrays[k] for k in COMPARED if k in arrays}
     longest = sum(found["train"][k].shape[-1] for k in ("prompts", "responses"))
