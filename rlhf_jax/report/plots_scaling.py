@@ -79,33 +79,14 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
     figure, (ax,) = panels(height=4.6)
     rows, ends = [], []
     for i, budget in enumerate(budgets):
-        points = budget["points"]
-        n = np.array([p["params"] for p in points])
-        loss = np.array([p["loss"] for p in points])
-        stderr = np.array([p["stderr"] or 0.0 for p in points])
         refused = budget["refused"]
         colour = MUTED if refused else SERIES[i % len(SERIES)]
-        ax.errorbar(
-            n,
-            loss,
-            yerr=stderr,
-            fmt="o",
-            color=colour,
-            markersize=4.5,
-            elinewidth=1,
-            markerfacecolor="none" if refused else colour,
-        )
-        if budget["parabola"]:
-            grid = np.geomspace(n.min(), n.max(), 100)
-            curve = np.polyval(budget["parabola"][::-1], np.log(grid) - budget["center"])
-            ax.plot(grid, curve, "--" if refused else "-", color=colour, linewidth=1.4)
-        if not refused:
-            low, high = budget["intervals"].get("n_star", [budget["n_star"]] * 2)
-            ax.plot([low, high], [budget["loss_star"]] * 2, color=FG, linewidth=2.5, alpha=0.55)
-            ax.plot(budget["n_star"], budget["loss_star"], "D", color=FG, markersize=6, zorder=5)
+        _budget(ax, budget, colour)
+        points = budget["points"]
         text = power(budget["flops"]) + (" " + _short(refused) if refused else "")
         if len(budgets) <= FEW or not refused:  # a table of irregular compute has dozens
-            ends.append((float(n.max()), float(loss[-1]), text, colour))
+            largest = max(p["params"] for p in points)
+            ends.append((float(largest), float(points[-1]["loss"]), text, colour))
         rows += [
             (
                 budget["flops"],
@@ -144,6 +125,33 @@ def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
         "IsoFLOP curves (approach 2): held-out loss against size at equal compute, with the "
         "parabola in ln N of each budget. Bars are standard errors over held-out rows.",
     )
+
+
+def _budget(ax: Any, budget: dict[str, Any], colour: str) -> None:
+    """The losses at one budget, its parabola and its minimum."""
+    points = budget["points"]
+    n = np.array([p["params"] for p in points])
+    loss = np.array([p["loss"] for p in points])
+    stderr = np.array([p["stderr"] or 0.0 for p in points])
+    refused = budget["refused"]
+    ax.errorbar(
+        n,
+        loss,
+        yerr=stderr,
+        fmt="o",
+        color=colour,
+        markersize=4.5,
+        elinewidth=1,
+        markerfacecolor="none" if refused else colour,
+    )
+    if budget["parabola"]:
+        grid = np.geomspace(n.min(), n.max(), 100)
+        curve = np.polyval(budget["parabola"][::-1], np.log(grid) - budget["center"])
+        ax.plot(grid, curve, "--" if refused else "-", color=colour, linewidth=1.4)
+    if not refused:
+        low, high = budget["intervals"].get("n_star", [budget["n_star"]] * 2)
+        ax.plot([low, high], [budget["loss_star"]] * 2, color=FG, linewidth=2.5, alpha=0.55)
+        ax.plot(budget["n_star"], budget["loss_star"], "D", color=FG, markersize=6, zorder=5)
 
 
 @styled
