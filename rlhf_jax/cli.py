@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
 from typing import NamedTuple
 
 from rlhf_jax.placement.cpu import without_tpu
@@ -129,12 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)
         parser.print_help()
         return 2
-    module = import_module(COMMANDS[argv[0]].module)
     # Intermixed, so that overrides may stand before or after options.
-    args = _parser(argv[0], module).parse_intermixed_args(argv[1:])
+    args = parser_of(argv[0]).parse_intermixed_args(argv[1:])
     args.command, args.argv = argv[0], argv
     try:
-        return int(getattr(module, COMMANDS[argv[0]].run)(args))
+        return int(getattr(import_module(COMMANDS[argv[0]].module), COMMANDS[argv[0]].run)(args))
     except KeyboardInterrupt:
         print("\nrlhf-jax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -174,7 +172,8 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The options of one command, of `COMMANDS`."""
     of = COMMANDS[name]
     parser = argparse.ArgumentParser(
         f"rlhf-jax {name}",
@@ -183,7 +182,7 @@ def _parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    getattr(module, of.arguments)(parser)
+    getattr(import_module(of.module), of.arguments)(parser)
     return parser
 
 

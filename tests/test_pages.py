@@ -43,7 +43,8 @@ def test_commands_of_the_pages_can_be_parsed(monkeypatch):
     ]
     assert len(commands) > 10
     for command in commands:
-        args = cli.parser().parse_intermixed_args(shlex.split(command)[1:])
+        name, *words = shlex.split(command)[1:]
+        args = cli.parser_of(name).parse_intermixed_args(words)
         study = getattr(args, "study", None)
         if study and study.startswith("experiments/"):
             assert Path(study).is_file(), command
