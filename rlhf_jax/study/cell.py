@@ -179,7 +179,7 @@ class Cell(Checked):
         return task.prompt_len + task.response_len if task else study.corpus.seq_len
 
     def cost(self, study: Study, accumulate: int = 1) -> Cost:
-        """accumulate: micro-batches of a step. `rlhf_jax.cost.work` has what formulas share."""
+        """accumulate: micro-batches of a step. `rlhf_jax.cost.formulas` has what formulas share."""
         return Cost(estimated=False)
 
     def batches(self, study: Study) -> Iterable[tuple[str, int, bool]]:
