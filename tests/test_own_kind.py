@@ -113,7 +113,9 @@ def test_a_job_that_returns_something_else_than_its_result_is_an_error(written):
     cell = written()["tally"]
     result = cell.job_function()(None, cell)
     assert results_of(cell, result) == {"tally": 2}
-    with pytest.raises(ConfigError, match=r"job study_own_kind:run returned .*; expected TallyResult"):
+    with pytest.raises(
+        ConfigError, match=r"job study_own_kind:run returned .*; expected TallyResult"
+    ):
         results_of(cell, {"tally": 2})
 
 
