@@ -23,7 +23,8 @@ __all__ = ["mesh"]
 
 STUDY = """
 from rlhf_jax.kinds import PPO, SFT, Compare, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.study import CorpusConfig, ModelConfig, from_json
+from rlhf_jax.study import CorpusConfig, ModelConfig
+from rlhf_jax.study.config import from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, {corpus!r})

@@ -21,7 +21,8 @@ __all__ = ["mesh"]
 
 STUDY = """
 from rlhf_jax.kinds import DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Pretrain, Reward, TaskConfig
-from rlhf_jax.study import CorpusConfig, ModelConfig, from_json
+from rlhf_jax.study import CorpusConfig, ModelConfig
+from rlhf_jax.study.config import from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, {corpus!r})

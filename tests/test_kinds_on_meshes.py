@@ -24,7 +24,8 @@ STUDY = """
 from rlhf_jax.kinds import (
     DPO, PPO, SFT, BestOfN, Compare, Ensemble, Evaluate, Feedback, Pretrain, Prompting, Reward, TaskConfig,
 )
-from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, from_json
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig
+from rlhf_jax.study.config import from_json
 from rlhf_jax.study import Study
 
 CORPUS = from_json(CorpusConfig, THE_CORPUS)

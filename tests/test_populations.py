@@ -329,7 +329,8 @@ def test_under_vmap_members_equal_the_same_cells_alone(alone, mesh, corpus, monk
 STUDY = """
 from dataclasses import replace
 from rlhf_jax.kinds import Pretrain
-from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig, from_json
+from rlhf_jax.study import CorpusConfig, ModelConfig, OptimConfig
+from rlhf_jax.study.config import from_json
 from rlhf_jax.study import Study
 
 

@@ -185,7 +185,7 @@ def environment(tmp_path: Path, libtpu: bool, **given: str) -> dict[str, str]:
         (tmp_path / "libtpu.py").write_text("raise SystemExit('imported')\n")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))} | given
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    code = "import json; from rlhf_jax import cpu; cpu.tpu_here = lambda: False; print(json.dumps(cpu.without_tpu()))"
+    code = "import json; from rlhf_jax.placement import cpu; cpu.tpu_here = lambda: False; print(json.dumps(cpu.without_tpu()))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     return json.loads(done.stdout)
 
