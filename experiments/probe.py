@@ -1,7 +1,7 @@
 """What can be read linearly from a language model's last hidden state, and does it come with the
 loss?
 
-    rlhf-jax run experiments/probe.py            about a minute of one-thread workers
+    rlhf-jax run experiments/probe.py            two to four minutes
     rlhf-jax run experiments/probe.py --tiny     seconds
 
 Three properties of each position, from the text up to it alone: which kind of token comes next,
@@ -10,6 +10,11 @@ A linear classifier (ridge regression on one-hot labels; the penalty is chosen o
 rows that it is fitted on) reads them from the state that predicts the next token, and is scored on
 documents of another split. Beside its accuracy stand three that say what it is worth: of the most
 frequent label, of the same classifier on shuffled labels, and on a model that was never trained.
+
+Measured, three sizes at two budgets: the kind of the next token is read at 62% to 79% of positions,
+the more the lower the loss (untrained models 52% to 56%, the most frequent label 49%); the distance
+at 34% to 39% (31% to 36%, and 27%), and little more after eight times the training; the sentiment
+of the sentence by none of these models more often than by its most frequent label.
 
 This file is also the example of a kind of one's own: a dataclass, a result, a job and a section,
 and nothing else. See `rlhf_jax.study.cell.Cell` for what more a kind can say.

@@ -2,3 +2,4 @@
 removed after 2027-12."""
 
 from rlhf_jax.kinds import *  # noqa: F403
+from rlhf_jax.study.cell import Cell as Cell

@@ -15,6 +15,7 @@ from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, to_json
 from rlhf_jax.study.populations import populations
 from rlhf_jax.study.runs import Runs, read_json
+from rlhf_jax.worker import written as results_of
 
 PROBE = Path(__file__).parents[1] / "experiments" / "probe.py"
 STUDY = """
@@ -106,6 +107,16 @@ def test_its_fields_parents_and_overrides_are_checked_like_any_others(written):
     ):
         with pytest.raises(ConfigError, match=message):
             written(*changes, overrides=overrides)
+
+
+def test_a_job_that_returns_something_else_than_its_result_is_an_error(written):
+    cell = written()["tally"]
+    result = cell.job_function()(None, cell)
+    assert results_of(cell, result) == {"tally": 2}
+    with pytest.raises(
+        ConfigError, match=r"job study_own_kind:run returned .*; expected TallyResult"
+    ):
+        results_of(cell, {"tally": 2})
 
 
 def test_it_trains_alone_and_has_no_section_unless_it_says_so(written):
