@@ -35,6 +35,7 @@ def section(study: StudyResults) -> Section:
         return Section("Reward model", absent(study.of("reward", done=False), "reward model"))
     proxies = [proxy(study, cell) for cell in cells]
     blocks = [
+        calibration(cells, "reward-calibration"),
         accuracies(study, cells),
         *notes(cells),
         *_scaling(cells, proxies),
@@ -60,7 +61,6 @@ def section(study: StudyResults) -> Section:
             lambda r: r.accuracy_by_rank_difference,
             lambda part: str(part.ranks),
         ),
-        calibration(cells, "reward-calibration"),
     ]
     return Section("Reward model", blocks, _said(cells), leads=[_lead(cells, proxies)])
 
