@@ -30,6 +30,12 @@ def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size < 10_000
 
 
+def test_the_tour_is_short():
+    tour = re.findall(r"^\d+\. \[`([\w./]+)`\]", (ROOT / "README.md").read_text(), re.M)
+    assert 12 <= len(tour) <= 18
+    assert sum((ROOT / path).read_text().count("\n") for path in tour) <= 4_500
+
+
 def test_commands_of_the_pages_can_be_parsed(monkeypatch):
     from rlhf_jax import cli
 
