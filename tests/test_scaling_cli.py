@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_results import whole
 
 from rlhf_jax import cli
+from rlhf_jax.kinds import Pretrain
 from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.study.runs import write_json
 
@@ -19,7 +21,7 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, l
     cells = []
     for c in budgets:
         for k in range(sizes):
-            n = LAW.compute_optimal(c)[0] * 2.0 ** (k - sizes / 2 + 0.5)
+            n = round(LAW.compute_optimal(c)[0] * 2.0 ** (k - sizes / 2 + 0.5))
             name = f"c{c:.0e}-n{k}"
             folder = root / "cells" / f"{name}-id"
             cells.append(
@@ -27,7 +29,7 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, l
             )
             if len(cells) <= unfinished:
                 continue
-            d = c / (6 * n)
+            d = round(c / (6 * n))
             held = {
                 "loss": float(LAW.loss(n, d)),
                 "params": n,
@@ -35,6 +37,7 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, l
                 "flops": {"exact": c},
             }
             write_json(folder / "config.json", {})
+            held = whole(Pretrain.RESULT, {"heldout": held})["heldout"]
             write_json(folder / "results" / "heldout.json", held)
             write_json(folder / "done.json", {"seconds": 1.0})
     names = [cell["name"] for cell in cells]

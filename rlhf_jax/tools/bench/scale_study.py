@@ -105,6 +105,8 @@ def finish_cells(path: Path, root: Path) -> None:
             "loss": loss,
             "stderr": 0.01,
             "bits_per_byte": 2.0,
+            "bits_per_byte_stderr": 0.01,
+            "tokens": 256,
             "params": counts["total"],
             "param_counts": counts,
             "train_tokens": cell.tokens,  # type: ignore[attr-defined]
