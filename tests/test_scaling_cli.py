@@ -32,6 +32,7 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, l
             d = round(c / (6 * n))
             held = {
                 "loss": float(LAW.loss(n, d)),
+                "stderr": 1e-6,
                 "params": n,
                 "train_tokens": d,
                 "flops": {"exact": c},
@@ -101,8 +102,8 @@ def test_an_analysis_of_ends_is_read_off_at_equal_compute_for_approach_2_alone(t
     for path in sorted((tmp_path / "cells").glob("*/results/heldout.json")):
         held = json.loads(path.read_text())
         c = held["flops"]["exact"]
-        held["params"] /= ratio ** round(np.log10(c / 1e17))
-        held["train_tokens"] = c / (6 * held["params"])
+        held["params"] = round(held["params"] / ratio ** round(np.log10(c / 1e17)), -3)
+        held["train_tokens"] = round(c / (6 * held["params"]))
         held["loss"] = float(LAW.loss(held["params"], held["train_tokens"]))
         write_json(path, held)
     two = fit(capsys, folder, "--approach", "2", "--resamples", "0")
