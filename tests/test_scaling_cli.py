@@ -102,7 +102,8 @@ def test_an_analysis_of_ends_is_read_off_at_equal_compute_for_approach_2_alone(t
     for path in sorted((tmp_path / "cells").glob("*/results/heldout.json")):
         held = json.loads(path.read_text())
         c = held["flops"]["exact"]
-        held["params"] = round(held["params"] / ratio ** round(np.log10(c / 1e17)), -3)
+        size = held["params"] / ratio ** round(np.log10(c / 1e17))
+        held["params"] = int(round(size, -3))
         held["train_tokens"] = round(c / (6 * held["params"]))
         held["loss"] = float(LAW.loss(held["params"], held["train_tokens"]))
         write_json(path, held)
