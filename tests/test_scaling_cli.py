@@ -34,6 +34,7 @@ def study(root, budgets=(1e16, 1e17, 1e18), sizes=6, unfinished=1, analyses=1, l
                 "loss": float(LAW.loss(n, d)),
                 "stderr": 1e-6,
                 "params": n,
+                "param_counts": {"total": n},
                 "train_tokens": d,
                 "flops": {"exact": c},
             }
@@ -103,7 +104,7 @@ def test_an_analysis_of_ends_is_read_off_at_equal_compute_for_approach_2_alone(t
         held = json.loads(path.read_text())
         c = held["flops"]["exact"]
         size = held["params"] / ratio ** round(np.log10(c / 1e17))
-        held["params"] = int(round(size, -3))
+        held["params"] = held["param_counts"]["total"] = int(float(f"{size:.3g}"))
         held["train_tokens"] = round(c / (6 * held["params"]))
         held["loss"] = float(LAW.loss(held["params"], held["train_tokens"]))
         write_json(path, held)
