@@ -18,7 +18,8 @@ from rich.text import Text
 from launch.graph import Graph, Job
 from rlhf_jax.report.headline import headline
 from rlhf_jax.report.terminal import STYLES, duration, number
-from rlhf_jax.study.runs import STALE_SECONDS, Damaged
+from rlhf_jax.study.files import Damaged
+from rlhf_jax.study.heartbeat import STALE_SECONDS
 
 LINE_SECONDS = 30.0  # between two lines about a running cell
 REFRESH_SECONDS = 1.0

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.plan import remaining_paths, wall_seconds
 from rlhf_jax.study.populations import populations
-from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.study.selection import needed
 
 RETRY_SECONDS = 2.0  # between two looks at a cell that another process holds

@@ -14,8 +14,9 @@ from launch.display import choose
 from launch.graph import Graph, Job
 from launch.task import Event, Task
 from rlhf_jax.placement.launchers import Launch
+from rlhf_jax.study.files import write_sealed
+from rlhf_jax.study.heartbeat import STALE_SECONDS
 from rlhf_jax.study.plan import make_plan
-from rlhf_jax.study.runs import STALE_SECONDS, write_sealed
 from rlhf_jax.study.selection import clear
 
 if TYPE_CHECKING:

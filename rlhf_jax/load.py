@@ -23,7 +23,7 @@ from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.placement.cpu import keep_compiled
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, from_json
-from rlhf_jax.study.runs import CellFolder
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.train import Runtime
 
 

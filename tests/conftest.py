@@ -43,7 +43,9 @@ def study(tiny):
 WORKER = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from rlhf_jax.study.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.study import load_study
 
 control, path, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]

@@ -27,7 +27,9 @@ from typing import Any
 
 from rlhf_jax.data.corpus import find
 from rlhf_jax.study import Study, load_study
-from rlhf_jax.study.runs import CellFolder, Runs, read_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.runs import Runs
 
 TIMING = {"tokens_per_second", "mfu", "time", "seconds", "eta_seconds", "finished", "started"}
 REPORTING = "Building the report"

@@ -28,8 +28,9 @@ from rlhf_jax.objectives import language_modelling
 from rlhf_jax.objectives.named import named_objective
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.loading import _check_callables
-from rlhf_jax.study.runs import Heartbeat, Runs
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.worker import run_cell
 

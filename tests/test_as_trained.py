@@ -29,7 +29,7 @@ from rlhf_jax.objectives import preference_loss
 from rlhf_jax.rl.scores import standardising
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, to_json
-from rlhf_jax.study.runs import write_json
+from rlhf_jax.study.files import write_json
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

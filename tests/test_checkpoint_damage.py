@@ -15,7 +15,9 @@ from tiny_models import mesh, same_bits
 from tiny_toy import STEPS, Toy, toy, toy_step, uninterrupted
 
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import CellFolder, Runs, read_json, write_json
+from rlhf_jax.study.files import read_json, write_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Checkpoints, Stopped
 from rlhf_jax.train import checkpoints as module
 from rlhf_jax.train.checkpoints import Unreadable, Unwritten

@@ -21,7 +21,9 @@ from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
-from rlhf_jax.study.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import (
     Checkpoints,
     Diverged,

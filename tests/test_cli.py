@@ -17,7 +17,8 @@ from rlhf_jax.placement.mesh import check_placement, full_mesh
 from rlhf_jax.report.export import export
 from rlhf_jax.study import Study
 from rlhf_jax.study.command import again
-from rlhf_jax.study.runs import find_cell, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.runs import find_cell
 
 
 def test_run_runs_everything_and_names_the_report(command, fake, capsys):

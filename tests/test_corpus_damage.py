@@ -18,7 +18,8 @@ from rlhf_jax.data import find, integrity, prepare, recipes
 from rlhf_jax.data.corpus import SPLITS, recipe
 from rlhf_jax.study import digests, load_study
 from rlhf_jax.study.config import ConfigError, CorpusConfig
-from rlhf_jax.study.runs import Runs, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.runs import Runs
 
 STUDY = """
 from pathlib import Path

@@ -21,14 +21,10 @@ from rlhf_jax.kinds.compare.job import comparisons
 from rlhf_jax.kinds.sampling import save_arrays
 from rlhf_jax.placement import launchers
 from rlhf_jax.study.config import to_json
-from rlhf_jax.study.runs import (
-    CellFolder,
-    Damaged,
-    Heartbeat,
-    write_json,
-    write_sealed,
-    write_study,
-)
+from rlhf_jax.study.files import Damaged, write_json, write_sealed
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.runs import write_study
 
 LOSS = 4.90625
 # Files of a finished cell, of one that has failed, and of the study.

@@ -17,7 +17,8 @@ from tiny_models import mesh, tiny_corpus, tiny_corpus_config
 from rlhf_jax.load import load_run, next_tokens, sample_text
 from rlhf_jax.study import load_study
 from rlhf_jax.study.config import ConfigError, to_json
-from rlhf_jax.study.runs import Runs, read_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.runs import Runs
 
 __all__ = ["mesh"]
 

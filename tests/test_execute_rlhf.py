@@ -15,7 +15,8 @@ from rlhf_jax.data import feedback
 from rlhf_jax.load import load_run
 from rlhf_jax.study import load_study
 from rlhf_jax.study.config import to_json
-from rlhf_jax.study.runs import Runs, read_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.runs import Runs
 
 __all__ = ["mesh"]
 

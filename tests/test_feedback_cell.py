@@ -37,9 +37,10 @@ from rlhf_jax.model.scoring import join
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.plan import cell_plan
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import Heartbeat, Runs
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime, Stopped
 from rlhf_jax.worker import _begin, _finish
 

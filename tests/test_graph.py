@@ -22,7 +22,9 @@ from rlhf_jax.placement.launchers import Launch
 from rlhf_jax.report import terminal
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig
-from rlhf_jax.study.runs import CellFolder, Runs, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.study.selection import clear
 
 MODEL = ModelConfig(layers=1, width=32, heads=2, vocab=64)

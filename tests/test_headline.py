@@ -10,7 +10,8 @@ from tiny_results import whole
 
 from rlhf_jax.kinds import KINDS
 from rlhf_jax.report.headline import headline
-from rlhf_jax.study.runs import CellFolder, Damaged, write_json
+from rlhf_jax.study.files import Damaged, write_json
+from rlhf_jax.study.folder import CellFolder
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 # Kind, result file, what a cell wrote there, and what is shown of it.

@@ -20,8 +20,10 @@ from rlhf_jax.kinds.sft.job import run as sft
 from rlhf_jax.model.sharding import AXES
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime
 
 __all__ = ["mesh"]

@@ -19,7 +19,9 @@ from launch.graph import Graph
 from rlhf_jax.placement import machine
 from rlhf_jax.report.terminal import duration
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import CellFolder, Heartbeat, read_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.heartbeat import Heartbeat
 
 
 def test_every_cell_runs_once_and_after_its_parents(fake):
@@ -263,7 +265,7 @@ def test_a_clear_that_is_killed_leaves_no_cell_done_without_its_files(fake, monk
         seen.append({n for n, state in fake.states().items() if state == "done"})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlhf_jax.study.runs.CellFolder.clear", killed)
+    monkeypatch.setattr("rlhf_jax.study.folder.CellFolder.clear", killed)
     with pytest.raises(KeyboardInterrupt):
         fake.run(force=["a"])
     assert seen == [{"b", "b-child"}]

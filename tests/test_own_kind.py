@@ -13,8 +13,9 @@ from rlhf_jax import cli
 from rlhf_jax.study import load_study
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, to_json
+from rlhf_jax.study.files import read_json
 from rlhf_jax.study.populations import populations
-from rlhf_jax.study.runs import Runs, read_json
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.worker import written as results_of
 
 PROBE = Path(__file__).parents[1] / "experiments" / "probe.py"

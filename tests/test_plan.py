@@ -13,8 +13,9 @@ from rlhf_jax.kinds.between_cells import remarks
 from rlhf_jax.study import Study
 from rlhf_jax.study.cell import Cell
 from rlhf_jax.study.config import to_json
+from rlhf_jax.study.files import write_json
 from rlhf_jax.study.plan import calibrate, cell_plan, make_plan, remaining_paths, wall_seconds
-from rlhf_jax.study.runs import Runs, write_json
+from rlhf_jax.study.runs import Runs
 
 
 def planned(study, tmp_path, **kw):

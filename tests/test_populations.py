@@ -23,9 +23,12 @@ from rlhf_jax.model.sharding import AXES
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.config import CorpusConfig, ModelConfig, OptimConfig, to_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.plan import make_plan
 from rlhf_jax.study.populations import populations
-from rlhf_jax.study.runs import CellFolder, Heartbeat, Runs, read_json
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Checkpoints, Diverged, Population, Runtime, Stopped, train_step
 from rlhf_jax.train.checkpoints import Unwritten
 from rlhf_jax.worker import run_cell, run_cells

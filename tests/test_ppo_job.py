@@ -19,8 +19,8 @@ from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.rl.rollout import SamplerMismatch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
 __all__ = ["mesh"]

@@ -44,9 +44,10 @@ from rlhf_jax.report.blocks import html
 from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.plan import cell_plan
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import CellFolder, write_json
 from rlhf_jax.train import Runtime
 
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))

@@ -30,8 +30,9 @@ from rlhf_jax.objectives import ranked_scores, reward_modelling
 from rlhf_jax.rl.scores import combined
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import Heartbeat, Runs
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime, init_state, make_train_step, train
 from rlhf_jax.worker import _begin, _finish
 

@@ -18,21 +18,11 @@ import pytest
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import (
-    KEPT,
-    STALE_SECONDS,
-    CellFolder,
-    Damaged,
-    Heartbeat,
-    Runs,
-    claim_study,
-    provenance,
-    read_json,
-    status,
-    sweep,
-    write_json,
-    write_study,
-)
+from rlhf_jax.study.files import Damaged, read_json, sweep, write_json
+from rlhf_jax.study.folder import KEPT, CellFolder
+from rlhf_jax.study.heartbeat import STALE_SECONDS, Heartbeat
+from rlhf_jax.study.provenance import provenance
+from rlhf_jax.study.runs import Runs, claim_study, status, write_study
 
 
 @pytest.fixture
@@ -132,7 +122,7 @@ def test_only_one_process_holds_a_cell(folder):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rlhf_jax.study.runs import CellFolder
+from rlhf_jax.study.folder import CellFolder
 with CellFolder(Path(sys.argv[1])).held() as held:
     print(held, flush=True)
     time.sleep(60)

@@ -14,7 +14,8 @@ import pytest
 from rlhf_jax import cli
 from rlhf_jax import worker as execute
 from rlhf_jax.report.export import export
-from rlhf_jax.study.runs import CellFolder, disk_words, write_json
+from rlhf_jax.study.files import disk_words, write_json
+from rlhf_jax.study.folder import CellFolder
 
 COMMANDS = ("plan", "run", "status", "report", "fit", "generate")
 

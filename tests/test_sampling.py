@@ -34,8 +34,8 @@ from rlhf_jax.model.sampler import generate, sample_keys
 from rlhf_jax.model.sharding import AXES, joined, make_mesh, map_rows, place_batch
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, to_json
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.results import as_json
-from rlhf_jax.study.runs import CellFolder
 from rlhf_jax.train import Runtime, Stopped
 
 __all__ = ["mesh"]

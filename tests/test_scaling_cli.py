@@ -10,7 +10,7 @@ from tiny_results import whole
 from rlhf_jax import cli
 from rlhf_jax.kinds import Pretrain
 from rlhf_jax.laws.chinchilla import Chinchilla
-from rlhf_jax.study.runs import write_json
+from rlhf_jax.study.files import write_json
 
 DATA = Path(__file__).parent / "data"
 LAW = Chinchilla(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)

@@ -16,7 +16,8 @@ from rlhf_jax.kinds import SFT, BestOfN, Evaluate, Pretrain
 from rlhf_jax.kinds.sampling import save_arrays
 from rlhf_jax.model import param_axes
 from rlhf_jax.model.sharding import place
-from rlhf_jax.study.runs import CellFolder, read_json, write_json
+from rlhf_jax.study.files import read_json, write_json
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.train import Checkpoints, init_state
 
 __all__ = ["compiled", "mesh"]

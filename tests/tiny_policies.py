@@ -32,7 +32,9 @@ from rlhf_jax.model import init, param_axes
 from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ModelConfig, OptimConfig
-from rlhf_jax.study.runs import Heartbeat, Runs, write_json
+from rlhf_jax.study.files import write_json
+from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime, init_state, train
 from rlhf_jax.train.loop import final_checkpoint
 from rlhf_jax.worker import run_cell

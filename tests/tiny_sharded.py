@@ -27,7 +27,7 @@ from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks
 from rlhf_jax.rl.scores import Member, model_reward
 from rlhf_jax.study.config import ModelConfig, OptimConfig
-from rlhf_jax.study.runs import CellFolder
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.train import Runtime, init_state, make_train_step
 from rlhf_jax.train.checkpoints import fingerprint
 

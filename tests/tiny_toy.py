@@ -10,7 +10,8 @@ from tiny_models import copied, mesh
 
 from rlhf_jax.model.sharding import AXES, place_batch
 from rlhf_jax.study.config import OptimConfig
-from rlhf_jax.study.runs import CellFolder, Heartbeat
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.train import Checkpoints, Runtime, init_state, make_train_step
 from rlhf_jax.train import train as train_loop
 

@@ -19,9 +19,10 @@ from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import call_for_scores, call_for_texts
 from rlhf_jax.study.cell import Cell, names_cell
 from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.results import read
-from rlhf_jax.study.runs import CellFolder, Heartbeat
 
 if TYPE_CHECKING:
     from rlhf_jax.rl.scores import Reward

@@ -18,7 +18,7 @@ from rlhf_jax.kinds.context import Context, TaskPrompts
 from rlhf_jax.model.sampler import generate, sample_keys
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import CellFolder
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.train import Stopped
 
 Arrays = dict[str, np.ndarray]

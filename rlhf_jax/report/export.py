@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_jax.report.readme import write_index, write_readme
 from rlhf_jax.report.study_results import read_study, unique_rows
-from rlhf_jax.study.runs import CellFolder, read_json, write_json
+from rlhf_jax.study.files import read_json, write_json
+from rlhf_jax.study.folder import CellFolder
 
 LARGE = 256 * 1024  # bytes of a figure's table that stays in the run folder
 LONG = 64  # lists longer than this stay in the run folder

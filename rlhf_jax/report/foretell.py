@@ -12,8 +12,8 @@ from rlhf_jax.laws.points import FitError
 from rlhf_jax.laws.predict import check_flops, predict
 from rlhf_jax.report.study_results import StudyResults, sweep_points, sweep_table
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.files import write_json
 from rlhf_jax.study.graph import Study
-from rlhf_jax.study.runs import write_json
 
 NEAR = 0.05  # runs within this share of the compute asked for are the ones to come
 

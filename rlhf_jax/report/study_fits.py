@@ -29,7 +29,7 @@ from rlhf_jax.report.study_results import (
     unique_rows,
 )
 from rlhf_jax.study.config import ConfigError, content_id
-from rlhf_jax.study.runs import read_json, write_json
+from rlhf_jax.study.files import read_json, write_json
 
 METHOD = 4  # of fitting; a change of it makes every kept fit anew
 

@@ -21,8 +21,9 @@ from rlhf_jax.laws.isoflop import WIDE
 from rlhf_jax.laws.points import Points, from_rows
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.files import Damaged, read_json
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.results import LEFT_OUT, read
-from rlhf_jax.study.runs import CellFolder, Damaged, read_json
 
 
 def result_class(kind: str) -> type | None:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from rlhf_jax.laws.learning_rate import LAW_IN_WORDS
 from rlhf_jax.report.headline import headline
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.plan import StudyPlan
-from rlhf_jax.study.runs import CellFolder
 
 STYLES = {
     "done": "green",

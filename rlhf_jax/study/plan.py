@@ -17,9 +17,11 @@ from rlhf_jax.cost.flops import param_counts
 from rlhf_jax.cost.memory import BASELINE_BYTES
 from rlhf_jax.study.cell import KNOWN, Cell, Cost
 from rlhf_jax.study.config import ConfigError, ModelConfig, from_json, to_json
+from rlhf_jax.study.files import Damaged
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.populations import populations
-from rlhf_jax.study.runs import CellFolder, Damaged, Runs
+from rlhf_jax.study.runs import Runs
 
 # Training speed by model width: model GFLOP/s of one CPU core (measured, float32, batches of 8 to
 # 16 rows of 128, a 2020s server core; the last two rows a guess), and of one GPU (a guess; small

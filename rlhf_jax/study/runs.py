@@ -26,41 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.study.config import ConfigError, suggest, to_json
-from rlhf_jax.study.files import (
-    Damaged,
-    disk_words,
-    read_json,
-    read_sealed,
-    sweep,
-    write_json,
-    write_sealed,
-)
-from rlhf_jax.study.folder import DONE, KEPT, CellFolder
+from rlhf_jax.study.files import Damaged, disk_words, read_json, sweep, write_json
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
-from rlhf_jax.study.heartbeat import STALE_SECONDS, Heartbeat
-from rlhf_jax.study.provenance import cpu_name, provenance
-
-__all__ = [
-    "DONE",
-    "KEPT",
-    "STALE_SECONDS",
-    "CellFolder",
-    "Damaged",
-    "Heartbeat",
-    "Runs",
-    "claim_study",
-    "cpu_name",
-    "disk_words",
-    "find_cell",
-    "provenance",
-    "read_json",
-    "read_sealed",
-    "status",
-    "sweep",
-    "write_json",
-    "write_sealed",
-    "write_study",
-]
 
 PROBE_BYTES = 64 * 1024  # written into a runs folder as a test before anything is begun
 LEFTOVER_SECONDS = 3600.0  # an older temporary file is a dead process's

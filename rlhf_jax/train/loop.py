@@ -25,7 +25,9 @@ from jax.sharding import Mesh
 
 from rlhf_jax.model import Axes
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import CellFolder, Heartbeat, read_json, write_json
+from rlhf_jax.study.files import read_json, write_json
+from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.train.checkpoints import Checkpoints, Damaged, Marks, Unreadable
 from rlhf_jax.train.metrics import Sink
 from rlhf_jax.train.population import Alone, Population

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from rlhf_jax.cost.hardware import peak_of
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import CellFolder, read_json
+from rlhf_jax.study.files import read_json
+from rlhf_jax.study.folder import CellFolder
 
 
 @cache

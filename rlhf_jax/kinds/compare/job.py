@@ -16,7 +16,7 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.sampling import Arrays, Chunk, gold_of, load_arrays, sampled, save_arrays
 from rlhf_jax.study.cell import Cell
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.runs import Damaged
+from rlhf_jax.study.files import Damaged
 
 COMPARED = ("prompts", "responses", "mask", "ranks", "gold")  # what learners read
 

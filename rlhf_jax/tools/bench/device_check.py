@@ -34,7 +34,7 @@ from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, SamplerMismatch, check_sampler, sampler_tolerance
 from rlhf_jax.study.config import ModelConfig, OptimConfig
-from rlhf_jax.study.runs import write_json
+from rlhf_jax.study.files import write_json
 from rlhf_jax.tools.bench.shapes import LADDER, Shape
 from rlhf_jax.tools.bench.train_program import Training
 from rlhf_jax.train import init_state

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_jax.placement.machine import cores
-from rlhf_jax.study.runs import cpu_name
+from rlhf_jax.study.provenance import cpu_name
 
 Answer = dict[str, Any]  # of a timed question, with `seconds` and `cpu_seconds`
 IDLE_SECONDS = 0.2  # before a turn: idle thread pools stop spinning after some milliseconds

@@ -75,7 +75,9 @@ def finish_cells(path: Path, root: Path) -> None:
     from rlhf_jax.data.corpus import prepare
     from rlhf_jax.study import load_study
     from rlhf_jax.study.config import to_json
-    from rlhf_jax.study.runs import Runs, provenance, write_json, write_study
+    from rlhf_jax.study.files import write_json
+    from rlhf_jax.study.provenance import provenance
+    from rlhf_jax.study.runs import Runs, write_study
 
     study, runs = load_study(path, runs=root), Runs(root)
     corpus = prepare(study.corpus, root, lambda text: None)
