@@ -11,7 +11,7 @@ from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.plan import remaining_paths, wall_seconds
 from rlhf_jax.study.populations import populations
-from rlhf_jax.study.selection import needed
+from rlhf_jax.study.selection import forgotten, needed
 
 RETRY_SECONDS = 2.0  # between two looks at a cell that another process holds
 
@@ -52,11 +52,14 @@ class Graph:
         folders: dict[str, CellFolder],
         seconds: dict[str, float],
         only: Sequence[str] = (),
+        force: Sequence[str] = (),
     ) -> Graph:
-        """The cells that `only` (globs; none: all) selects, with their unfinished ancestors."""
+        """The cells that `only` (globs; none: all) selects, with their unfinished ancestors; those
+        that `force` would clear are unfinished."""
         selected = {c.name for c in study.select(only or ["*"])}
-        done = {n for n, f in folders.items() if f.done()}
-        kept = {n for n, f in folders.items() if f.kept()}
+        there = {n: folders[n] for n in folders.keys() - forgotten(study, force)}
+        done = {n for n, f in there.items() if f.done()}
+        kept = {n for n, f in there.items() if f.kept()}
         todo = needed(study, done, only, kept)
         jobs = {}
         for cell in study.order():

@@ -5,10 +5,10 @@
 
 in the pyproject.toml of any installed package. `rlhf-jax run STUDY --launcher NAME --launch
 key=value ...` finds it; nothing else has to be edited. The class derives from `Launcher`, sets
-`Options` (a frozen dataclass of what `--launch` accepts, each field read by the launcher) and
-implements `start`, `poll`, `stop` and `close`. What does not depend on where cells run is written
-once, in `launch.loop`: which cells are ready (`launch.graph`), the display, retries, signals, and
-the verdict.
+`Options` (a frozen dataclass of what `--launch` accepts, each field with a default) and implements
+`start`, `poll`, `stop` and `close`; `describe` too, if there is more to show than names of cells.
+Its constructor starts nothing. What does not depend on where cells run is written once, in
+`launch.loop`: which cells are ready (`launch.graph`), the display, retries, signals, the verdict.
 
 A worker is the same whoever starts it: `Launch.worker(threads)` is its command line. It reads tasks
 on stdin, one a line (`Task.cells` separated by spaces), and prints for each cell
@@ -64,6 +64,17 @@ class Launcher:
         """Runs what is not done. Returns 0 when all selected cells are done, 1 when some are not,
         128 + N after signal N. Raises ConfigError before anything is started."""
         return loop.run(self.launch, self)
+
+    def preview(self) -> str:
+        """What `run --dry-run` prints below the plan. Starts nothing."""
+        return self.describe(loop.tasks(self.launch))
+
+    def describe(self, tasks: Sequence[Task]) -> str:
+        """What this launcher would start or submit for these tasks, parents first. `Task.after` is
+        filled in whether the launcher `QUEUES` or not."""
+        cells = {name for task in tasks for name in task.cells}
+        names = [c.name for c in self.launch.study.order() if c.name in cells]
+        return f"Would run: {', '.join(names) or 'nothing; all is done'}"
 
     def room(self, task: Task) -> bool:
         """Whether the task can be started now."""

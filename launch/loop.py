@@ -44,13 +44,25 @@ def run(launch: Launch, launcher: Launcher) -> int:
         launcher.accelerator,
         launch.accumulate,
     )
-    graph = Graph.of(study, folders, {c.name: c.seconds for c in plan.cells}, launch.only)
+    seconds = {c.name: c.seconds for c in plan.cells}
+    graph = Graph.of(study, folders, seconds, launch.only)
     title = f"{study.name}: {len(graph.jobs)} cells, {workers} workers x {launcher.threads} threads"
     loop = Loop(launch, launcher, graph, title)
     with _signals(loop.interrupt), loop.display:
         loop.run()
         loop.display.show(graph, workers, last=True)
     return loop.verdict()
+
+
+def tasks(launch: Launch) -> list[Task]:
+    """The tasks of a launch, in the order in which a launcher that queues is handed them."""
+    study = launch.study
+    folders = launch.runs.folders(study, launch.corpus_hash)
+    graph, found = Graph.of(study, folders, {}, launch.only, launch.force), []
+    while jobs := graph.next_ready(ahead=True):
+        found.append(Task(tuple(j.name for j in jobs), graph.undone_parents(jobs)))
+        graph.begin(jobs, "queued")
+    return found
 
 
 class Loop:
@@ -69,17 +81,19 @@ class Loop:
         self.signal = self.signal or number
 
     def run(self) -> None:
-        """Until nothing is left that can still happen."""
-        while self.graph.open() and not self.signal:
-            self._hand_out()
-            self._follow()
-            queued = self.graph.named("queued")
-            self.graph.settle()
-            if blocked := [n for n in queued if self.graph.jobs[n].state == "blocked"]:
-                self.launcher.stop(blocked)
-        if self.signal:
-            self._save_and_stop()
-        self.launcher.close()
+        """Until nothing is left that can still happen. Workers end with it, whatever fails."""
+        try:
+            while self.graph.open() and not self.signal:
+                self._hand_out()
+                self._follow()
+                queued = self.graph.named("queued")
+                self.graph.settle()
+                if blocked := [n for n in queued if self.graph.jobs[n].state == "blocked"]:
+                    self.launcher.stop(blocked)
+            if self.signal:
+                self._save_and_stop()
+        finally:
+            self.launcher.close()
 
     def _hand_out(self) -> None:
         while jobs := self.graph.next_ready(self.launcher.QUEUES):

@@ -66,6 +66,9 @@ class Batch(Launcher):
         self.done |= {event.cell for event in events if event.outcome == "done"}
         return events
 
+    def describe(self, tasks):
+        return "\\n".join(f"submit {' '.join(t.cells)} after {' '.join(t.after)}." for t in tasks)
+
     def stop(self, cells, now=False):
         self.said.append(["stop", *cells])
         self.queue = [task for task in self.queue if not set(task.cells) & set(cells)]
@@ -116,6 +119,34 @@ def test_a_launcher_of_another_package_runs_a_study(batch, fake, capsys):
     assert batch() == (0, [])  # all is done: nothing is submitted again
 
 
+def test_a_dry_run_says_what_the_launcher_would_submit(batch, fake, capsys):
+    lines = ["submit a after .", "submit a-child after a.", "submit a-grandchild after a-child."]
+    assert batch("--dry-run", "--only", "a-grand*") == (0, [])
+    assert capsys.readouterr().out.split("\n\n")[-1].splitlines() == lines
+    assert fake.log() == [] and batch("--only", "a*")[0] == 0
+    assert batch("--dry-run", "--only", "a*", "--force", "a-child")[0] == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("submit")] == [
+        "submit a-child after .",
+        lines[2],
+    ]
+    assert fake.states()["a-child"] == "done"
+
+
+@pytest.mark.parametrize("at", ["__init__", "start", "poll", "describe"])
+def test_a_launcher_that_raises_ends_in_one_sentence_and_is_closed(batch, tmp_path, capsys, at):
+    failing = (
+        f"def {at}(self, *given, **named):\n    raise KeyError('partition')\nBatch.{at} = {at}\n"
+    )
+    site = tmp_path / "site" / "batch_launcher.py"
+    site.write_text(BATCH + failing)
+    sys.modules.pop("batch_launcher", None)
+    code, said = batch(*(["--dry-run"] if at == "describe" else []))
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err
+    assert "launcher 'batch' failed: KeyError: 'partition'" in err and f"{site}, line" in err
+    assert bool(said) == (at == "poll") or at == "start"
+
+
 def test_what_fails_takes_its_descendants_out_of_the_queue(batch, fake, capsys):
     fake.tell("a", "fail")
     code, said = batch("--display", "lines")
@@ -142,8 +173,9 @@ def test_a_preempted_cell_is_submitted_again_a_few_times(batch, fake, capsys):
     ("words", "message"),
     [
         (["--launcher", "btach"], "unknown launcher 'btach'. Did you mean 'batch'? Installed: ba"),
-        (["--launcher", "moon"], "Installed: batch, broken, local; a package adds one"),
+        (["--launcher", "moon"], "Installed: batch, broken, local, needy; a package adds one"),
         (["--launcher", "broken"], "launcher 'broken' (nowhere:Gone) cannot be loaded: ModuleNotF"),
+        (["--launcher", "needy"], "launcher 'needy' (needy:Needy) cannot be loaded: TypeError"),
         (["--launch", "slot=2"], "unknown key 'slot' in launcher batch. Did you mean 'slots'?"),
         (["--launch", "slots=two"], "launcher batch.slots: expected int, got 'two'"),
         (["--launch", "slots"], "expected PATH=VALUE"),
@@ -160,6 +192,9 @@ def test_what_no_launcher_reads_is_refused_before_anything_runs(
     batch, fake, tmp_path, capsys, words, message, how
 ):
     install(tmp_path / "site", "broken", "nowhere:Gone")
+    install(tmp_path / "site", "needy", "needy:Needy")
+    needy = "class Needy:\n    def Options(needed):\n        return needed\n"
+    (tmp_path / "site" / "needy.py").write_text(needy)
     words = words if "--launcher" in words else ["--launcher", "batch", *words]
     runs = ["--runs", str(fake.runs.root)]
     assert cli.main(["run", str(fake.path), *runs, *how, *words]) == 2

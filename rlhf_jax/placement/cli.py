@@ -111,27 +111,14 @@ def run(args: argparse.Namespace) -> int:
     study, runs = command.load(args)
     study.select([*args.only, *args.force])
     if args.dry_run:
-        return _dry_run(study, runs, args)
+        return _dry_run(study, runs, args, start)
     corpus = _prepared(study, runs, args)
     only, reason = _runnable(study, runs, corpus, args)
-    again = command.again(args.argv)
+    launch = _launch(study, runs, corpus.content_hash, args, only)
+    again = launch.again
     folder = command.write(study, runs, corpus.content_hash, again, args)
-    launch = launchers.Launch(
-        study,
-        args.study,
-        runs,
-        corpus.content_hash,
-        tiny=args.tiny,
-        overrides=args.overrides,
-        only=only,
-        force=args.force,
-        display=args.display,
-        wandb=args.wandb,
-        mesh=args.mesh,
-        accumulate=args.accumulate,
-        again=again,
-    )
-    code: int = start(launch).run()
+    with launchers.failures_of(args.launcher):
+        code: int = start(launch).run()
     if code >= 128:
         return code
     # Folders that other studies share are known by now.
@@ -140,6 +127,21 @@ def run(args: argparse.Namespace) -> int:
     if reason:
         raise ConfigError(reason)
     return code
+
+
+def _launch(
+    study: Study, runs: Runs, corpus_hash: str, args: argparse.Namespace, only: list[str]
+) -> launchers.Launch:
+    names = ("tiny", "overrides", "force", "display", "wandb", "mesh", "accumulate")
+    return launchers.Launch(
+        study,
+        args.study,
+        runs,
+        corpus_hash,
+        only=only,
+        again=command.again(args.argv),
+        **{name: getattr(args, name) for name in names},
+    )
 
 
 def _separate(args: argparse.Namespace) -> None:
@@ -214,12 +216,12 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(study: Study, runs: Runs, args: argparse.Namespace) -> int:
+def _dry_run(study: Study, runs: Runs, args: argparse.Namespace, start: partial[Any]) -> int:
+    """Prints the plan, and what the launcher would start."""
     found, corpus_hash = _make_plan(study, runs, args)
     terminal.print_plan(found, corpus_hash is not None)
-    chosen = _left(found, study, args)
-    names = [c.name for c in study.order() if c.name in chosen]
-    print(f"\nWould run: {', '.join(names) if names else 'nothing; all is done'}")
+    with launchers.failures_of(args.launcher):
+        print(f"\n{start(_launch(study, runs, corpus_hash or '', args, args.only)).preview()}")
     return 0
 
 

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.study.callables import raised, said
 from rlhf_jax.study.config import ConfigError, override, suggest
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.runs import Runs
@@ -28,6 +31,7 @@ class Launch:
 
     Attributes:
       study_path, tiny, overrides: how a worker loads the same study.
+      corpus_hash: empty before the corpus is prepared, which is before a `--dry-run` alone.
       only: globs of cells; their unfinished ancestors run too. force: globs of cells to clear
         first, with all that start from them.
       display: `auto`, `table`, `lines` or `none`.
@@ -96,9 +100,28 @@ def chosen(name: str, options: Sequence[str]) -> partial[Any]:
     try:
         launcher = known[name].load()
         defaults = launcher.Options()
-    except (ImportError, AttributeError) as e:
+        dataclasses.fields(defaults)
+    except Exception as e:
         raise ConfigError(
-            f"launcher {name!r} ({known[name].value}) cannot be loaded: {type(e).__name__}: {e}; "
+            f"launcher {name!r} ({known[name].value}) cannot be loaded: {said(e)}{raised(e)}; "
             f"repair or remove the package that brings it"
         ) from e
     return partial(launcher, options=override(defaults, options, f"launcher {name}"))
+
+
+@contextlib.contextmanager
+def failures_of(name: str) -> Iterator[None]:
+    """Errors in the block become a ConfigError that names the launcher and the line.
+
+    Raises:
+      ConfigError: also one that is raised in the block, as it is.
+    """
+    try:
+        yield
+    except (ConfigError, OSError):
+        raise
+    except Exception as e:
+        raise ConfigError(
+            f"launcher {name!r} failed: {said(e)}{raised(e)}; finished cells stay, and the same "
+            f"command goes on from them. --debug shows the traceback"
+        ) from e
