@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax import cli
 from rlhf_jax.cost.presets import preset
 from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.tools.aot.cli import wanted
@@ -86,13 +87,20 @@ def test_what_does_not_fit_is_refused_with_the_amount(study):
     [
         (("gpt2-124m", "--topology", "v5e:3x7"), "libtpu says"),
         (("gpt2-124m", "--topology", "v5e-256"), "expected GENERATION:CHIPS"),
-        (("gpt2-124m", "--topology", "v5e:2x2", "--mesh", "fsdp=8"), "v5e:2x2 has 4"),
+        (("gpt2-124m", "--topology", "v5e:2x2", "--mesh", "fsdp=8"), "needs 8 devices"),
         (("gpt2-124m", "--topology", "v5e:2x2", "--mesh", "tensor=4"), "model.vocab = 50257"),
     ],
 )
 def test_bad_input_is_refused_before_compiling(words, said):
     done = command(*words)
     assert done.returncode == 2 and said in done.stderr and len(done.stderr) < 500
+
+
+@pytest.mark.parametrize("option", ["--batch-per-device", "--seq-len", "--accumulate"])
+def test_amounts_below_one_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["aot", "gpt2-124m", "--topology", "v5e:2x2", option, "0"])
+    assert f"argument {option}: " in capsys.readouterr().err
 
 
 def test_without_libtpu_the_command_says_how_to_get_it(monkeypatch):
@@ -115,12 +123,12 @@ def test_the_models_of_a_study_are_each_taken_once(study):
 @pytest.mark.parametrize(
     ("model", "mesh", "batch", "accumulate", "said"),
     [
-        ({}, {"fsdp": 8}, 1, 1, "makes 8 devices; v5e:2x2 has 4"),
-        ({}, {"pipeline": 4}, 1, 1, "unknown mesh axes"),
-        ({"width": 66, "heads": 3}, {"fsdp": 4}, 1, 1, "does not divide model.width = 66"),
-        ({"kv_heads": 1}, {"tensor": 4}, 1, 1, "does not divide model.kv_heads = 1"),
-        ({}, {"fsdp": 4}, 1, 3, "choose a multiple of 12"),
-        ({}, {"fsdp": 4}, 0, 1, "must be at least 1"),
+        ({}, {"fsdp": 8}, 1, 1, "'fsdp=8' needs 8 devices; there are 4"),
+        ({}, {"data": 1, "fsdp": 2}, 1, 1, "has 2 devices; v5e:2x2 has 4"),
+        ({}, {"pipeline": 4}, 1, 1, "unknown axis 'pipeline'"),
+        ({"width": 66, "heads": 3}, {"fsdp": 4}, 1, 1, "model.width = 66 does not divide"),
+        ({"kv_heads": 1}, {"tensor": 4}, 1, 1, "kv_heads = 1 does not divide over tensor = 4"),
+        ({}, {"fsdp": 4}, 1, 3, "= 4 rows do not divide into .* = 12 parts.*rows of 12"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_the_numbers(model, mesh, batch, accumulate, said):

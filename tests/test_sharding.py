@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.model.sharding import make_mesh, parse_mesh
+from rlhf_jax.model.sharding import make_mesh
+from rlhf_jax.placement.mesh import parse_mesh
 from rlhf_jax.study.config import ConfigError
 
 MESHES = ("data=8", "fsdp=2,tensor=2", "fsdp=4,tensor=2")

@@ -21,8 +21,9 @@ from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.pretrain import job as language
 from rlhf_jax.model import decays, network, param_axes, with_scalar_head
 from rlhf_jax.model.sampler import generate
-from rlhf_jax.model.sharding import AXES, make_mesh, parse_mesh, place, place_batch, shardings
+from rlhf_jax.model.sharding import AXES, make_mesh, place, place_batch, shardings
 from rlhf_jax.objectives import language_modelling
+from rlhf_jax.placement.mesh import parse_mesh
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks
 from rlhf_jax.rl.scores import Member, model_reward

@@ -15,21 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.model.axes import Axes
-from rlhf_jax.placement.mesh import MESH_AXES, parse_mesh
+from rlhf_jax.placement.mesh import MESH_AXES
 from rlhf_jax.study.config import ConfigError
-
-__all__ = [
-    "AXES",
-    "MESH_AXES",
-    "joined",
-    "make_mesh",
-    "map_rows",
-    "parse_mesh",
-    "place",
-    "place_batch",
-    "shardings",
-    "whole_rows",
-]
 
 AXES = Axes(
     params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},

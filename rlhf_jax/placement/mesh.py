@@ -77,18 +77,20 @@ def check_placement(
         behind = [name for parent in cell.parents() for name in study[parent].member_cells()]
         for owner in dict.fromkeys((cell.name, *cell.parents(), *behind)):
             if (origin := study.origin(study[owner])) is not None:
-                _check_model(origin.name, study.model_of(origin), mesh)
+                check_model(f"{origin.name}.model", study.model_of(origin), mesh)
         for field, rows, micro in cell.batches(study):
-            _check_rows(field, rows, mesh, accumulate if micro else 1)
+            check_rows(field, rows, mesh, accumulate if micro else 1)
 
 
-def _check_model(owner: str, model: ModelConfig, mesh: Mapping[str, int]) -> None:
+def check_model(where: str, model: ModelConfig, mesh: Mapping[str, int]) -> None:
+    """Refuses a mesh (the size of every axis) that does not divide a dimension of a model. `where`:
+    the model, in messages."""
     for axis, sizes in _sharded(model).items():
         for field, size in sizes.items():
             if size % mesh[axis]:
                 fits = [n for n in range(1, mesh[axis]) if size % n == 0]
                 raise ConfigError(
-                    f"{owner}.model.{field} = {size} does not divide over {axis} = "
+                    f"{where}.{field} = {size} does not divide over {axis} = "
                     f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
                     f"multiple of {mesh[axis]}"
                 )
@@ -107,7 +109,8 @@ def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
     return {"fsdp": {"width": model.width}, "tensor": tensor}
 
 
-def _check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int) -> None:
+def check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int) -> None:
+    """Refuses rows, of `field` in messages, that mesh and micro-batches do not divide."""
     parts = {"data": mesh["data"], "fsdp": mesh["fsdp"], "--accumulate": accumulate}
     over = math.prod(parts.values())
     if rows % over == 0:

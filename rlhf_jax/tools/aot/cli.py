@@ -9,6 +9,7 @@ import sys
 
 from rlhf_jax.cost.hardware import chip_of
 from rlhf_jax.cost.presets import PRESETS, preset
+from rlhf_jax.placement.mesh import parse_mesh
 from rlhf_jax.study.config import ConfigError, ModelConfig, argument
 from rlhf_jax.study.ranges import Size
 from rlhf_jax.tools.aot.compile import (
@@ -97,7 +98,6 @@ def command(args: argparse.Namespace) -> int:
     models = wanted(args.what, args.cell)
     chip_of(args.topology)
     prepare_environment()
-    from rlhf_jax.model.sharding import parse_mesh
     from rlhf_jax.tools.aot.forecast import forecast, lines
 
     devices = len(topology_devices(args.topology))

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_jax.placement.mesh import check_model, check_rows, full_mesh
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 
 GIB = 2**30
@@ -96,44 +97,18 @@ def check(job: Job, devices: int) -> dict[str, int]:
       ConfigError: a mesh of another size, a dimension that its axis does not divide, or a sequence
         longer than the table of positions.
     """
-    from rlhf_jax.model.sharding import MESH_AXES
-
-    if unknown := set(job.mesh) - set(MESH_AXES):
-        raise ConfigError(f"unknown mesh axes {sorted(unknown)}; known: {', '.join(MESH_AXES)}")
-    if min(job.mesh.values(), default=1) < 1:
-        raise ConfigError(f"--mesh {dict(job.mesh)}: every axis must be at least 1")
-    rest = math.prod(v for k, v in job.mesh.items() if k != "data")
-    sizes = {"data": max(1, devices // rest), "fsdp": 1, "tensor": 1, **job.mesh}
-    if math.prod(sizes.values()) != devices:
-        raise ConfigError(
-            f"--mesh {','.join(f'{k}={v}' for k, v in job.mesh.items())} makes "
-            f"{math.prod(sizes.values())} devices; {job.topology} has {devices}"
-        )
-    if job.batch_per_device < 1 or job.seq_len < 1 or job.accumulate < 1:
-        raise ConfigError("--batch-per-device, --seq-len and --accumulate must be at least 1")
+    text = ",".join(f"{axis}={size}" for axis, size in job.mesh.items())
+    sizes = full_mesh(text, devices)
+    if (count := math.prod(sizes.values())) != devices:
+        raise ConfigError(f"mesh {text!r} has {count} devices; {job.topology} has {devices}")
     m = job.model
     if m.positions == "learned" and job.seq_len > m.max_positions:
         raise ConfigError(
             f"--seq-len {job.seq_len} is more than the model's {m.max_positions} learned positions"
         )
-    split = {
-        "fsdp": {"width": m.width},
-        "tensor": {"heads": m.heads, "kv_heads": m.K, "ff": m.F, "vocab": m.vocab},
-    }
-    for axis, dimensions in split.items():
-        for name, size in dimensions.items():
-            if size % sizes[axis]:
-                raise ConfigError(
-                    f"mesh axis {axis} = {sizes[axis]} does not divide model.{name} = {size}, "
-                    f"which is split over it; choose a divisor of {size}, or pad the model"
-                )
-    batch, groups = job.batch_per_device * devices, sizes["data"] * sizes["fsdp"]
-    if batch % (groups * job.accumulate):
-        raise ConfigError(
-            f"a batch of {batch} sequences ({job.batch_per_device} on each of {devices} devices) "
-            f"is split over data x fsdp = {groups} and {job.accumulate} accumulation steps, whose "
-            f"product does not divide it; choose a multiple of {groups * job.accumulate}"
-        )
+    check_model("model", m, sizes)
+    each = f"--batch-per-device {job.batch_per_device} x {devices} devices"
+    check_rows(each, job.batch_per_device * devices, sizes, job.accumulate)
     return sizes
 
 
