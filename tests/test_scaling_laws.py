@@ -89,13 +89,19 @@ def test_one_epoch_is_chinchilla_and_later_epochs_are_worth_less():
     assert law.predict(params=n, tokens=d, unique_tokens=d) == pytest.approx(
         Chinchilla(law.E, law.A, law.B, law.alpha, law.alpha).loss(n, d), rel=1e-14
     )
-    value = law.epoch_value(np.arange(1, 200))
-    assert value[0] == 1
+    floor = law.E + law.A * 10.0**-law.alpha  # few parameters: none is in excess
+
+    def effective_tokens(tokens):
+        term = law.predict(params=10.0, tokens=tokens, unique_tokens=1e3) - floor
+        return (term / law.B) ** (-1 / law.alpha)
+
+    value = np.diff(effective_tokens(1e3 * np.arange(1, 201)) / 1e3, prepend=0)
+    assert value[0] == pytest.approx(1, rel=1e-12)
     assert (np.diff(value) < 0).all()
     assert value[1:].sum() == pytest.approx(law.R_D, rel=1e-4)  # all that repetition can give
-    total = law.effective_tokens(4e9, 1e9) / 1e9
-    assert total == pytest.approx(value[:4].sum(), rel=1e-12)
-    assert law.effective_params(1e12, 1e9) < law.optimal_params(1e9) * (1 + law.R_N)
+    term = law.predict(params=1e12, tokens=1e9, unique_tokens=1e9) - law.E
+    effective_params = ((term - law.B * 1e9**-law.alpha) / law.A) ** (-1 / law.alpha)
+    assert effective_params < law.optimal_params(1e9) * (1 + law.R_N)
 
 
 def test_muennighoffs_runs_give_the_published_objective_but_hardly_determine_r_star():

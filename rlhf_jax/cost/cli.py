@@ -161,7 +161,7 @@ def print_cost(cost: dict[str, Any]) -> None:
         ("", "MFU", "chip-hours", *rates),
         rows,
     )
-    print(f"MFU: {cost['mfu_source']}. Price: {cost['price_source']}.")
+    print(f"Peak: {chip['peak_source']}. MFU: {cost['mfu_source']}. Price: {cost['price_source']}.")
     if cost["campaign"] and cost["campaign"]["estimate"]:
         said = " to ".join(map(_dollars, cost["campaign"]["estimate"]))
         prices = " to ".join(f"${p:.2f}" for p in cost["campaign"]["estimate_prices"])

@@ -64,26 +64,10 @@ class DataConstrained(Law):
             rows.append([*linear_start(terms, target), alpha, r_d, r_n])
         return np.array(rows)
 
-    def effective_tokens(self, tokens: Any, unique_tokens: Any) -> np.ndarray:
-        """D': unique tokens that would be worth the tokens seen."""
-        d, u = np.asarray(tokens, np.float64), np.asarray(unique_tokens, np.float64)
-        return _worth(d, np.minimum(u, d), self.R_D)
-
-    def effective_params(self, params: Any, unique_tokens: Any) -> np.ndarray:
-        """N': parameters that would be worth N, had the data been enough for all of them."""
-        n = np.asarray(params, np.float64)
-        return _worth(n, np.minimum(n, self.optimal_params(unique_tokens)), self.R_N)
-
     def optimal_params(self, unique_tokens: Any) -> np.ndarray:
         """U_N: the compute-optimal size for one pass over the unique tokens, G^2 U."""
         ratio = math.exp((math.log(self.A) - math.log(self.B)) / self.alpha)
         return ratio * np.asarray(unique_tokens, np.float64)
-
-    def epoch_value(self, epoch: Any) -> np.ndarray:
-        """Share of its tokens' value that the epoch-th pass adds: 1 for the first, then less."""
-        k = np.asarray(epoch, np.float64)
-        before, after = (self.effective_tokens(np.maximum(e, 1), 1.0) for e in (k - 1, k))
-        return np.where(k <= 1, 1.0, after - before)
 
 
 def _worth(seen: Any, unique: Any, scale: Any) -> Any:

@@ -4,7 +4,6 @@ the place of one whole run a budget (warmup-stable-decay; Hu 2024, Haegele 2024)
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,10 +63,3 @@ def trunk_and_branch(
             Pretrain(f"{name}-branch-{i}", tokens=horizon, optim=falling, continues=on, **of_all)
         )
     return trunk, branches
-
-
-def cost_ratio(budgets: Sequence[float], decay: float = DECAY) -> float:
-    """What trunk and branches cost in proportion to one whole run a budget, of one size:
-    ((1 - decay) + decay S) / S with S the sum of the budgets over the largest (Haegele 2024)."""
-    S = math.fsum(budgets) / max(budgets)
-    return ((1 - decay) + decay * S) / S
