@@ -1,5 +1,5 @@
 """Guarantee: a mesh changes where numbers are, not what they are. Eight virtual CPU devices in one
-process are compared with a single device in another."""
+process are compared with a single device in another, compiled with optimisation, as users do."""
 
 import json
 import os
@@ -20,6 +20,7 @@ SHARDS = {"data=8": 1, "fsdp=2,tensor=2": 4, "fsdp=4,tensor=2": 8}  # of a feed-
 
 def run(devices, what, *meshes):
     here = Path(__file__).parent
+    # In place of the flags of these tests, which switch optimisation off.
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)}
     done = subprocess.run(
