@@ -178,7 +178,7 @@ def test_a_preempted_cell_is_submitted_again_a_few_times(batch, fake, capsys):
         (["--launcher", "needy"], "launcher 'needy' (needy:Needy) cannot be loaded: TypeError"),
         (["--launch", "slot=2"], "unknown key 'slot' in launcher batch. Did you mean 'slots'?"),
         (["--launch", "slots=two"], "launcher batch.slots: expected int, got 'two'"),
-        (["--launch", "slots"], "expected PATH=VALUE"),
+        (["--launch", "slots"], "expected OPTION=VALUE; options of launcher batch: record, slots"),
         (["--workers", "2"], "unknown key 'workers' in launcher batch"),
         (["--launcher", "local", "--launch", "workers=0"], "launcher local.workers = 0; expected"),
         (

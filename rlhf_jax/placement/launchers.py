@@ -100,12 +100,18 @@ def chosen(name: str, options: Sequence[str]) -> partial[Any]:
     try:
         launcher = known[name].load()
         defaults = launcher.Options()
-        dataclasses.fields(defaults)
+        names = [f.name for f in dataclasses.fields(defaults)]
     except Exception as e:
         raise ConfigError(
             f"launcher {name!r} ({known[name].value}) cannot be loaded: {said(e)}{raised(e)}; "
             f"repair or remove the package that brings it"
         ) from e
+    for word in options:
+        if "=" not in word[1:]:
+            raise ConfigError(
+                f"--launch {word!r}: expected OPTION=VALUE; options of launcher {name}: "
+                f"{', '.join(names) or 'none'}"
+            )
     return partial(launcher, options=override(defaults, options, f"launcher {name}"))
 
 
