@@ -37,7 +37,6 @@ from rlhf_jax.data.integrity import (
     locked,
     manifest_text,
     read_manifest,
-    warn,
     whole,
 )
 from rlhf_jax.data.loader import batch_rows, permute
@@ -47,6 +46,7 @@ from rlhf_jax.data.sources import PACKAGED
 from rlhf_jax.data.tokenizer import PAD, Tokenizer, every, train
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 from rlhf_jax.study.digests import Digests
+from rlhf_jax.study.messages import warn
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from rlhf_jax.data import files
-from rlhf_jax.study.config import ConfigError, not_unicode, suggest
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.files import write_text
+from rlhf_jax.study.messages import not_unicode, suggest
 
 VERSION = 1
 Verdict = Literal["good", "bad"]

@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import numpy as np
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.files import Damaged, file_digest, write_text
+from rlhf_jax.study.files import Damaged, file_digest, json_digest, write_text, writing
+from rlhf_jax.study.messages import warn
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
@@ -34,13 +33,8 @@ class DamagedCorpus(Damaged):
         )
 
 
-def warn(text: str) -> None:
-    print(f"rlhf-jax: {text}", file=sys.stderr, flush=True)
-
-
 def self_digest(manifest: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in manifest.items() if k != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_digest({k: v for k, v in manifest.items() if k != "digest"})
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
@@ -168,6 +162,5 @@ def locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 def _save(path: Path, rows: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(part, rows)
-    os.replace(part, path)
+    with writing(path) as file:
+        np.save(file, rows)

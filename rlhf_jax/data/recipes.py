@@ -13,12 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.integrity import MANIFEST, locked, manifest_text, read_manifest, warn
+from rlhf_jax.data.integrity import MANIFEST, locked, manifest_text, read_manifest
 from rlhf_jax.data.sources import FORMATS, PACKAGED, files, is_tfds, pattern_of, unpacked_name
 from rlhf_jax.study.callables import is_callable, source_hash
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id, to_json
 from rlhf_jax.study.digests import Digests
 from rlhf_jax.study.files import write_text
+from rlhf_jax.study.messages import warn
 
 FORMAT = 1  # of what is derived from text; a change of packing or splitting rules raises it
 

@@ -13,6 +13,7 @@ from rlhf_jax.model import forward, logits
 from rlhf_jax.model.scoring import padded_rows
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import not_unicode
 from rlhf_jax.train import Runtime
 
 
@@ -27,10 +28,8 @@ def encode_prompt(
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give the text to go on from")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as e:
-        raise ConfigError(f"the prompt is not valid Unicode text ({e}); give UTF-8") from None
+    if why := not_unicode(prompt):
+        raise ConfigError(f"the prompt is {why}")
     ids = prompt_ids(tokenizer, prompt, template)
     if len(ids) >= cfg.max_positions:
         raise ConfigError(

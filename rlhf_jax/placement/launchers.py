@@ -14,8 +14,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.study.config import ConfigError, override, suggest
+from rlhf_jax.study.config import ConfigError, override
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.study.runs import Runs
 
 GROUP = "rlhf_jax.launchers"

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_jax.study.config import ConfigError, not_unicode, shown
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.content import Content, is_plain, is_set
 from rlhf_jax.study.files import file_digest
+from rlhf_jax.study.messages import not_unicode, shown
 from rlhf_jax.study.source_code import installed, is_displayed, names_in, source_of
 
 if TYPE_CHECKING:

@@ -7,13 +7,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
 import math
 import os
-import reprlib
 import types
 import typing
 from collections import Counter
@@ -21,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
+from rlhf_jax.study.messages import shown, suggest
 from rlhf_jax.study.ranges import Decay, Positive, Range, Seed, Share, Size, Tokens, Weight
 
 T = TypeVar("T")
@@ -218,12 +217,6 @@ class OptimConfig(Checked):
 # --- strict JSON -----------------------------------------------------------------------------
 
 
-def suggest(given: str, known: Sequence[str]) -> str:
-    """` Did you mean 'x'?` for a near miss, and the full list otherwise."""
-    near = difflib.get_close_matches(given, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
-
-
 def to_json(obj: Any) -> Any:
     """Plain JSON values of a (nested) dataclass; tuples become lists."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
@@ -297,28 +290,6 @@ def _expected(right: bool, what: str, value: Any, path: str) -> Any:
         return value
     hints = {"a list": " (a comma after it makes a list of one)", "bool": " (write true or false)"}
     raise ConfigError(f"{path}: expected {what}, got {shown(value)}{hints.get(what, '')}")
-
-
-def shown(value: Any) -> str:
-    """A value in a message, shortened."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python writes integers of up to 4300 digits
-        return f"an integer of {value.bit_length()} bits"
-
-
-def not_unicode(text: str) -> str:
-    """Why UTF-8 cannot write a text: bytes in another encoding became half of a surrogate pair.
-    Empty if it can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        near = text[max(0, e.start - 20) : e.start + 20]
-        return (
-            f"not valid Unicode text: character {e.start} of {len(text)} in {near!r} is half of a "
-            "surrogate pair; give the text in UTF-8"
-        )
-    return ""
 
 
 def check_names(values: Sequence[str], path: str, least: int = 1) -> None:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.study.config import ConfigError, suggest, to_json
+from rlhf_jax.study.config import ConfigError, to_json
 from rlhf_jax.study.files import (
     Damaged,
     disk_words,
@@ -38,6 +38,7 @@ from rlhf_jax.study.files import (
 from rlhf_jax.study.folder import DONE, KEPT, CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.heartbeat import STALE_SECONDS, Heartbeat
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.study.provenance import cpu_name, provenance
 
 __all__ = [
