@@ -1,5 +1,5 @@
-"""Plans an IsoFLOP sweep, budgets x a ladder of shapes: tokens, batch and learning rate of each run,
-and why a size is left out of a budget."""
+"""Plans an IsoFLOP sweep, budgets x a ladder of shapes: tokens, batch and learning rate of every
+run, and why a size is left out of a budget."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def ladder(
 
 
 def batch_rows(tokens: float, seq_len: int, batch: int, min_steps: int = MIN_STEPS) -> int:
-    """Rows in a batch: `batch`, halved until `tokens` are at least `min_steps` steps, or it is 1."""
+    """Rows in a batch: `batch`, halved until `tokens` are `min_steps` steps or it is 1."""
     while batch > 1 and tokens / (batch * seq_len) < min_steps:
         batch //= 2
     return batch
@@ -184,7 +184,7 @@ def grid_point(
 
 def pretrain(point: GridPoint, name: str = "", factor: float = 1.0, seed: int = 0) -> Pretrain:
     """The point as a cell with a cosine schedule and `factor` times its learning rate."""
-    of_point = {"model": point.model, "tokens": point.tokens, "batch": point.batch}
+    of_point: dict[str, Any] = {"model": point.model, "tokens": point.tokens, "batch": point.batch}
     optim = OptimConfig(lr=point.lr * factor)
     return Pretrain(name or point.name, optim=optim, seed=seed, **of_point)
 
