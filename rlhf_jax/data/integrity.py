@@ -86,7 +86,7 @@ def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    """An error that is not known to be damage, so that nothing is replaced."""
+    """A reading error that may not be damage: nothing is replaced."""
     return ConfigError(
         f"{path} cannot be read ({error}); see to that and run the same command again"
     )
@@ -98,11 +98,11 @@ def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> 
 
 
 def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a corpus of the first release with digests, after its tokenizer, text and
-    rows have been checked by the hashes and counts in it; the decoded rows are written anew.
+    """The manifest of a corpus of the first release, with digests added. Its tokenizer, text and
+    rows are checked first by the manifest's hashes and counts; the decoded rows are written again.
 
     Raises:
-        DamagedCorpus: they are others.
+        DamagedCorpus: one of them differs.
     """
     from rlhf_jax.data.store import read_documents, read_rows
 
@@ -128,7 +128,7 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 _save(folder / f"rows-{split}.npy", rows)
         except DamagedCorpus:
             raise
-        except Exception as e:  # others are of TFDS, array_record or SentencePiece
+        except Exception as e:  # raised by TFDS, array_record or SentencePiece
             if isinstance(e, OSError | MemoryError) and not isinstance(e, FileNotFoundError):
                 raise _unreadable(folder / name, e) from None
             raise DamagedCorpus(folder, name, f"{type(e).__name__}: {e}") from None

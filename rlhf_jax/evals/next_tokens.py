@@ -1,4 +1,4 @@
-"""What a language model expects next, in words."""
+"""The likeliest next tokens of a language model, as text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def encode_prompt(
     """The tokens of a prompt as a template has it, (1, P).
 
     Raises:
-        ConfigError: an empty prompt, one that is no text, or more tokens than the model has
-            positions.
+        ConfigError: the prompt is empty, not valid Unicode, or longer than the model's positions.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give the text to go on from")
@@ -46,8 +45,7 @@ def likeliest(
     runtime: Runtime,
     top: int = 10,
 ) -> list[list[tuple[str, float]]]:
-    """Of each prompt, padded on the left, the `top` likeliest next tokens and their
-    probabilities."""
+    """The `top` likeliest next tokens of each left-padded prompt, and their probabilities."""
 
     @jax.jit
     def distribution(params: Any, prompts_BP: jax.Array) -> jax.Array:
