@@ -72,7 +72,7 @@ COMMANDS = {
         "rlhf-jax report experiments/demo.py",
     ),
     "fit": Command(
-        "rlhf_jax.laws.cli",
+        "rlhf_jax.report.fit_cli",
         "command",
         "add_arguments",
         "Fit scaling laws to a table of runs (.csv, .jsonl, ...) or to a study.",
@@ -86,7 +86,7 @@ COMMANDS = {
         "rlhf-jax predict experiments/chinchilla.py --at 1.153e13",
     ),
     "cost": Command(
-        "rlhf_jax.cost.cli",
+        "rlhf_jax.report.cost_cli",
         "command",
         "add_arguments",
         "What training a model costs, and the budget that published laws would have given it.",

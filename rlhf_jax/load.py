@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.data.chat import Template
 from rlhf_jax.data.corpus import Corpus
-from rlhf_jax.data.integrity import read_manifest, warn
+from rlhf_jax.data.integrity import read_manifest
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.evals.next_tokens import encode_prompt
 from rlhf_jax.evals.next_tokens import next_tokens as likeliest
@@ -24,6 +24,7 @@ from rlhf_jax.placement.cpu import keep_compiled
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.messages import warn
 from rlhf_jax.train import Runtime
 
 

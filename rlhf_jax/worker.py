@@ -32,10 +32,11 @@ from rlhf_jax.placement.cpu import without_tpu, worker_environment
 from rlhf_jax.placement.mesh import parse_mesh
 from rlhf_jax.study import load_study
 from rlhf_jax.study.cell import Cell
-from rlhf_jax.study.config import ConfigError, argument, shown, to_json
+from rlhf_jax.study.config import ConfigError, argument, to_json
 from rlhf_jax.study.files import Damaged, disk_words, read_json, sweep, write_json, write_sealed
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.messages import shown
 from rlhf_jax.study.provenance import provenance
 from rlhf_jax.study.ranges import Count
 from rlhf_jax.study.results import LEFT_OUT, as_json

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from rlhf_jax.cost import cli as cost_cli
 from rlhf_jax.cost.hardware import CHIPS, HARDWARE, chip_of, peak_of, run_cost
 from rlhf_jax.cost.presets import PRESETS
 from rlhf_jax.cost.prices import compare_laws, serving, training_cost, undertrained_table
 from rlhf_jax.laws.published import FRONTIERS
+from rlhf_jax.report import cost_cli
 from rlhf_jax.study.config import ConfigError
 
 

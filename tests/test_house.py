@@ -66,7 +66,13 @@ def test_no_modules_import_each_other():
     ("room", "stranger", "door"),
     [
         ("rlhf_jax.study", "rlhf_jax.kinds", None),  # a study is about cells of any kind
+        ("rlhf_jax.study", "rlhf_jax.data", "rlhf_jax.study.command"),  # finds the corpus
+        ("rlhf_jax.study", "rlhf_jax.report", None),
         ("rlhf_jax.cost", "rlhf_jax.kinds", None),
+        ("rlhf_jax.cost", "rlhf_jax.report", None),
+        ("rlhf_jax.laws", "rlhf_jax.report", None),
+        ("rlhf_jax.data", "rlhf_jax.report", None),
+        ("rlhf_jax.evals", "rlhf_jax.report", None),
         ("rlhf_jax.placement", "rlhf_jax.kinds", "rlhf_jax.placement.cli"),  # its checks
         ("rlhf_jax", "rlhf_jax.tools", "rlhf_jax.cli"),  # guests
         ("rlhf_jax", "launch", None),  # found by entry point

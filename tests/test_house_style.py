@@ -11,9 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FILE_LINES, FUNCTION_LINES = 400, 60
 # Larger for now. Whoever makes one smaller takes it out; none is put in.
-LARGE_FILES = {"rlhf_jax/study/config.py"}
+LARGE_FILES: set[str] = set()
 LARGE_FUNCTIONS = {
-    "rlhf_jax/cost/prices.py:training_cost",
     "rlhf_jax/rl/ppo.py:make_ppo_step",
     "rlhf_jax/rl/rollout.py:rollout",
 }

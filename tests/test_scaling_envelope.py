@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from rlhf_jax.laws import envelope
 from rlhf_jax.laws.approaches import fit_curves, fit_points
 from rlhf_jax.laws.chinchilla import Chinchilla
 from rlhf_jax.laws.curves import Curve
@@ -81,6 +82,24 @@ def test_final_losses_alone_give_the_exponent():
     fit = fit_end_points(ladder(), resamples=0)
     assert fit.n_law.exponent == pytest.approx(LAW.a, abs=0.01)
     assert fit.n_law.exponent + fit.d_law.exponent == pytest.approx(1, abs=1e-6)
+
+
+def test_a_resample_is_the_fit_of_the_runs_that_it_drew(monkeypatch):
+    """Also where resamples differ in the horizons that they drew, and in their weights."""
+    table = ladder(noise=0.002)
+    table = table.take(np.repeat(np.arange(len(table)), 2))
+    table.loss[1::2] *= 1.01  # two seeds a horizon
+    counts = np.random.default_rng(1).integers(1, 3, (3, len(table)))
+    middle = np.flatnonzero((table.flops > 1.1e18) & (table.flops < 9e21))
+    for row, gone in zip(counts, (middle[20:22], middle[60:62], middle[:0]), strict=True):
+        row[gone] = 0
+    monkeypatch.setattr(envelope, "EVERY", 1)
+    monkeypatch.setattr(envelope, "resampled_counts", lambda n, resamples, rng: counts)
+    draws = fit_end_points(table, resamples=3).n_law.draws
+    for row, draw in zip(counts, draws, strict=True):
+        alone = fit_end_points(table.take(np.repeat(np.arange(len(table)), row)), resamples=0)
+        assert draw[1] == pytest.approx(alone.n_law.exponent, rel=1e-9)
+    assert len(set(draws[:, 1])) == 3
 
 
 def test_the_interpolation_goes_through_its_points_is_monotone_and_ends_with_them():

@@ -12,7 +12,8 @@ from typing import get_args
 
 from rlhf_jax.model.parameters import Counted, describe, leaves
 from rlhf_jax.model.parameters import attended as attention_products
-from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import suggest
 
 CONVENTIONS = {
     "exact": "3 x [2 x parameters of every matmul, unembedding included, + 4 L H C (s+1)/2]",

@@ -14,7 +14,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.messages import suggest
 
 GB, NAN = 2**30, math.nan
 TPU = "Google Cloud TPU documentation, system architecture"

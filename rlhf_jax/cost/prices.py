@@ -1,4 +1,4 @@
-"""What training a model costs, and what the published laws say of how its compute was spent."""
+"""The cost of training a model, and the optimum of each published law for the same compute."""
 
 from __future__ import annotations
 
@@ -32,34 +32,30 @@ def training_cost(
 ) -> dict[str, Any]:
     """The cost of one training run as JSON values.
 
-    Dollars = C / (peak x MFU x 3600) x price. C is counted as PaLM's appendix B does, which is what
-    published MFUs divide by; a bare size has 6 N D alone.
+    Dollars = C / (peak x MFU x 3600) x price. C follows the convention of PaLM's appendix B, which
+    published MFUs use; for a bare `params` it is 6 N D.
 
     Args:
       name: a preset; or params: a bare number. tokens: trained on. mfu: in (0, 1]. hardware: a name
-        of `HARDWARE`. price: dollars a chip-hour. Defaults: what was published of the preset; else
+        of `HARDWARE`. price: dollars a chip-hour. Defaults: the preset's published values; else
         h100, 0.4, and the hardware's list prices, low and high.
 
-    Returns:
-      model, params, tokens, seq_len, tokens_per_param, sources, mfu, mfu_source, hardware; flops by
-      convention, and the `convention` that is priced; prices [low, high]; ideal {chip_hours,
-      dollars [low, high]}: the FLOPs at that MFU and nothing else; laws: see `compare_laws`;
-      campaign {chip_hours, effective_mfu, dollars, estimate [low, high], estimate_prices: those a
-      chip-hour}: the published chip-hours, with all that was lost, and what others said they cost;
-      None where they are not those of this run.
+    Returns (where the name does not say it):
+      flops: by convention; `convention` is the priced one. ideal: of the FLOPs at that MFU, without
+      losses. campaign: see `_campaign`. laws: see `compare_laws`. prices, dollars: [low, high].
 
     Raises:
-      ConfigError: both or neither of name and params, or what is unknown or out of its range.
+      ConfigError: both or neither of name and params; an unknown name; a value out of its range.
     """
     if (name is None) == (params is None):
         given = "both" if name is not None else "neither"
         raise ConfigError(f"{given} of a preset and a number of parameters given; give one of them")
     known = preset(name) if name is not None else None
     n = known.params if known else _positive("params", params)
-    d = _tokens(name, known, n, tokens)
     trained = known.training if known else None
-    used = trained.hardware if trained else None
-    chip = find_hardware(hardware if hardware is not None else used or DEFAULT_HARDWARE)
+    d = _tokens(name, trained, n, tokens)
+    published = (trained and trained.hardware) or DEFAULT_HARDWARE
+    chip = find_hardware(published if hardware is None else hardware)
     prices = [chip.low, chip.high] if price is None else [_positive("price", price)] * 2
     share, said = _mfu(mfu, trained, chip)
     convention = "palm" if known else "6nd"
@@ -79,7 +75,7 @@ def training_cost(
         "prices": prices,
         "price_source": chip.price_source if price is None else "given",
         "ideal": {"chip_hours": hours, "dollars": [hours * p for p in prices]},
-        "campaign": _campaign(known, d, chip, flops[convention], prices),
+        "campaign": _campaign(trained, d, chip, flops[convention], prices),
         "laws": compare_laws(n, d),
         "sources": _sources(known, flops),
     }
@@ -98,7 +94,7 @@ RANGES = {"params": Range(1e3, 1e15), "tokens": Range(1e3, 1e21), "price": Range
 
 
 def _positive(what: str, value: float | None) -> float:
-    """`value`, in a range beyond which it is a slip."""
+    """`value`, refused outside `RANGES`: a wrong unit."""
     allowed = RANGES[what]
     if value is None or allowed.problem(float(value)):
         raise ConfigError(
@@ -108,11 +104,13 @@ def _positive(what: str, value: float | None) -> float:
     return float(value)
 
 
-def _tokens(name: str | None, known: Preset | None, params: float, tokens: float | None) -> float:
+def _tokens(
+    name: str | None, trained: Training | None, params: float, tokens: float | None
+) -> float:
     if tokens is not None:
         d = _positive("tokens", tokens)
-    elif known and known.training:
-        d = known.training.tokens
+    elif trained:
+        d = trained.tokens
     else:
         raise ConfigError(
             f"no published number of training tokens for {name or 'a bare number of parameters'}; "
@@ -128,7 +126,7 @@ def _tokens(name: str | None, known: Preset | None, params: float, tokens: float
 
 
 def _mfu(given: float | None, trained: Training | None, chip: Hardware) -> tuple[float, str]:
-    """(MFU, where it is from)."""
+    """(MFU, its source)."""
     if given is not None:
         return given, "given"
     if trained and trained.hardware == chip.name and trained.mfu is not None:
@@ -137,10 +135,10 @@ def _mfu(given: float | None, trained: Training | None, chip: Hardware) -> tuple
 
 
 def _campaign(
-    known: Preset | None, tokens: float, chip: Hardware, flops: float, prices: list[float]
+    run: Training | None, tokens: float, chip: Hardware, flops: float, prices: list[float]
 ) -> dict[str, Any] | None:
-    """The published chip-hours priced, if this is the run that they were spent on."""
-    run = known.training if known else None
+    """The published chip-hours with restarts and other losses, their price, and the published
+    estimates of that price; None for another run than the published one."""
     if run is None or run.chip_hours is None:
         return None
     if run.hardware != chip.name or run.tokens != tokens:
@@ -157,11 +155,12 @@ def _campaign(
 def compare_laws(params: float, tokens: float) -> list[dict[str, Any]]:
     """A run against the optimum of every published law, with C = 6 N D and N all parameters.
 
-    Returns one dictionary a law: law, source, a (exponent of N* in C);
+    Returns a row for each law: law, source, a (exponent of N* in C);
       tokens_wanted, flops_wanted: D* and C* at which N is optimal; tokens_ratio: D / D*, below 1
-      when undertrained; params_best, tokens_best: N* and D* for the C that was spent;
-      loss, loss_best (nats a token) of the run and of that split, loss_gap, and compute_needed, the
-      share of C with which the optimum reaches the run's loss: None where the law has no loss.
+      when undertrained; params_best, tokens_best: N* and D* for the run's C;
+      loss, loss_best: nats a token of the run and of (N*, D*); loss_gap: their difference;
+      compute_needed: share of C with which the optimum reaches the run's loss. These four are None
+      for a law without a loss.
     """
     flops = six_nd(params, tokens)
     rows = []

@@ -37,7 +37,6 @@ from rlhf_jax.data.integrity import (
     locked,
     manifest_text,
     read_manifest,
-    warn,
     whole,
 )
 from rlhf_jax.data.loader import batch_rows, permute
@@ -47,6 +46,7 @@ from rlhf_jax.data.sources import PACKAGED
 from rlhf_jax.data.tokenizer import PAD, Tokenizer, every, train
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id
 from rlhf_jax.study.digests import Digests
+from rlhf_jax.study.messages import warn
 
 __all__ = ["SPLITS", "Corpus", "find", "prepare", "recipe", "split_of"]
 
@@ -80,8 +80,7 @@ class Corpus:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """sha256 of every file. A corpus of the first release has none; it is checked by its counts
-        and hashes of text, and gets them."""
+        """sha256 of every file; added to a corpus of the first release, which has none."""
         if "digests" not in self.manifest:
             self.manifest.update(adopted(self.folder, self.manifest))
         return self.manifest["digests"]
@@ -157,10 +156,10 @@ class Corpus:
     def batch(
         self, split: str, batch_size: int, seed: int, t: int, subset: int | None = None
     ) -> Batch:
-        """Batch t (B, T) of the endless shuffled epochs of a split: a function of (seed, t).
+        """Batch t (B, T) of the shuffled epochs of a split: a function of (seed, t).
 
-        subset: train on this many rows alone. A smaller subset is part of a larger one, and none
-        depends on the seed.
+        subset: use only this many rows, the same for every seed; a smaller subset is part of a
+        larger one.
         """
         rows = self.rows(split)
         chosen = batch_rows(subset or len(rows), batch_size, seed, t)
@@ -191,11 +190,11 @@ class Corpus:
 
 
 def find(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = warn) -> Corpus | None:
-    """The corpus if it is already prepared under `root`, else None. It is found by the content of
-    its sources, also if they are gone; `log` is then told.
+    """The prepared corpus under `root`, or None. It is found by the content of its sources, even
+    if they are gone, which is logged.
 
     Raises:
-        ConfigError: a source that is unknown, or gone and not prepared, or a damaged manifest.
+        ConfigError: a source is unknown, or gone and not prepared; or the manifest is damaged.
     """
     key, folder, gone = locate(cfg, Path(root) / "data")
     if folder is None:
@@ -213,14 +212,14 @@ def _opened(folder: Path, cfg: CorpusConfig, key: str) -> Corpus:
 
 
 def prepare(cfg: CorpusConfig, root: Path, log: Callable[[str], None] = print) -> Corpus:
-    """The corpus of a configuration, built under `root` if it is not there yet, or is damaged.
+    """The corpus of a configuration, built under `root` if it is missing or damaged.
 
-    Safe when several processes ask at once: one builds, the others wait. The next build removes
-    what an interrupted one left, and never takes it for a corpus.
+    Several processes may call this at once: one builds, the others wait. The next build removes the
+    folder of an interrupted one.
 
     Raises:
         ConfigError: an unreadable or unknown source, too little text for the vocabulary or for a
-            split, a damaged corpus whose sources are gone.
+            split, or a damaged corpus whose sources are gone.
     """
     data = Path(root) / "data"
     if corpus := _found(cfg, data, log):
@@ -389,9 +388,7 @@ def _manifest(
         "content_hash": content_id([text, tokenizer.content_hash, rule], 16),
         "text_hashes": text,
         "tokenizer_hash": tokenizer.content_hash,
-        "vocab": cfg.vocab,
-        "seq_len": cfg.seq_len,
-        "seed": cfg.seed,
+        **{name: getattr(cfg, name) for name in ("vocab", "seq_len", "seed")},
         "splits": splits,
         "sources": sources,
     }

@@ -1,6 +1,6 @@
-"""Near-duplicate removal: a document is dropped if half of its word 8-grams (of a shorter document:
-its one n-gram) occur in documents that are kept. Where a quarter of a text is in scripts without
-spaces, their characters count as words, and it has 24-grams.
+"""Near-duplicate removal: a document is dropped if half of its word 8-grams are in kept documents.
+A document of fewer words has a single n-gram. If a quarter of a text is in scripts without spaces,
+their characters count as words, and 24-grams are used.
 
 Containment of hashed word n-grams (Broder 1997), exact rather than sketched. Duplicates are found
 within a source and across sources, and the result does not depend on the order in which documents
@@ -53,17 +53,14 @@ class Shingles:
         documents that come before them in `order` and are kept."""
         self.file.flush()
         repeated = self._repeated()
-        seen = np.zeros(
-            len(repeated) + 1, bool
-        )  # the last one stands for all n-grams that occur once
+        seen = np.zeros(len(repeated) + 1, bool)  # last: all n-grams that occur once
         drop = np.zeros(len(self.ends) - 1, bool)
         for i in order:
             grams = self._read(self.ends[i], self.ends[i + 1])
             mine = np.searchsorted(repeated, grams)
-            found = (
-                repeated[np.minimum(mine, len(repeated) - 1)] == grams if len(repeated) else False
-            )
-            mine = np.where(found, mine, len(repeated))
+            if len(repeated):
+                found = repeated[np.minimum(mine, len(repeated) - 1)] == grams
+                mine = np.where(found, mine, len(repeated))
             if seen[mine].mean() >= SEEN:
                 drop[i] = True
             else:
@@ -80,7 +77,7 @@ class Shingles:
             yield self._read(start, min(start + READ, self.ends[-1]))
 
     def _repeated(self) -> np.ndarray:
-        """The n-grams that occur more than once, sorted: part by part of the range of hashes."""
+        """The n-grams that occur more than once, sorted, by parts of the range of hashes."""
         bits = max(0, -(-self.ends[-1] // PART) - 1).bit_length()
         found = []
         for part in range(1 << bits):

@@ -1,13 +1,13 @@
 """Human feedback as records: JSON lines, `{"kind": "comparison", "version": 1, ...}`, checked field
-by field. There are four kinds, and one file may hold several; `rlhf_jax.data.signals` says what is
-learned from each.
+by field. There are four kinds, and a file may mix them; `rlhf_jax.data.signals` makes training data
+of each.
 
 comparison: prompt, responses (2 to 9), ranking (1 is best, equal ranks are ties).
 demonstration: prompt, response.
 correction: prompt, response, edited.
 critique: prompt, response, critique; optionally revision and verdict ("good" or "bad").
 
-A prompt is a text. A conversation is a text as well, in the form that `rlhf_jax.data.chat` reads.
+A prompt is a text, or a conversation as a text in the form of `rlhf_jax.data.chat`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from rlhf_jax.data import files
-from rlhf_jax.study.config import ConfigError, not_unicode, suggest
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.files import write_text
+from rlhf_jax.study.messages import not_unicode, suggest
 
 VERSION = 1
 Verdict = Literal["good", "bad"]

@@ -40,7 +40,7 @@ _MESSAGES = re.compile(r"\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 class Unusable(ConfigError):
-    """A row of a known layout from which nothing can be learned."""
+    """A row of a known layout without training data in it."""
 
 
 def plain(row: Row) -> Row:

@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import numpy as np
 from rlhf_jax.data.packing import batch_of
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.files import Damaged, file_digest, write_text
+from rlhf_jax.study.files import Damaged, file_digest, json_digest, write_text, writing
+from rlhf_jax.study.messages import warn
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, tuple[int, int, int, str]] = {}  # size, times and digest of whole files
@@ -34,13 +33,8 @@ class DamagedCorpus(Damaged):
         )
 
 
-def warn(text: str) -> None:
-    print(f"rlhf-jax: {text}", file=sys.stderr, flush=True)
-
-
 def self_digest(manifest: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in manifest.items() if k != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_digest({k: v for k, v in manifest.items() if k != "digest"})
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
@@ -92,7 +86,7 @@ def whole(folder: Path, name: str, digests: Mapping[str, str]) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    """An error that is not known to be damage, so that nothing is replaced."""
+    """A reading error that may not be damage: nothing is replaced."""
     return ConfigError(
         f"{path} cannot be read ({error}); see to that and run the same command again"
     )
@@ -104,11 +98,11 @@ def damaged_files(folder: Path, digests: Mapping[str, str], under: str = "") -> 
 
 
 def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a corpus of the first release with digests, after its tokenizer, text and
-    rows have been checked by the hashes and counts in it; the decoded rows are written anew.
+    """The manifest of a corpus of the first release, with digests added. Its tokenizer, text and
+    rows are checked first by the manifest's hashes and counts; the decoded rows are written again.
 
     Raises:
-        DamagedCorpus: they are others.
+        DamagedCorpus: one of them differs.
     """
     from rlhf_jax.data.store import read_documents, read_rows
 
@@ -134,7 +128,7 @@ def adopted(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 _save(folder / f"rows-{split}.npy", rows)
         except DamagedCorpus:
             raise
-        except Exception as e:  # others are of TFDS, array_record or SentencePiece
+        except Exception as e:  # raised by TFDS, array_record or SentencePiece
             if isinstance(e, OSError | MemoryError) and not isinstance(e, FileNotFoundError):
                 raise _unreadable(folder / name, e) from None
             raise DamagedCorpus(folder, name, f"{type(e).__name__}: {e}") from None
@@ -168,6 +162,5 @@ def locked(path: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 def _save(path: Path, rows: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(part, rows)
-    os.replace(part, path)
+    with writing(path) as file:
+        np.save(file, rows)

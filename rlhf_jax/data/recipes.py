@@ -1,7 +1,7 @@
-"""Which prepared corpus a configuration asks for: by the content of its sources, wherever they lie.
+"""Finds the prepared corpus of a configuration by the content of its sources, whatever their paths.
 
 `ROOT/data/index/` is a cache: KEY.json names the folder of a corpus, and `digests` holds the
-digests of source files (`rlhf_jax.study.digests`), so that a corpus is known by them when they are
+digests of source files (`rlhf_jax.study.digests`), so that a corpus is still found when they are
 gone.
 """
 
@@ -13,12 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.integrity import MANIFEST, locked, manifest_text, read_manifest, warn
+from rlhf_jax.data.integrity import MANIFEST, locked, manifest_text, read_manifest
 from rlhf_jax.data.sources import FORMATS, PACKAGED, files, is_tfds, pattern_of, unpacked_name
 from rlhf_jax.study.callables import is_callable, source_hash
 from rlhf_jax.study.config import ConfigError, CorpusConfig, content_id, to_json
 from rlhf_jax.study.digests import Digests
 from rlhf_jax.study.files import write_text
+from rlhf_jax.study.messages import warn
 
 FORMAT = 1  # of what is derived from text; a change of packing or splitting rules raises it
 
@@ -65,7 +66,7 @@ def recipe(cfg: CorpusConfig, digests: Digests | None = None) -> str:
 
 
 def _key_and_gone(cfg: CorpusConfig, digests: Digests) -> tuple[str, list[str]]:
-    """The `recipe`, and those sources that are gone."""
+    """The `recipe`, and the sources that are gone."""
     states = {source: _state(source, digests) for source in sorted(set(cfg.sources))}
     key = _key(cfg, sorted((state for state, _ in states.values()), key=repr))
     return key, [source for source, (_, gone) in states.items() if gone]
@@ -93,7 +94,7 @@ def locate(cfg: CorpusConfig, data: Path) -> tuple[str, Path | None, list[str]]:
     are gone.
 
     Raises:
-        ConfigError: a source that is unknown, or gone and no corpus of it is there.
+        ConfigError: a source is unknown, or is gone and has no prepared corpus.
     """
     digests = Digests(data)
     key, gone = _key_and_gone(cfg, digests)
@@ -107,14 +108,14 @@ def locate(cfg: CorpusConfig, data: Path) -> tuple[str, Path | None, list[str]]:
                 folder = path.parent
     if folder is not None:
         write_index(data, key, folder, cfg)
-    elif gone:  # says what is not there
+    elif gone:  # raises ConfigError with the reason
         source_hash(gone[0]) if is_callable(gone[0]) else files(gone[0])
     return key, folder, gone
 
 
 def note_recipe(folder: Path, key: str, left_out: dict[str, str] | None = None) -> None:
-    """Adds a key, with what was left out of the sources, to the manifest, which is read where the
-    index has no entry."""
+    """Adds a key, and the rows left out of its sources, to the manifest. `locate` reads it if
+    the index has no entry."""
     if key in read_manifest(folder).get("recipes", ()):
         return
     with contextlib.suppress(OSError), locked(folder.parent / "adopt.lock", warn):
@@ -134,7 +135,7 @@ def _indexed(data: Path, key: str) -> Path | None:
 
 
 def write_index(data: Path, key: str, folder: Path, cfg: CorpusConfig) -> None:
-    """Where the runs folder can be written to; without an entry the manifests are read."""
+    """Writes KEY.json; without it (a read-only runs folder) `locate` reads the manifests."""
     entry = json.dumps({"folder": folder.name, "sources": list(cfg.sources)})
     with contextlib.suppress(OSError):
         write_text(data / "index" / f"{key}.json", entry)

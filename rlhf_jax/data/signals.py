@@ -1,23 +1,25 @@
-"""The training data that each kind of record gives.
+"""The training data in each kind of record.
 
-As (prompt, completion): of a comparison the best response, unless another text ties with it or it
-is blank; of a demonstration the response; of a correction the edited response; of a critique the
-revision, and the texts below. As a comparison: a comparison itself, unless all tie; of a correction
-edited over response; of a critique revision over response.
+| record | (prompt, completion) | comparison |
+|---|---|---|
+| comparison | best response, unless blank or tied with another text | itself, unless all tie |
+| demonstration | its response | |
+| correction | its edited response | edited over response |
+| critique | its revision, and the texts below | revision over response |
 
 Stiennon et al. 2020 and Ouyang et al. 2022 learn from demonstrations and comparisons; Saunders et
 al. 2022 teach a model to write critiques and refine its answers by them; Bai et al. 2022 learn from
-revisions and prefer them. A model of critiques reads and writes these texts, in which | is where
-completions begin:
+revisions and prefer them. A model of critiques is trained on these texts; | marks the begin of the
+completion:
 
     PROMPT [response] RESPONSE [critique] | CRITIQUE [verdict] VERDICT
     PROMPT [response] RESPONSE [verdict] | VERDICT
     PROMPT [response] RESPONSE [critique] CRITIQUE [revision] | REVISION
 
-Each name in brackets stands on a line of its own, with a blank line before it. The second text has
-the verdict follow at once, so that its probability is that of one token sequence and
-`rlhf_jax.rl.critique` can score by it; log p(good) - log p(bad) is the score. A critique without a
-verdict gives the first text without its end, and no second one; one without a revision no third.
+Each name in brackets is on a line of its own, after a blank line. In the second text the verdict
+follows at once, so its probability is that of one token sequence, and `rlhf_jax.rl.critique` can
+score a response by log p(good) - log p(bad). A critique without a verdict gives the first text
+without its verdict, and no second text; a critique without a revision gives no third.
 """
 
 from __future__ import annotations
@@ -42,11 +44,8 @@ def answer_of(record: Record) -> str | None:
         case Critique():
             return record.revision
         case Comparison():
-            best = [
-                text
-                for text, rank in zip(record.responses, record.ranking, strict=True)
-                if rank == min(record.ranking)
-            ]
+            ranked = zip(record.responses, record.ranking, strict=True)
+            best = [text for text, rank in ranked if rank == min(record.ranking)]
             return best[0] if len(set(best)) == 1 and best[0].strip() else None
 
 

@@ -12,7 +12,8 @@ from rlhf_jax.data.files import LeftOut, rows, text_blocks
 from rlhf_jax.data.packaged import PACKAGED, Documents, text_hash
 from rlhf_jax.data.passages import SHARES, passages
 from rlhf_jax.study.callables import call_for_each, is_callable
-from rlhf_jax.study.config import ConfigError, not_unicode, suggest
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.messages import not_unicode, suggest
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")  # each but parquet also with .gz
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.study.config import ConfigError, not_unicode
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.messages import not_unicode
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 CONTROL = ("<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")

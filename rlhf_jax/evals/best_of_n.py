@@ -1,4 +1,4 @@
-"""The best of n samples: what it scores, and how far it is from the policy that was sampled."""
+"""Best-of-n sampling: expected scores, and the KL from the sampled policy."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def chance_of_best(total: int, n: int) -> np.ndarray:
 
 
 def expected_best(proxy_PN: np.ndarray, values_PN: np.ndarray, n: int) -> np.ndarray:
-    """(P,): what the best of n by `proxy` has of `values` on average over all subsets of n of the N
-    samples of a prompt, the unbiased estimate of Nakano et al. 2021 (WebGPT, appendix I). Of equal
-    proxies each is picked as often as the others."""
+    """(P,): the mean of `values` of the best of n by `proxy` over all subsets of n of the N samples
+    of a prompt, the unbiased estimate of Nakano et al. 2021 (WebGPT, appendix I). Samples of equal
+    proxy are chosen equally often."""
     chance_N = chance_of_best(proxy_PN.shape[1], n)
     found = np.empty(len(proxy_PN))
     for p, (proxy_N, values_N) in enumerate(zip(proxy_PN, values_PN, strict=True)):
@@ -69,9 +69,6 @@ def best_of_n_curve(
 
 
 def gold_by_prompt(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[list[float]]:
-    """Of n = 1, 2, 4, ..., N the expected gold score of the best of n of each prompt, to five
-    digits."""
-    return [
-        np.round(expected_best(proxy_PN, gold_PN, n), 5).tolist()
-        for n in powers_of_two(proxy_PN.shape[1])
-    ]
+    """Expected gold score of the best of n = 1, 2, 4, ..., N for each prompt, to five digits."""
+    counts = powers_of_two(proxy_PN.shape[1])
+    return [np.round(expected_best(proxy_PN, gold_PN, n), 5).tolist() for n in counts]

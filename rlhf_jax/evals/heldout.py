@@ -66,7 +66,7 @@ def heldout_loss(
 def heldout_rows(
     params: Any, cfg: ModelConfig, corpus: Corpus, runtime: Runtime, batch: int = 16
 ) -> HeldoutRows:
-    """What `heldout_loss` sums up, and the model's likeliest next token at every position."""
+    """The rows behind `heldout_loss`, and for each token whether the likeliest one was right."""
     return _scored_rows(_with_likeliest, params, cfg, corpus, runtime, batch)
 
 
@@ -115,8 +115,8 @@ def _scored_rows(
 
 
 def tax(before: HeldoutRows, after: HeldoutRows) -> dict[str, Any]:
-    """What a policy pays on held-out text: nats per token and bits per byte after less before, with
-    95% intervals from the paired rows. Positive: it got worse."""
+    """Held-out loss after less before, in nats per token and bits per byte, with 95% intervals over
+    paired rows. Positive: worse after."""
     nats_R = after.nats_R - before.nats_R
     found: dict[str, Any] = {}
     for name, total_R, weight_R in (

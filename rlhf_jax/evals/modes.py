@@ -23,8 +23,7 @@ def mode_report(before: Sequence[Any], after: Sequence[Any]) -> dict[str, Any]:
     Returns {"names": of all modes seen on either side, "before", "after": {"counts": {name:
     responses}, "shares": {name: of all responses}, "none": share in no mode, "kept": modes with a
     share of at least `KEPT`, "entropy": nats, over the responses that are in a mode},
-    "total_variation": half the sum of
-    |share after - share before|, no mode being one more}.
+    "total_variation": half the sum of |share after - share before|, with "none" as one more mode}.
     """
     sides = {"before": mode_names(before), "after": mode_names(after)}
     if not all(sides.values()):

@@ -1,4 +1,4 @@
-"""What a language model expects next, in words."""
+"""The likeliest next tokens of a language model, as text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlhf_jax.model import forward, logits
 from rlhf_jax.model.scoring import padded_rows
 from rlhf_jax.model.sharding import joined, map_rows
 from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import not_unicode
 from rlhf_jax.train import Runtime
 
 
@@ -22,15 +23,12 @@ def encode_prompt(
     """The tokens of a prompt as a template has it, (1, P).
 
     Raises:
-        ConfigError: an empty prompt, one that is no text, or more tokens than the model has
-            positions.
+        ConfigError: the prompt is empty, not valid Unicode, or longer than the model's positions.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give the text to go on from")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as e:
-        raise ConfigError(f"the prompt is not valid Unicode text ({e}); give UTF-8") from None
+    if why := not_unicode(prompt):
+        raise ConfigError(f"the prompt is {why}")
     ids = prompt_ids(tokenizer, prompt, template)
     if len(ids) >= cfg.max_positions:
         raise ConfigError(
@@ -47,8 +45,7 @@ def likeliest(
     runtime: Runtime,
     top: int = 10,
 ) -> list[list[tuple[str, float]]]:
-    """Of each prompt, padded on the left, the `top` likeliest next tokens and their
-    probabilities."""
+    """The `top` likeliest next tokens of each left-padded prompt, and their probabilities."""
 
     @jax.jit
     def distribution(params: Any, prompts_BP: jax.Array) -> jax.Array:

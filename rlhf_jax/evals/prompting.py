@@ -1,15 +1,14 @@
-"""Tasks put to a language model in words: few-shot prompts, exact match, and multiple choice.
+"""Evaluation by prompting: few-shot prompts, exact match, and multiple choice.
 
-| template | prompt | the answer ends at |
+| template | prompt | end of the answer |
 |---|---|---|
 | plain | "Q: text", "A: answer", a blank line for each worked example; "Q: text", "A:" | newline |
 | chat | for each worked example a turn of user and assistant; a turn of the user | EOS |
 
-Exact match: the greedy completion, up to its first newline or EOS and without white space around
-it, is the answer. Multiple choice: the answer has a higher
-log-probability a token than every distractor (Brown et al. 2020), the tokens being those of the
-choice and of its end, so that "river" is not preferred to "river river" for being its beginning. It
-moves before exact match does.
+Exact match: the greedy completion, up to its first newline or EOS and stripped of white space,
+equals the answer. Multiple choice: the answer has a higher log-probability per token than every
+distractor (Brown et al. 2020). The tokens include the end of the choice, so that "river" does not
+win over "river river" by being its beginning. Multiple choice improves before exact match does.
 """
 
 from __future__ import annotations
@@ -74,8 +73,8 @@ class Item:
 def worked_examples(
     items: Sequence[Item], pool: Sequence[Item], shots: int, seed: int
 ) -> list[list[Item]]:
-    """Of each item, `shots` different items of its type and group from the pool, never itself. For
-    one seed more shots begin with the examples that fewer shots have.
+    """For each item `shots` other items of its type and group from the pool. For one seed the
+    examples of fewer shots are the first ones of more shots.
 
     Raises:
         ConfigError: the pool has too few.
@@ -112,8 +111,7 @@ def answer_ids(tokenizer: Tokenizer, answer: str, template: Template) -> list[in
 
 
 def completed(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """What a completion says: its text up to the first EOS or newline, without white space around
-    it."""
+    """The text of a completion up to its first EOS or newline, stripped of white space."""
     ids = list(tokens)
     ids = ids[: ids.index(EOS)] if EOS in ids else ids
     return tokenizer.decode(ids).split("\n")[0].strip()
@@ -136,8 +134,8 @@ def encoded(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of n items at one number of shots: its completions, and log-probability a
-    token of every choice (n, K), NaN where an item has fewer choices."""
+    """A model's completions of n items at one number of shots, and log-probabilities per token of
+    their choices (n, K), NaN beyond an item's choices."""
 
     items: Sequence[Item]
     completions: Sequence[str]

@@ -1,5 +1,4 @@
-"""How far to trust scores that rank completions: accuracy, where it comes from, calibration, and
-what to compare it with."""
+"""How well scores rank completions: accuracy by margin, rank and length, calibration, baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from rlhf_jax.data.annotators import rank_by_annotators
 from rlhf_jax.evals.calibration import reliability, right_half
 from rlhf_jax.evals.intervals import clustered_interval
 
-NOISE = 0.55  # agreement of two annotators below which labels say next to nothing
+NOISE = 0.55  # labels are noise if two annotators agree less often
 
 
 def ranking_report(
@@ -19,8 +18,8 @@ def ranking_report(
 ) -> dict[str, Any]:
     """A report on scores of K completions of N prompts.
 
-    Accuracy is over untied pairs, with a 95% interval that takes prompts for independent, not
-    pairs; then by gold margin, by how far apart the ranks are, and by length. Calibration is of
+    Accuracy is over untied pairs, with a 95% interval that treats prompts, not pairs, as
+    independent; also by gold margin, by difference in rank, and by length. Calibration is of
     sigmoid(margin) as the probability of a preference. Baselines: the gold score (no model can do
     much better than the labels allow), length alone, and the scores of another prompt.
 
@@ -28,7 +27,7 @@ def ranking_report(
         scores_NK: scores whose differences are log-odds of a preference.
         rows: NK arrays `ranks` (lower is better, negative: absent), `length` in tokens, and `gold`
             where completions have one. At least two completions of a prompt differ in rank.
-        ceilings: more baselines, known to the caller.
+        ceilings: more baselines.
     """
     ranks, length = rows["ranks"], rows["length"].astype(float)
     pairs = untied_pairs(ranks)
@@ -78,7 +77,7 @@ def uninformative(ranks_NK: np.ndarray) -> int:
 
 
 def label_notes(train_NK: np.ndarray, heldout_NK: np.ndarray, agreement: float | None) -> list[str]:
-    """What is wrong with ranks as labels, in plain words.
+    """Warnings about ranks as labels.
 
     Args:
         agreement: how often two annotators order a pair alike, if that is known.

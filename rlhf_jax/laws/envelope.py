@@ -1,12 +1,12 @@
-"""Approach 1 of Hoffmann 2022: the lower envelope of training curves; its holders are N*(C).
+"""Approach 1 of Hoffmann 2022: N*(C) from the lower envelope of training curves.
 
-Every run's loss is interpolated on a log grid of 1,500 compute values, the run of least loss at
-each value holds it, and ln N* and ln D* of the holders are regressed on ln C. A loss counts only
-near the end of its run's own schedule. A value held by the smallest or the largest size that
-reaches it is dropped: the optimum may lie beyond the sizes that were trained.
+Each run's loss is interpolated on a log grid of 1,500 compute values. The holder of a value is the
+run with the lowest loss there; ln N* and ln D* of the holders are regressed on ln C. Only losses
+near the end of a run's learning-rate schedule are used. Values held by the smallest or the largest
+size that reaches them are dropped: the optimum may lie beyond the trained sizes.
 
-Tables of final losses need no curves: between the horizons of one size the final loss is
-interpolated, so that every value is the end of a schedule.
+A table of final losses needs no curves: the final loss of each size is interpolated between its
+horizons (training lengths), so every value is the end of a schedule.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rlhf_jax.laws.isoflop import PowerLaw, lines
 from rlhf_jax.laws.points import FitError, Points
 
 GRID = 1500  # compute values (Hoffmann 2022, section 3.1)
-MIN_HOLDERS = 3  # sizes that hold a part of the envelope
-MIN_HORIZONS = 3  # final losses of a size, for tables without curves
+MIN_HOLDERS = 3  # sizes on the envelope
+MIN_HORIZONS = 3  # of each size, for tables without curves
 MIN_DECADES = 0.5  # of compute that the envelope covers
-SAME_SIZE = 0.02  # sizes nearer than this share are one size
-EVERY = 5  # resamples look at every fifth value of the grid
+SAME_SIZE = 0.02  # sizes that differ by less than this share count as one
+EVERY = 5  # resamples use every fifth value of the grid
 BLOCK = 100  # resamples in memory at once
 
 
@@ -36,9 +36,9 @@ class EnvelopeFit:
     """The envelope on its grid, (m,) each, and the power laws N*(C) and D*(C) unless refused.
 
     Attributes:
-      flops: the grid. holder: index into `labels`, -1 where no run has a loss that counts.
-      params, tokens, loss: of the holder; NaN where there is none.
-      kept: whether the point enters the regression.
+      flops: the grid. holder: index into `labels`; -1: no run has a usable loss there.
+      params, tokens, loss: of the holder; NaN without one.
+      kept: whether the value enters the regression.
     """
 
     flops: np.ndarray
@@ -75,9 +75,9 @@ def fit_envelope(
     """Fits N* and D* to the envelope of training curves; bootstraps over runs.
 
     Args:
-      curves: one a run, smoothed: the envelope takes minima, which noise would bias.
-      valid_from: share of a run's compute from which its loss counts: a loss inside a decaying
-        schedule is above what a schedule ending there would reach. 0 for a constant rate.
+      curves: one per run, smoothed, because noise would bias the minima.
+      valid_from: losses before this share of a run's compute are not used: in the middle of a
+        decaying schedule the loss is higher than at the end of a shorter one. 0: constant rate.
       resamples: bootstrap resamples (0: no intervals). seed: of the resampling.
 
     Raises:
@@ -100,7 +100,7 @@ def fit_envelope(
         tokens[i, inside] = np.interp(log_c[inside], x, np.log(curve.tokens[part]))
 
     def draw(counts: np.ndarray, part: slice) -> np.ndarray:
-        return np.where(counts[:, None] > 0, table[:, part], np.nan)
+        return np.where(counts[:, :, None] > 0, table[:, part], np.nan)
 
     log_n = np.log([curve.params for curve in curves])
     labels = tuple(curve.label for curve in curves)
@@ -108,20 +108,20 @@ def fit_envelope(
 
 
 def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> EnvelopeFit:
-    """The same from final losses alone: each size's are interpolated between its horizons.
+    """Fits N* and D* to the envelope of final losses.
 
-    The interpolation is of ln loss in ln C, monotone (PCHIP) and without extrapolation; runs of one
-    size and horizon (seeds) are averaged. Sizes with fewer than `MIN_HORIZONS` are left out.
+    ln loss of each size is interpolated in ln C between its horizons, monotonically (PCHIP) and
+    without extrapolation; seeds of one size and horizon are averaged. Sizes with fewer than
+    `MIN_HORIZONS` horizons are left out.
 
     Args:
       points: at least one run. resamples: bootstrap resamples over runs. seed: of the resampling.
     """
     if not len(points):
         raise FitError("approach 1 has no runs to fit")
-    log_n, log_c = np.log(points.params), np.log(points.flops)
-    groups = _clusters(log_n, SAME_SIZE)
-    horizons = [len(_clusters(log_c[group], 1e-3)) for group in groups]
-    sizes = [g for g, count in zip(groups, horizons, strict=True) if count >= MIN_HORIZONS]
+    log_n, log_c, log_loss = (np.log(v) for v in (points.params, points.flops, points.loss))
+    groups = _sizes(points)
+    sizes = [horizons for horizons in groups if len(horizons) >= MIN_HORIZONS]
     grid = _grid(points.flops)
     if len(sizes) < MIN_HOLDERS:
         reason = (
@@ -132,24 +132,26 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
         return EnvelopeFit(
             np.exp(grid), nobody, nothing, nothing, nothing, nobody > 0, (), None, None, reason
         )
-    centers = np.array([log_n[group].mean() for group in sizes])
-    ends = [(log_c[group].min() - 1e-9, log_c[group].max() + 1e-9) for group in sizes]
+    centers = np.array([log_n[np.concatenate(horizons)].mean() for horizons in sizes])
     tokens = np.full((len(sizes), len(grid)), np.nan)
-    for i, group in enumerate(sizes):
-        inside = (grid >= ends[i][0]) & (grid <= ends[i][1])
-        order = group[np.argsort(log_c[group], kind="stable")]
-        tokens[i, inside] = np.interp(grid[inside], log_c[order], np.log(points.tokens[order]))
-    log_loss = np.log(points.loss)
-
-    knots = [_horizons(log_c[group]) for group in sizes]
+    for i, runs in enumerate(map(np.concatenate, sizes)):  # by rising compute
+        x = log_c[runs]
+        inside = (grid >= x[0] - 1e-9) & (grid <= x[-1] + 1e-9)
+        tokens[i, inside] = np.interp(grid[inside], x, np.log(points.tokens[runs]))
 
     def draw(counts: np.ndarray, part: slice) -> np.ndarray:
-        rows = []
-        for group, (at, of) in zip(sizes, knots, strict=True):
-            n = np.bincount(of, counts[group])
-            total = np.bincount(of, counts[group] * log_loss[group])
-            rows.append(monotone(at[n > 0], total[n > 0] / n[n > 0], grid[part]))
-        return np.stack(rows)
+        found = np.full((len(counts), len(sizes), len(grid[part])), np.nan)
+        for size, horizons in enumerate(sizes):
+            at = np.array([log_c[runs].mean() for runs in horizons])
+            n = np.stack([counts[:, runs].sum(1) for runs in horizons])
+            total = np.stack([counts[:, runs] @ log_loss[runs] for runs in horizons])
+            # Resamples that drew the same horizons are interpolated in one call.
+            patterns, of = np.unique(n > 0, axis=1, return_inverse=True)
+            for i, there in enumerate(patterns.T):
+                rows = np.flatnonzero(of == i)
+                y = total[np.ix_(there, rows)] / n[np.ix_(there, rows)]
+                found[rows, size] = monotone(at[there], y, grid[part]).T
+        return found
 
     labels = tuple(f"{np.exp(center):.4g} parameters" for center in centers)
     left = len(groups) - len(sizes)
@@ -157,15 +159,17 @@ def fit_end_points(points: Points, resamples: int = 1000, seed: int = 0) -> Enve
     return _fit(grid, centers, tokens, labels, draw, len(points), resamples, seed, warnings)
 
 
+def _sizes(points: Points) -> list[list[np.ndarray]]:
+    """For each size, rising, the indices of its runs at each horizon, rising."""
+    log_c = np.log(points.flops)
+    groups = _clusters(np.log(points.params), SAME_SIZE)
+    return [[group[k] for k in _clusters(log_c[group], 1e-3)] for group in groups]
+
+
 def short_sizes(points: Points) -> list[str]:
     """Labels of the runs whose size has fewer than `MIN_HORIZONS`."""
-    log_n, log_c = np.log(points.params), np.log(points.flops)
-    return [
-        points.labels[i]
-        for group in _clusters(log_n, SAME_SIZE)
-        if len(_clusters(log_c[group], 1e-3)) < MIN_HORIZONS
-        for i in group
-    ]
+    short = [horizons for horizons in _sizes(points) if len(horizons) < MIN_HORIZONS]
+    return [points.labels[i] for horizons in short for i in sorted(np.concatenate(horizons))]
 
 
 def _fit(
@@ -179,9 +183,9 @@ def _fit(
     seed: int,
     warnings: tuple[str, ...],
 ) -> EnvelopeFit:
-    """`draw` maps counts of the runs (runs,) to ln losses of the curves at a part of the grid (S,
-    m)."""
-    losses = draw(np.ones(runs, np.int64), slice(None))
+    """`draw` maps how often each run is drawn, (R, runs), to ln losses at a part of the grid,
+    (R, S, m)."""
+    (losses,) = draw(np.ones((1, runs), np.int64), slice(None))
     holder, kept = (part[0] for part in _holders(losses[None], log_n))
     held = holder >= 0
     at = np.arange(len(log_c))
@@ -196,7 +200,7 @@ def _fit(
         drawn, part = np.full((2, resamples, 2), np.nan), slice(None, None, EVERY)
         for i in range(0, resamples, BLOCK):
             counts = resampled_counts(runs, min(BLOCK, resamples - i), rng)
-            who, use = _holders(np.stack([draw(c, part) for c in counts]), log_n)
+            who, use = _holders(draw(counts, part), log_n)
             drawn[:, i : i + BLOCK] = _lines(log_c[part], log_n, log_tokens[:, part], who, use)
         whole = _lines(log_c, log_n, log_tokens, holder[None], kept[None])[:, 0]
         n_law, d_law = (
@@ -226,7 +230,7 @@ def _check(curve: Curve) -> None:
 
 
 def _holders(losses: np.ndarray, log_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(holder, kept), (R, m) each, of losses (R, S, m) with NaN where a curve does not count."""
+    """(holder, kept), (R, m) each, of losses (R, S, m); NaN: not usable."""
     there = np.isfinite(losses)
     holder = np.argmin(np.where(there, losses, np.inf), 1)
     size = log_n[holder]
@@ -267,22 +271,14 @@ def _refusal(log_c: np.ndarray, log_n: np.ndarray, holder: np.ndarray, kept: np.
     return None
 
 
-def _horizons(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct horizons (k,) among x (n,), rising, and which of them each run has, (n,)."""
-    groups, of = _clusters(x, 1e-3), np.empty(len(x), np.int64)
-    for k, group in enumerate(groups):
-        of[group] = k
-    return np.array([x[group].mean() for group in groups]), of
-
-
 def monotone(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """y at `at` by a cubic through (x, y) that is monotone wherever y is (PCHIP); NaN outside x.
+    """Monotone cubics (PCHIP) through (x, y) at `at`; NaN outside x, and for fewer than 2 points.
 
-    x (k,) rises; under 2 points all is NaN.
+    x (k,) rises; y is (k,) or (k, R); the result (m,) or (m, R).
     """
-    from scipy.interpolate import PchipInterpolator  # 0.4 s, which other fits need not spend
+    from scipy.interpolate import PchipInterpolator  # its import takes 0.4 s
 
-    out = np.full(len(at), np.nan)
+    out = np.full((len(at), *y.shape[1:]), np.nan)
     if len(x) > 1:
         inside = (at >= x[0] - 1e-9) & (at <= x[-1] + 1e-9)
         out[inside] = PchipInterpolator(x, y)(np.clip(at[inside], x[0], x[-1]))
@@ -290,7 +286,7 @@ def monotone(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _clusters(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
-    """Indices of values (n,) that lie within `tolerance` of a neighbour, in rising order."""
+    """Indices of values (n,) in groups split at gaps above `tolerance`; all in rising order."""
     order = np.argsort(values, kind="stable")
     if not len(order):
         return []
@@ -298,5 +294,5 @@ def _clusters(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
 
 
 def _grid(flops: np.ndarray) -> np.ndarray:
-    """ln C, (GRID,), over the compute that counts."""
+    """ln C, (GRID,), from the least to the most compute."""
     return np.linspace(np.log(flops.min()), np.log(flops.max()), GRID)

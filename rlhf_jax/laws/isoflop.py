@@ -1,16 +1,15 @@
 """Approach 2 of Hoffmann 2022: at equal compute, loss is a parabola in ln N; its minimum is N*.
 
-A budget whose minimum the runs do not show is refused in words, and the refusal is part of the
-result: no optimum is copied from a neighbour or read off the end of the grid. The parabola itself
-is an approximation: it is biased when alpha != beta, the more the wider the sizes spread, so runs
-further than 4x from the minimum (`WIDE`) are left out and named, unless the caller takes all of
-them, and approach 3 is the cross-check.
+A budget without a minimum inside its sizes is refused, and the result says why. The parabola is an
+approximation: for alpha != beta it is biased, more so for a wider range of sizes. So runs further
+than 4x from the minimum (`WIDE`) are left out and named, unless the caller asks for all runs.
+Approach 3 is the cross-check.
 
 Intervals are percentiles of a residual bootstrap: residuals over sqrt(1 - leverage), pooled over
 the budgets that show a minimum, drawn with random signs. Resampling the 6 or 7 runs of a budget
-instead often leaves 3 or 4 of them for 3 coefficients: in the studies of
-`experiments/interval_coverage.py` (noise of 0.2, 0.5 and 1%) its 90% intervals of the exponent hold
-the truth in 97, 97 and 96% of cases; these do in 92, 92 and 90%, and are 20 to 34% narrower.
+often leaves 3 or 4 of them for 3 coefficients. In `experiments/interval_coverage.py` (noise of 0.2,
+0.5 and 1%) 90% intervals of the exponent made that way cover the truth in 97, 97 and 96% of cases;
+the residual bootstrap covers it in 92, 92 and 90%, with intervals that are 20 to 34% narrower.
 """
 
 from __future__ import annotations
@@ -24,13 +23,11 @@ from rlhf_jax.evals.intervals import percentile_interval
 from rlhf_jax.laws.budgets import groups
 from rlhf_jax.laws.points import FitError, Points
 
-MIN_SIZES = (
-    4  # below: refused (three sizes leave a parabola no residual); at 4: fitted, with a warning
-)
-MIN_RESOLVED = 0.5  # share of resamples that must show an interior minimum too
-WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out by default
+MIN_SIZES = 4  # three sizes leave a parabola no residual; at four there is a warning
+MIN_RESOLVED = 0.5  # share of resamples with a minimum inside the sizes
+WIDE = 4.0  # runs further than this factor from N* bias the parabola: left out by default,
+WINDOW_SIZES = 5  # unless fewer sizes than this would remain
 DRAWN = 4_000_000  # resampled losses in memory at once
-WINDOW_SIZES = 5  # but never so many that fewer sizes than this remain
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,10 @@ class Budget:
     Attributes:
       flops: geometric mean of the runs' C. points: the runs.
       n_star, d_star, loss_star: the minimum; None when refused.
-      parabola: (c0, c1, c2) of loss = c0 + c1 u + c2 u^2, u = ln N - center; also of a refused
-        concave or one-sided fit, so that it can be drawn. None below `MIN_SIZES`.
-      outside: labels of the runs beyond the window around N*, which the parabola leaves out.
-      draws: bootstrap minima (resamples, 3) of (ln N*, ln D*, L*); NaN where a resample has none.
+      parabola: (c0, c1, c2) of loss = c0 + c1 u + c2 u^2, u = ln N - center, for the plot also of
+        a refused fit; None below `MIN_SIZES`.
+      outside: labels of the runs outside the window around N*.
+      draws: bootstrap minima (resamples, 3) of (ln N*, ln D*, L*); NaN: no minimum.
     """
 
     flops: float
@@ -64,7 +61,7 @@ class Budget:
         return float(np.mean(np.isfinite(self.draws[:, 0]))) if len(self.draws) else None
 
     def intervals(self, level: float = 0.95) -> dict[str, list[float]]:
-        """Percentile intervals of n_star, d_star, loss_star over the resamples that have one."""
+        """Percentile intervals of n_star, d_star, loss_star over resamples with a minimum."""
         if self.refused or not len(self.draws):
             return {}
         n, d, loss = (percentile_interval(draws, level) for draws in self.draws.T)
@@ -97,7 +94,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class IsoflopFit:
-    """Budgets in order of C, and the power laws N*(C) and D*(C) if two of them resolved."""
+    """Budgets by rising C, and the power laws N*(C) and D*(C) if two budgets show a minimum."""
 
     budgets: tuple[Budget, ...]
     n_law: PowerLaw | None
@@ -113,9 +110,8 @@ def fit_isoflop(
     tolerance: float = 0.1,
     window: float = WIDE,
 ) -> IsoflopFit:
-    """Fits a parabola per budget, then ln N* and ln D* against ln C; bootstraps the residuals.
-
-    In each resample the exponents use whichever budgets resolve.
+    """Fits a parabola per budget, then ln N* and ln D* against ln C; bootstraps the residuals. In
+    each resample the exponents use the budgets that show a minimum.
 
     Args:
       points: runs; grouped by `points.budget`, or else by C (see `groups`).
@@ -153,7 +149,7 @@ class _Parabola:
     """One budget's weighted least squares of loss = c0 + c1 u + c2 u^2 within its window.
 
     Attributes:
-      kept: mask of the runs within the window. u: ln N - center of those, as y and weights are.
+      kept: mask of the runs in the window. u: their ln N - center.
       noise: their residuals, standardised by weight and divided by sqrt(1 - leverage).
     """
 
@@ -191,8 +187,8 @@ class _Parabola:
         self.noise = (self.y - self.fitted) * self.root / np.sqrt(np.maximum(1 - leverage, 1e-3))
 
     def _within(self) -> np.ndarray:
-        """Runs within `window` of the minimum, or of the `WINDOW_SIZES` nearest sizes if those are
-        few."""
+        """Mask of the runs within `window` of the minimum, or of the `WINDOW_SIZES` nearest sizes
+        if those are more."""
         vertex = -self.c[1] / (2 * self.c[2]) if self.c[2] > 0 else np.nan
         if self.u.min() < vertex < self.u.max():
             middle = self.center + vertex
@@ -203,7 +199,7 @@ class _Parabola:
         return np.abs(np.log(self.runs.params) - middle) <= reach + 1e-9
 
     def budget(self, pool: np.ndarray, resamples: int, rng: np.random.Generator) -> Budget:
-        """The result, with minima resampled from residuals of `pool`."""
+        """The result, with minima of losses resampled by the residuals in `pool`."""
         if self.refused and not len(self.noise):
             return Budget(self.flops, self.runs, refused=self.refused)
         parabola = (float(self.c[0]), float(self.c[1]), float(self.c[2]))
@@ -234,8 +230,7 @@ class _Parabola:
         )
 
     def _minima(self, c: np.ndarray) -> np.ndarray:
-        """(ln N*, ln D*, L*) of parabolas (R, 3); NaN where the minimum is not inside the
-        window."""
+        """(ln N*, ln D*, L*) of parabolas (R, 3); NaN: no minimum inside the window."""
         out = np.full((len(c), 3), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             vertex = -c[:, 1] / (2 * c[:, 2])
@@ -279,13 +274,13 @@ def _refusal(runs: Points, u: np.ndarray, c: np.ndarray) -> str | None:
 
 
 def _mean_losses(runs: Points) -> np.ndarray:
-    """Of each distinct size, rising."""
+    """Mean loss of each distinct size, by rising size."""
     _, of = np.unique(runs.params, return_inverse=True)
     return np.bincount(of, runs.loss) / np.bincount(of)
 
 
 def _log_tokens(runs: Points, log_n: np.ndarray | float) -> np.ndarray | float:
-    """ln D at ln N along the budget, between its own runs (exact when C = 6 N D)."""
+    """ln D at ln N, interpolated between the budget's runs (exact when C = 6 N D)."""
     sizes, first = np.unique(runs.params, return_index=True)
     return np.interp(log_n, np.log(sizes), np.log(runs.tokens[first]))
 
@@ -309,11 +304,11 @@ def power_law(
     Args:
       flops: C, (n,). values: N* or D* at each, (n,), positive.
       stderr: standard errors of ln values, (n,): weights are their inverse squares. Default: equal.
-      log_draws: bootstrap draws of ln values, (resamples, n), NaN where there is none; each gives
-        a draw of the law if it has 2 values or more.
+      log_draws: bootstrap draws of ln values, (resamples, n), NaN: missing; each with 2 values or
+        more gives a draw of the law.
 
     Raises:
-      FitError: fewer than 2 distinct C, or what is not positive and finite.
+      FitError: fewer than 2 distinct C, or a number that is not positive and finite.
     """
     flops, values = np.asarray(flops, np.float64), np.asarray(values, np.float64)
     weights = np.ones_like(flops) if stderr is None else np.asarray(stderr, np.float64) ** -2.0
@@ -331,8 +326,8 @@ def power_law(
 
 
 def lines(x: np.ndarray, rows: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
-    """(R, 2): intercept and slope on x (n,) of each of rows (R, n) by weighted least squares; NaN
-    in a row is left out, and a row with fewer than 2 values has a slope of NaN."""
+    """(R, 2): intercept and slope on x (n,) of each of rows (R, n) by weighted least squares,
+    ignoring NaN; the slope is NaN for fewer than 2 values."""
     w = np.isfinite(rows) * weights
     y = np.where(w > 0, rows, 0.0)
     total = np.maximum(w.sum(1), 1e-300)
@@ -347,18 +342,10 @@ def lines(x: np.ndarray, rows: np.ndarray, weights: np.ndarray | float = 1.0) ->
 def describe(budget: Budget) -> dict[str, Any]:
     """A budget as JSON values."""
     runs = budget.points
+    keys = ("flops", "n_star", "d_star", "loss_star", "refused", "warnings", "resolved", "outside")
     return {
-        "flops": budget.flops,
-        "n_star": budget.n_star,
-        "d_star": budget.d_star,
-        "loss_star": budget.loss_star,
+        **{key: getattr(budget, key) for key in (*keys, "parabola", "center")},
         "intervals": budget.intervals(),
-        "refused": budget.refused,
-        "warnings": list(budget.warnings),
-        "resolved": budget.resolved,
-        "outside": list(budget.outside),
-        "parabola": None if budget.parabola is None else list(budget.parabola),
-        "center": budget.center,
         "points": [
             {
                 "params": float(runs.params[i]),

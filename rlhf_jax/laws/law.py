@@ -18,7 +18,7 @@ import numpy as np
 from rlhf_jax.evals.intervals import percentile_interval
 from rlhf_jax.laws.points import FitError, Points, plain
 from rlhf_jax.laws.solve import HUBER, HUBER_LOG, Objective, Problem
-from rlhf_jax.study.config import suggest
+from rlhf_jax.study.messages import suggest
 
 OUTLIERS = "rows beyond 3 robust standard deviations are named and kept"
 

@@ -14,7 +14,7 @@ from rlhf_jax.laws.law import Law
 from rlhf_jax.laws.over_training import Downstream, OverTraining
 from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.study.callables import is_callable, load_callable
-from rlhf_jax.study.config import suggest
+from rlhf_jax.study.messages import suggest
 
 LAWS: dict[str, type[Law]] = {
     law.NAME: law for law in (Chinchilla, DataConstrained, OverTraining, Downstream, Kaplan, Broken)

@@ -1,5 +1,4 @@
-"""The table that every fit starts from: one row a finished run, checked before anything is
-fitted."""
+"""The table that every fit starts from: a checked row for each finished run."""
 
 from __future__ import annotations
 
@@ -32,11 +31,10 @@ class Points:
       stderr: standard error of the loss, or None.
       unique_tokens: distinct training tokens, where some were repeated, or None.
       error: a downstream error rate, 0 to 1, or None.
-      budget: name of the IsoFLOP budget of each row, or None (then equal C is clustered).
-      labels: what each row is called (a cell's name, or `file:line`).
-      run_ids: the run folder that each row was read from, or None.
-      notes: what was computed rather than read.
-      left_out: (label, reason) of rows of the table that are not among these.
+      budget: name of each row's IsoFLOP budget, or None (then rows of equal C are one budget).
+      labels: names of the rows (cells, or `file:line`). run_ids: their run folders, or None.
+      notes: about the table, such as which column was computed.
+      left_out: (label, reason) of the table's rows that are left out.
     """
 
     params: np.ndarray
@@ -94,28 +92,18 @@ class Points:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The runs as JSON values: label, run_id (None where unknown), params, tokens, flops,
-        loss."""
-        ids = self.run_ids or (None,) * len(self)
-        return [
-            {"label": label, "run_id": run_id, "params": n, "tokens": d, "flops": c, "loss": loss}
-            for label, run_id, n, d, c, loss in zip(
-                self.labels,
-                ids,
-                self.params.tolist(),
-                self.tokens.tolist(),
-                self.flops.tolist(),
-                self.loss.tolist(),
-                strict=True,
-            )
-        ]
+        """The runs as JSON values: label, run_id (None: unknown), params, tokens, flops, loss."""
+        columns = {"label": self.labels, "run_id": self.run_ids or (None,) * len(self)}
+        for name in ("params", "tokens", "flops", "loss"):
+            columns[name] = getattr(self, name).tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
     """Points from records with keys of `COLUMNS`; any two of params, tokens, flops suffice.
 
-    The third follows from C = 6 N D, and `notes` says so. `where` names a row in errors when it
-    has no label, as `where i`.
+    The third is computed by C = 6 N D, and `notes` says so. A row without a label is called
+    `where i`.
 
     Raises:
       FitError: no rows, a missing column, or a value that is not a positive finite number.
@@ -168,17 +156,15 @@ def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "row") -> Points:
 def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
     """Points from a table of runs: CSV by any separator, JSON lines, JSON or parquet (`readers`).
 
-    Rows that cannot be used are left out and named in `left_out` and `notes`: runs that say that
-    they did not finish, cells that are no numbers or cannot be, copies, and earlier steps of the
-    same run.
+    Unusable rows are left out and named in `left_out` and `notes`: unfinished runs, missing or
+    impossible numbers, copies, and earlier steps of the same run.
 
     Args:
-      columns: what each of `COLUMNS` is called in the file, e.g. `{"params": "N", "loss": "L"}`, or
-        `NAME*FACTOR`. What is left out is recognised by its name (see `columns`), and `notes` says
-        which column was taken for what.
+      columns: the file's name for each of `COLUMNS`, e.g. `{"params": "N", "loss": "L"}`, or
+        `NAME*FACTOR`. Others are recognised by their names (see `columns`), and `notes` says which.
 
     Raises:
-      FitError: the file is not a table, no row of it can be used, or a column's units cannot be.
+      FitError: the file is not a table, has no usable row, or a column's units are impossible.
     """
     path, given = Path(path), dict(columns or {})
     table = read_file(path)
@@ -241,7 +227,7 @@ def outliers_of(points: Points, residuals: np.ndarray) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values only: numpy numbers become Python's, and what is not finite becomes None."""
+    """JSON values: numpy numbers as Python's, and numbers that are not finite as None."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

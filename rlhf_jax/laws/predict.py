@@ -1,4 +1,4 @@
-"""What smaller budgets say of a larger one before it is run, and how right they were."""
+"""Predicts a larger budget from smaller ones before it is run, and scores the prediction after."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_jax.laws.points import FitError, Points
 from rlhf_jax.laws.tables.selection import MAX
 
 APPROACHES = (1, 2, 3)
-FAR = 10.0  # times the largest run: said
+FAR = 10.0  # times the largest run: a warning beyond
 FARTHEST = 1000.0  # refused beyond
 
 
@@ -29,15 +29,15 @@ def predict(
     supports.
 
     Args:
-      points: runs, all of less compute. planned: the runs to come ({label, params, tokens});
-        approach 3 predicts the loss of each.
+      points: runs, all of less compute. planned: future runs ({label, params, tokens}), whose
+        losses approach 3 predicts.
 
     Returns {"flops", "fitted": n, "below": most compute of a fitted run, "approaches": {"1":
     {n_star, d_star, [loss_star], intervals, a} or {refused}}, "runs": [{label, params, tokens,
     loss}]}.
 
     Raises:
-      FitError: `flops` cannot be, a run has as much, or it is over `FARTHEST` times every run.
+      FitError: `flops` is invalid, not above every run, or over `FARTHEST` times the largest run.
     """
     reach = check_flops(flops) / float(points.flops.max())
     if reach <= 1:
@@ -88,7 +88,7 @@ def _losses(fit: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]) -> lis
 
 
 def check_flops(flops: float) -> float:
-    """`flops`; FitError where it is no compute that a run can have."""
+    """`flops` as a float. Raises FitError unless it is a number from 1 to `MAX`."""
     number = isinstance(flops, int | float) and not isinstance(flops, bool)
     if not number or not 1 <= flops <= MAX["flops"]:
         raise FitError(
@@ -99,7 +99,7 @@ def check_flops(flops: float) -> float:
 
 
 def _at(frontier: Sequence[Mapping[str, Any]], flops: float) -> dict[str, Any]:
-    """The frontier at one compute, by interpolation in logs between its rows."""
+    """The frontier at one compute, interpolated in logs between its rows."""
     x = np.log([row["flops"] for row in frontier])
 
     def interpolated(values: list[float | None]) -> float | None:
@@ -108,12 +108,10 @@ def _at(frontier: Sequence[Mapping[str, Any]], flops: float) -> dict[str, Any]:
         return float(np.exp(np.interp(math.log(flops), x, np.log(np.array(values, float)))))
 
     keys = [key for key in ("n_star", "d_star", "loss_star") if key in frontier[0]]
+    intervals = [row.get("intervals") or {} for row in frontier]
     ends = {
         key: [
-            interpolated(
-                [(row.get("intervals") or {}).get(key, [None] * 2)[end] for row in frontier]
-            )
-            for end in (0, 1)
+            interpolated([row.get(key, (None, None))[end] for row in intervals]) for end in (0, 1)
         ]
         for key in keys
     }
@@ -123,10 +121,10 @@ def _at(frontier: Sequence[Mapping[str, Any]], flops: float) -> dict[str, Any]:
 
 
 def score(prediction: Mapping[str, Any], points: Points) -> dict[str, Any]:
-    """The prediction beside the runs of its compute.
+    """Compares the prediction with runs of its compute.
 
     Args:
-      points: the runs made; those within 5% of the prediction's compute count.
+      points: finished runs; those within 5% of the prediction's compute are used.
 
     Returns {"measured": {n_star, d_star, loss_star, intervals} of their parabola or {refused},
     "approaches": {"1": {n_star, d_star, loss_star: ln predicted - ln measured, covered: {quantity:
@@ -134,11 +132,8 @@ def score(prediction: Mapping[str, Any], points: Points) -> dict[str, Any]:
     """
     here = points.take(np.abs(np.log(points.flops / prediction["flops"])) < 0.05)
     if not len(here):
-        return {
-            "measured": {"refused": "no run of this compute is done"},
-            "approaches": {},
-            "runs": None,
-        }
+        none = {"refused": "no run of this compute is done"}
+        return {"measured": none, "approaches": {}, "runs": None}
     fit = fit_points(here, 2, 1000, 0)
     (budget,) = fit["budgets"]
     seen = {k: budget[k] for k in ("n_star", "d_star", "loss_star", "intervals", "refused")}
@@ -152,13 +147,8 @@ def score(prediction: Mapping[str, Any], points: Points) -> dict[str, Any]:
                 errors["covered"][key] = low <= seen[key] <= high
         out["approaches"][name] = errors
     losses = dict(zip(here.labels, here.loss.tolist(), strict=True))
-    missed = np.array(
-        [
-            math.log(run["loss"] / losses[run["label"]])
-            for run in prediction["runs"]
-            if run["label"] in losses
-        ]
-    )
+    done = [run for run in prediction["runs"] if run["label"] in losses]
+    missed = np.array([math.log(run["loss"] / losses[run["label"]]) for run in done])
     if len(missed):
         out["runs"] = {
             "n": len(missed),

@@ -1,8 +1,5 @@
-"""Plans an IsoFLOP sweep: budgets x a ladder of shapes, as plain descriptions of runs.
-
-The plan is arithmetic: which size trains on how many tokens, at which batch and learning rate. It
-says why a size was left out instead of dropping it silently.
-"""
+"""Plans an IsoFLOP sweep, budgets x a ladder of shapes: tokens, batch and learning rate of every
+run, and why a size is left out of a budget."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlhf_jax.cost.flops import flops_per_token, param_counts
 from rlhf_jax.kinds.pretrain.cell import Pretrain
@@ -19,7 +17,7 @@ from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 ASPECT = 32  # width / layers; small models want more depth than the 100-odd of large ones
 MIN_LAYERS = 2
 HEAD_WIDTH = 32
-MIN_STEPS = 60  # fewer optimizer steps say more about warmup than about the model
+MIN_STEPS = 60  # with fewer optimizer steps, warmup dominates the loss
 RATIO = (2.0, 200.0)  # tokens a parameter: about 3x in N each way of 20
 _NAME = str.maketrans({"+": None, ".": "_"})  # names hold letters, digits, - and _
 MIN_SIZES = 5  # a budget with fewer sizes shows no minimum
@@ -27,8 +25,8 @@ MIN_SIZES = 5  # a budget with fewer sizes shows no minimum
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One run of the sweep. budget: the FLOPs asked for, `exact` convention; flops: those of the
-    whole batches that fit; tokens = steps x batch x seq_len; batch in rows; lr the peak."""
+    """One run of the sweep. budget: wanted FLOPs, `exact` convention; flops: of the whole batches
+    that fit; tokens = steps x batch x seq_len; batch in rows; lr: peak."""
 
     budget: float
     model: ModelConfig
@@ -48,7 +46,7 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs, and why each other (budget, shape) in range or not is not among them."""
+    """The runs, and for every other (budget, shape) the reason why it is left out."""
 
     points: tuple[GridPoint, ...]
     refused: tuple[str, ...]
@@ -70,31 +68,22 @@ def ladder(
     aspect: int = ASPECT,
     base: ModelConfig | None = None,
 ) -> tuple[ModelConfig, ...]:
-    """Shapes of increasing size, everything but size as in `base`.
+    """Shapes of increasing size; other fields as in `base`.
 
-    A width has width / head_width heads and `depth(width)` layers; the feed-forward follows from
-    the activation.
+    A width has width / head_width heads and `depth(width)` layers; the feed-forward width is the
+    activation's default.
 
     Raises:
       ConfigError: a width that head_width does not divide, or two shapes of equal size.
     """
     base = base or ModelConfig()
+    base = replace(base, vocab=vocab, head_width=None, kv_heads=None, ff=None)
     shapes = []
     for width in widths:
         if width % head_width:
             raise ConfigError(f"width {width} is not a multiple of the head width {head_width}")
-        shapes.append(
-            replace(
-                base,
-                width=width,
-                heads=width // head_width,
-                layers=depth(width, aspect),
-                vocab=vocab,
-                head_width=None,
-                kv_heads=None,
-                ff=None,
-            )
-        )
+        heads, layers = width // head_width, depth(width, aspect)
+        shapes.append(replace(base, width=width, heads=heads, layers=layers))
     shapes.sort(key=_size)
     for small, large in itertools.pairwise(shapes):
         if _size(small) == _size(large):
@@ -103,8 +92,7 @@ def ladder(
 
 
 def batch_rows(tokens: float, seq_len: int, batch: int, min_steps: int = MIN_STEPS) -> int:
-    """Rows of a batch: `batch`, halved until `tokens` make at least `min_steps` steps (or it is
-    1)."""
+    """Rows in a batch: `batch`, halved until `tokens` are `min_steps` steps or it is 1."""
     while batch > 1 and tokens / (batch * seq_len) < min_steps:
         batch //= 2
     return batch
@@ -123,10 +111,10 @@ def isoflop_plan(
     """Which shapes each budget trains, and why not the others.
 
     Args:
-      budgets: FLOPs, `exact` convention. shapes: one ladder, shared by all budgets.
-      seq_len: targets a row. batch: rows a step, at most; see `batch_rows`.
+      budgets: FLOPs, `exact` convention. shapes: one ladder, for all budgets.
+      seq_len: targets in a row. batch: most rows in a step; see `batch_rows`.
       ratio: least and most tokens a parameter; it should bracket the minimum.
-      available_tokens: of the corpus; a run never repeats data.
+      available_tokens: of the corpus; no run repeats data.
       lr: peak learning rate of (parameters, tokens a batch).
     """
     if not 0 < ratio[0] < ratio[1]:
@@ -154,18 +142,15 @@ def isoflop_grid(
     shapes: Sequence[ModelConfig],
     seq_len: int,
     batch: int,
-    ratio: tuple[float, float] = RATIO,
-    min_steps: int = MIN_STEPS,
-    available_tokens: float | None = None,
     min_sizes: int = MIN_SIZES,
-    lr=learning_rate,
+    **options: Any,
 ) -> list[GridPoint]:
-    """The runs of `isoflop_plan`; every budget must keep `min_sizes` shapes.
+    """The runs of `isoflop_plan`, which has the other `options`.
 
     Raises:
-      ConfigError: naming the budget and why each of its other shapes is out.
+      ConfigError: a budget keeps fewer than `min_sizes` shapes; why each other one is left out.
     """
-    plan = isoflop_plan(budgets, shapes, seq_len, batch, ratio, min_steps, available_tokens, lr)
+    plan = isoflop_plan(budgets, shapes, seq_len, batch, **options)
     for budget in budgets:
         kept = [point for point in plan.points if point.budget == budget]
         if len(kept) < min_sizes:
@@ -187,7 +172,7 @@ def grid_point(
     min_steps: int = MIN_STEPS,
     lr=learning_rate,
 ) -> GridPoint:
-    """The run of one shape that spends a budget; arguments as of `isoflop_plan`."""
+    """The run of one shape at a budget; arguments as in `isoflop_plan`."""
     rate = flops_per_token(model, seq_len, "exact")
     params = _size(model)
     rows = batch_rows(budget / rate, seq_len, batch, min_steps)
@@ -198,17 +183,10 @@ def grid_point(
 
 
 def pretrain(point: GridPoint, name: str = "", factor: float = 1.0, seed: int = 0) -> Pretrain:
-    """The point as a cell, at `factor` times its learning rate; cosine schedule over its own
-    tokens."""
+    """The point as a cell with a cosine schedule and `factor` times its learning rate."""
+    of_point: dict[str, Any] = {"model": point.model, "tokens": point.tokens, "batch": point.batch}
     optim = OptimConfig(lr=point.lr * factor)
-    return Pretrain(
-        name or point.name,
-        model=point.model,
-        tokens=point.tokens,
-        batch=point.batch,
-        optim=optim,
-        seed=seed,
-    )
+    return Pretrain(name or point.name, optim=optim, seed=seed, **of_point)
 
 
 def _refusal(

@@ -1,17 +1,18 @@
-"""Trunk and branch: one run of constant learning rate a size, and a short decay off it a budget, in
-the place of one whole run a budget (warmup-stable-decay; Hu 2024, Haegele 2024)."""
+"""Trunk and branch: each size is trained once at a constant learning rate (the trunk), and a short
+decay branches off it for each budget, instead of one whole run for each (warmup-stable-decay; Hu
+2024, Haegele 2024)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from rlhf_jax.kinds.pretrain.cell import Pretrain
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
 
-DECAY = 0.2  # share of a budget's tokens that its branch trains
+DECAY = 0.2  # share of a budget's tokens that are trained in its branch
 
 
 def trunk_and_branch(
@@ -24,7 +25,7 @@ def trunk_and_branch(
     decay: float = DECAY,
     seed: int = 0,
 ) -> tuple[list[Pretrain], list[Pretrain]]:
-    """(trunk, branches) of one size: edges of the study's graph.
+    """(trunk, branches): the cells of one size.
 
     Trunk cell i (`NAME-trunk-i`) continues trunk cell i - 1 to (1 - decay) of horizon i, at a
     constant learning rate; branch i (`NAME-branch-i`) continues it to horizon i while the learning
@@ -35,7 +36,7 @@ def trunk_and_branch(
       horizons: tokens at the end of each branch, increasing.
 
     Raises:
-      ConfigError: horizons that leave a cell without a step of its own.
+      ConfigError: the horizons leave a cell without an optimizer step.
     """
     step = batch * seq_len
     whole = [h // step * step for h in horizons]
@@ -50,16 +51,12 @@ def trunk_and_branch(
         )
     trunk: list[Pretrain] = []
     branches: list[Pretrain] = []
-    of_all: dict[str, Any] = {"model": model, "batch": batch, "seed": seed}
+    cell = partial(Pretrain, model=model, batch=batch, seed=seed)
+    falling = replace(optim, schedule="linear", warmup=0.0)
     for i, (end, horizon) in enumerate(zip(ends, whole, strict=True)):
         stable = replace(optim, schedule="constant", warmup=0.0 if i else optim.warmup)
-        before = f"{name}-trunk-{i - 1}" if i else None
-        trunk.append(
-            Pretrain(f"{name}-trunk-{i}", tokens=end, optim=stable, continues=before, **of_all)
-        )
-        falling = replace(optim, schedule="linear", warmup=0.0)
-        on = trunk[-1].name
-        branches.append(
-            Pretrain(f"{name}-branch-{i}", tokens=horizon, optim=falling, continues=on, **of_all)
-        )
+        last, here = f"{name}-trunk-{i - 1}" if i else None, f"{name}-trunk-{i}"
+        trunk.append(cell(here, tokens=end, optim=stable, continues=last))
+        branch = cell(f"{name}-branch-{i}", tokens=horizon, optim=falling, continues=here)
+        branches.append(branch)
     return trunk, branches

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from rlhf_jax.model import Axes
 from rlhf_jax.objectives.language import Batch, language_modelling
 from rlhf_jax.study.callables import load_callable, raised, said
-from rlhf_jax.study.config import ConfigError, ModelConfig, shown
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import shown
 from rlhf_jax.train.step import Objective
 
 RESERVED = ("loss", "weight", "bytes", "lr", "grad_norm")  # metrics that every step has

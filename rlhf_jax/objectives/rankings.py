@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from rlhf_jax.model import Axes
 from rlhf_jax.model.scoring import Sequences, row_scores
-from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import suggest
 
 Batch = dict[str, jax.Array]
 NEVER = -1e30  # a masked logit; finite, so that gradients are

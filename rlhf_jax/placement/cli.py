@@ -17,6 +17,7 @@ from rlhf_jax.report.cli import build_report
 from rlhf_jax.study import command
 from rlhf_jax.study.config import ConfigError, argument
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.messages import warn
 from rlhf_jax.study.plan import StudyPlan, make_plan
 from rlhf_jax.study.ranges import Count, Efficiency
 from rlhf_jax.study.runs import Runs, claim_study
@@ -196,9 +197,7 @@ def _runnable(
     only = without(study, names, failing, args.only)
     if not only:
         raise ConfigError(reason)
-    command.say(
-        f"{reason}\n{', '.join(failing)}: not run for that reason; what needs none of them runs"
-    )
+    warn(f"{reason}\n{', '.join(failing)}: not run for that reason; what needs none of them runs")
     return only, reason
 
 
@@ -238,7 +237,7 @@ def _make_plan(study: Study, runs: Runs, args: argparse.Namespace) -> tuple[Stud
     if damaged and corpus_hash is not None:
         folders = runs.folders(study, corpus_hash)
         for name in damaged:
-            command.say(folders[name].state().get("reason", ""))
+            warn(folders[name].state().get("reason", ""))
     _check_data(study, runs, corpus, _left(found, study, args))
     return found, corpus_hash
 
@@ -276,7 +275,7 @@ def _check_data(
     if corpus is not None:
         said += check_data(study, names, corpus, runs.root, failing)
     for text in said:
-        command.say(text)
+        warn(text)
 
 
 def _would_run(

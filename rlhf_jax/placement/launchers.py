@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.study.callables import raised, said
-from rlhf_jax.study.config import ConfigError, override, suggest
+from rlhf_jax.study.config import ConfigError, override
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.study.runs import Runs
 
 GROUP = "rlhf_jax.launchers"

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.messages import suggest
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.cost.cli import quantity
 from rlhf_jax.report import terminal
+from rlhf_jax.report.cost_cli import quantity
 from rlhf_jax.study import command
 from rlhf_jax.study.config import ConfigError, argument
 from rlhf_jax.study.files import Damaged, read_json
 from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.messages import warn
 from rlhf_jax.study.provenance import git
 from rlhf_jax.study.ranges import Seed, Size, Temperature
 from rlhf_jax.study.runs import Runs, find_cell
@@ -45,7 +46,7 @@ def status(args: argparse.Namespace) -> int:
         terminal.print_status(found)
     damage = [row["reason"] for row in found["cells"] if row["state"] == "damaged"]
     for reason in damage:
-        command.say(reason)
+        warn(reason)
     return 1 if damage else 0
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.task import TaskConfig
-from rlhf_jax.study.config import ConfigError, OptimConfig, suggest
+from rlhf_jax.study.config import ConfigError, OptimConfig
+from rlhf_jax.study.messages import suggest
 
 
 def _adam(lr: float, schedule: str, **more: Any) -> OptimConfig:

@@ -1,5 +1,4 @@
-"""Content hashes of callables and files that a study names; calls of those callables, whose results
-are checked here alone."""
+"""Content hashes of the callables and files that a study names; checked calls of the callables."""
 
 from __future__ import annotations
 
@@ -16,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_jax.study.config import ConfigError, not_unicode, shown
+from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.content import Content, is_plain, is_set
 from rlhf_jax.study.files import file_digest
+from rlhf_jax.study.messages import not_unicode, shown
 from rlhf_jax.study.source_code import installed, is_displayed, names_in, source_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     JOB: ("context", "cell"),
 }
 
-# Content hash -> the hash in kept run ids, of callables that compute the same, but whose text was
-# reformatted since, or was hashed without its compiled patterns.
+# New -> old content hash of callables that compute the same but were reformatted, or were hashed
+# without their compiled patterns; the old ones are in the ids of kept results.
 KEPT_HASHES = {
     "9f5aad80af4fe3d2": "2ac3019f2a1e864c",  # rlhf_jax.data.annotators:varied_sentiment
     "261a60adb105411c": "009a72969bedad0d",  # experiments/instructions.py: records
@@ -86,7 +86,7 @@ def importable(import_path: str) -> Any:
         return None
 
 
-# --- calling what a user wrote -------------------------------------------------------------------
+# --- calls of a user's functions ------------------------------------------------------------------
 
 
 MOST = 1e15  # largest absolute score: float32 holds the squares, and sums of them
@@ -290,11 +290,10 @@ def call_for_texts(
 
 
 def source_hash(import_path: str) -> str:
-    """Hash of what `MODULE:FUNCTION` computes, as far as it can be read: its source, that of the
-    functions and classes that it uses, its closure and defaults, and the values of constants and
-    objects that it uses, directly or not, in its own module and in others that are not installed
-    packages. Editing a reward, or a word list that it looks into, makes it another run; a comment
-    elsewhere in the file does not.
+    """Hash of what `MODULE:FUNCTION` computes: its source, closure and defaults, and, directly or
+    not, the functions, classes, constants and objects that it uses, from its own module and from
+    others that are not installed packages. An edit of a reward or of its word list changes the run
+    id; a comment elsewhere in the file does not.
 
     Raises:
         ConfigError: it cannot be imported, or uses an object whose content cannot be read.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.kept import restore
 from rlhf_jax.study.loading import load_study
+from rlhf_jax.study.messages import warn
 from rlhf_jax.study.runs import Runs, claim_study, write_study
 
 if TYPE_CHECKING:
@@ -38,11 +39,6 @@ def add_study(p: argparse.ArgumentParser) -> None:
 
 def add_runs(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs", metavar="DIR", default="runs", help="root of all run folders")
-
-
-def say(text: str) -> None:
-    """A message beside a command's output."""
-    print(f"rlhf-jax: {text}", file=sys.stderr, flush=True)
 
 
 def load(args: argparse.Namespace) -> tuple[Study, Runs]:
@@ -88,7 +84,7 @@ def write(
 ) -> Path:
     """The study's folder, written; says what that replaces."""
     if said := claim_study(study, runs, args.study, study.run_ids(corpus_hash)):
-        say(said)
+        warn(said)
     return write_study(study, runs, corpus_hash, command, args.study)
 
 

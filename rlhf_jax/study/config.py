@@ -1,19 +1,16 @@
 """The configuration of a run as frozen dataclasses: strict JSON in and out, dotted overrides,
-content ids. Where a run executes (mesh, host, folder, logging) is no part of it and never enters an
-id."""
+content ids. Placement (mesh, host, folder, logging) is not in it, and so never enters an id."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
 import math
 import os
-import reprlib
 import types
 import typing
 from collections import Counter
@@ -21,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
+from rlhf_jax.study.messages import shown, suggest
 from rlhf_jax.study.ranges import Decay, Positive, Range, Seed, Share, Size, Tokens, Weight
 
 T = TypeVar("T")
@@ -34,7 +32,7 @@ class ConfigError(ValueError):
 
 class Checked:
     """Base of all configuration dataclasses. The constructor converts and checks every field by its
-    type hint, whether it comes from a study file, an override or JSON, and then calls `check`."""
+    type hint, and then calls `check`."""
 
     LABEL: ClassVar[str] = "config"  # what messages call it
 
@@ -64,7 +62,7 @@ class Checked:
         """Raises ConfigError for values that contradict each other."""
 
     def unused(self, name: str, needs: str) -> None:
-        """Refuses an option that has no effect beside the others, unless it has its default."""
+        """Refuses an option without effect, unless it has its default."""
         value = getattr(self, name)
         if value != self.__dataclass_fields__[name].default:  # type: ignore[attr-defined]
             raise ConfigError(
@@ -120,11 +118,10 @@ class ModelConfig(Checked):
     qk_norm: bool = False
     tied: bool = True  # the unembedding is the embedding transposed
     compute: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    # What the backward pass finds in memory: all activations, the products with weights, the same
-    # in host memory, or each layer's input alone.
+    # Kept for the backward pass: all activations, products with weights, the same in host memory,
+    # or only each layer's input.
     remat: Literal["none", "dots", "offload", "full"] = "none"
-    # MODULE:CLASS, an `rlhf_jax.model.architecture.Architecture`, which reads the fields above that
-    # mean something to it; empty: the Transformer.
+    # MODULE:CLASS, an `rlhf_jax.model.architecture.Architecture`; empty: the Transformer.
     architecture: str = field(default="", metadata={"added": True, "outside": "callable"})
 
     def check(self) -> None:
@@ -167,7 +164,7 @@ class CorpusConfig(Checked):
 
     A source is a packaged one by name (`rlhf_jax.data.sources.PACKAGED`), `tfds:NAME`, or a
     path or glob of .txt, .jsonl, .gz, .parquet files, each optionally followed by `#FIELD`; or
-    MODULE:FUNCTION, a function that gives texts, the same ones each time.
+    MODULE:FUNCTION, a function that returns the same texts on every call.
     """
 
     LABEL = "corpus"
@@ -216,12 +213,6 @@ class OptimConfig(Checked):
 
 
 # --- strict JSON -----------------------------------------------------------------------------
-
-
-def suggest(given: str, known: Sequence[str]) -> str:
-    """` Did you mean 'x'?` for a near miss, and the full list otherwise."""
-    near = difflib.get_close_matches(given, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
 
 
 def to_json(obj: Any) -> Any:
@@ -299,28 +290,6 @@ def _expected(right: bool, what: str, value: Any, path: str) -> Any:
     raise ConfigError(f"{path}: expected {what}, got {shown(value)}{hints.get(what, '')}")
 
 
-def shown(value: Any) -> str:
-    """A value in a message, shortened."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python writes integers of up to 4300 digits
-        return f"an integer of {value.bit_length()} bits"
-
-
-def not_unicode(text: str) -> str:
-    """Why UTF-8 cannot write a text: bytes in another encoding became half of a surrogate pair.
-    Empty if it can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        near = text[max(0, e.start - 20) : e.start + 20]
-        return (
-            f"not valid Unicode text: character {e.start} of {len(text)} in {near!r} is half of a "
-            "surrogate pair; give the text in UTF-8"
-        )
-    return ""
-
-
 def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
     """Refuses a list of names with an empty one, the same one twice, or fewer than `least`."""
     if len(values) < least or not all(values):
@@ -332,8 +301,8 @@ def check_names(values: Sequence[str], path: str, least: int = 1) -> None:
 
 
 def override(obj: T, assignments: Sequence[str], where: str = "") -> T:
-    """`obj` with dotted `path=value` assignments applied, e.g. `optim.lr=1e-3`, all at once: their
-    order does not matter, and the result is checked once. Values are JSON, or else strings."""
+    """`obj` with dotted `path=value` assignments, e.g. `optim.lr=1e-3`, applied together, so in any
+    order. Values are JSON, or else strings."""
     where = where or obj._called()  # type: ignore[attr-defined]
     changes: dict[tuple[str, ...], Any] = {}
     for text in assignments:

@@ -54,15 +54,13 @@ def is_plain(value: Any) -> bool:
 class Content:
     """The content of values as nested lists of texts, the same in every process.
 
-    `found` holds sources that need not be repeated, by qualified name.
+    found: sources by qualified name that are hashed elsewhere, and not repeated.
     """
 
     def __init__(self, found: dict[str, str], own: set[str | None], import_path: str) -> None:
         self.found, self.own, self.import_path = found, own, import_path
-        self.facts: dict[
-            str, Any
-        ] = {}  # of functions and classes that a module has under their names
-        self.within: list[Any] = []  # values being read, since objects can contain themselves
+        self.facts: dict[str, Any] = {}  # of functions and classes by qualified name
+        self.within: list[Any] = []  # values being read: objects can contain themselves
 
     def read(self, value: Any) -> bool:
         """Whether the source of a function, class or module is content: if it is in the callable's

@@ -1,5 +1,4 @@
-"""Tables in JSON files by which later commands know the results of earlier ones, such as digests of
-source files and callables."""
+"""Caches in JSON files that later commands read, such as digests of source files and callables."""
 
 from __future__ import annotations
 
@@ -17,19 +16,18 @@ from rlhf_jax.study.callables import file_hash, source_hash
 from rlhf_jax.study.config import ConfigError
 from rlhf_jax.study.files import file_digest, write_text
 
-SETTLED = 1.0  # seconds; a file written again later than that has another time
+SETTLED = 1.0  # seconds; a later write gives a file another modification time
 
 
 class Remembered:
-    """A table in a JSON file. It is a cache: a file that cannot be read is an empty table, and one
-    that cannot be written is left as it is.
+    """A cache in a JSON file: empty if the file cannot be read; not saved if it cannot be written.
 
     Attributes:
         known: entries by key.
     """
 
     def __init__(self, path: Path | None, fields: Collection[str]) -> None:
-        """`fields`: what an entry has; others are ignored. `path` None: nothing is kept."""
+        """`fields`: entries without them are ignored. `path` None: nothing is saved."""
         self.path, self.fields = path, set(fields)
         self.new: dict[str, dict[str, Any]] = {}
         self.known = self._read()
@@ -51,14 +49,14 @@ class Remembered:
 
 
 class Digests(Remembered):
-    """Digests of source files and callables, kept in `data`/index/digests, so that big files are
-    read once, and the content of deleted ones stays known."""
+    """Digests of source files and callables, kept in `data`/index/digests: big files are read once,
+    and a deleted file's digest stays known."""
 
     def __init__(self, data: Path | None) -> None:
         super().__init__(data / "index" / "digests" if data else None, ("digest", "stat", "time"))
 
     def of_file(self, path: Path) -> str:
-        """sha256 of a file, which is read again only if its size or times are others."""
+        """sha256 of a file, which is read again only if its size or times have changed."""
         stat, key = path.stat(), _absolute(path)
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         old = self.known.get(key, {})
@@ -84,13 +82,11 @@ class Digests(Remembered):
         """The hash of a file of records or a callable, and whether it is gone and only
         remembered."""
         try:
-            return (self.of_file(Path(name))[:16] if is_file else self.of_callable(name)), False
+            return self.of_file(Path(name))[:16] if is_file else self.of_callable(name), False
         except (OSError, ConfigError):
             old = self.known.get(_absolute(Path(name)) if is_file else name)
-            if old is None or Path(name).exists():
-                return (
-                    file_hash(name) if is_file else source_hash(name)
-                ), False  # raises, with the reason
+            if old is None or Path(name).exists():  # raises, with the reason
+                return file_hash(name) if is_file else source_hash(name), False
             return old["digest"][:16], True
 
     def gone(self, pattern: str) -> dict[str, str]:

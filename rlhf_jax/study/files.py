@@ -33,6 +33,7 @@ WHAT_TO_DO = {
 
 # The system's words for these, which libraries put into errors of their own.
 PHRASES = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+COMPACT = (",", ":")  # as `content_id` writes JSON
 HALF_AN_ARRAY = re.compile(r"^\d+ requested and \d+ written$")  # numpy's
 
 
@@ -121,14 +122,14 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged: expected an object, found {str(found)[:40]}")
     record = {k: v for k, v in found.items() if k != "digest"}
     old = "digest" not in found and "digests" not in found
-    if not old and found.get("digest") != _digest_of_json(record):
+    if not old and found.get("digest") != json_digest(record, COMPACT):
         raise Damaged(f"{path} is damaged: its content is not what was written")
     return record
 
 
-def _digest_of_json(record: dict[str, Any]) -> str:
-    """`content_id(record, 64)` of an object read from JSON, without converting it again."""
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+def json_digest(record: Any, separators: tuple[str, str] | None = None) -> str:
+    """sha256 of JSON values as text with sorted keys."""
+    text = json.dumps(record, sort_keys=True, separators=separators)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

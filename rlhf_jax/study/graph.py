@@ -27,11 +27,10 @@ from rlhf_jax.study.config import (
     ModelConfig,
     check_names,
     content_id,
-    shown,
-    suggest,
     to_json,
 )
 from rlhf_jax.study.digests import Digests
+from rlhf_jax.study.messages import shown, suggest, warn
 from rlhf_jax.study.ranges import Count, Name, Range, Title
 
 
@@ -238,8 +237,6 @@ class Study(Checked):
     def remembered(self, digests: Digests) -> dict[str, str]:
         """`outside`, where what is gone is as `digests` remember it; what that is goes to standard
         error."""
-        from rlhf_jax.data.integrity import warn
-
         found = {}
         named = {
             (name, is_file): where for c in self.cells for where, name, is_file in named_outside(c)

@@ -22,9 +22,10 @@ from rlhf_jax.study.callables import (
     said,
 )
 from rlhf_jax.study.cell import Cell
-from rlhf_jax.study.config import ConfigError, assignment, override, shown, suggest
+from rlhf_jax.study.config import ConfigError, assignment, override
 from rlhf_jax.study.digests import Digests
 from rlhf_jax.study.graph import Study, named_outside
+from rlhf_jax.study.messages import shown, suggest
 
 
 def load_study(

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
-from rlhf_jax.study.config import suggest
 from rlhf_jax.study.folder import CellFolder
+from rlhf_jax.study.messages import suggest
 
 T = TypeVar("T")
 Interval = tuple[float, float]

@@ -25,10 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.study.config import ConfigError, suggest, to_json
+from rlhf_jax.study.config import ConfigError, to_json
 from rlhf_jax.study.files import Damaged, disk_words, read_json, sweep, write_json
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
+from rlhf_jax.study.messages import suggest
 
 PROBE_BYTES = 64 * 1024  # written into a runs folder as a test before anything is begun
 LEFTOVER_SECONDS = 3600.0  # an older temporary file is a dead process's

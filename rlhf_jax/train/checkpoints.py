@@ -8,7 +8,6 @@ cell that wrote it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -21,16 +20,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.files import Damaged, json_digest
 from rlhf_jax.train.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 ITEMS = ("params", "rest", "meta")
 # The fingerprints of the arrays of each item, in the order of its leaves.
 Marks = dict[str, list[int]]
-
-
-class Damaged(ConfigError):
-    """A checkpoint that is known not to hold what was saved."""
 
 
 class Unreadable(ConfigError):
@@ -134,7 +130,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.PyTreeSave(parts["params"]),
             rest=ocp.args.PyTreeSave(parts["rest"]),
-            meta=ocp.args.JsonSave({**meta, "digest": _digest(meta)}),
+            meta=ocp.args.JsonSave({**meta, "digest": json_digest(meta)}),
         )
         try:
             written = self.manager.save(step, args=args)
@@ -282,17 +278,13 @@ def _on_cpu(state: TrainState) -> bool:
     return all(device.platform == "cpu" for device in state.step.devices())
 
 
-def _digest(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def _checked_meta(meta: dict[str, Any]) -> tuple[dict[str, Any], Marks, bool]:
     """(meta as `save` was given it, fingerprints, whether they are of the present kind)."""
     if "fingerprint" in meta:  # an older version's
         marks = meta.pop("fingerprint")
         return meta, marks, False
     digest = meta.pop("digest", None)
-    if digest != _digest(meta):
+    if digest != json_digest(meta):
         raise Damaged("its meta/metadata differs from what was saved")
     marks = meta.pop("marks")
     return meta, marks, True

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +24,10 @@ from jax.sharding import Mesh
 
 from rlhf_jax.model import Axes
 from rlhf_jax.study.config import ConfigError
-from rlhf_jax.study.files import read_json, write_json
+from rlhf_jax.study.files import Damaged, read_json, write_json, write_text
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.heartbeat import Heartbeat
-from rlhf_jax.train.checkpoints import Checkpoints, Damaged, Marks, Unreadable
+from rlhf_jax.train.checkpoints import Checkpoints, Marks, Unreadable
 from rlhf_jax.train.metrics import Sink
 from rlhf_jax.train.population import Alone, Population
 from rlhf_jax.train.state import TrainState
@@ -270,9 +269,7 @@ def _truncate_metrics(folder: CellFolder, step: int) -> None:
     """Drop the rows after the checkpoint that we go on from: their steps are run again."""
     path = folder.path / "metrics.jsonl"
     rows = [r for r in folder.metrics() if r["step"] <= step]
-    tmp = path.with_name(".metrics.tmp")
-    tmp.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    os.replace(tmp, path)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from rlhf_jax.kinds.ppo.result import PPOResult
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import is_callable
 from rlhf_jax.study.cell import Cost, option
-from rlhf_jax.study.config import ConfigError, OptimConfig, suggest
+from rlhf_jax.study.config import ConfigError, OptimConfig
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.study.ranges import (
     Count,
     Decay,

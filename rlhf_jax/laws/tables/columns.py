@@ -31,7 +31,7 @@ from rlhf_jax.laws.tables.numbers import (
     parse,
     straight,
 )
-from rlhf_jax.study.config import suggest
+from rlhf_jax.study.messages import suggest
 
 SIZES = ("params", "tokens", "flops")  # any two give the third
 # Names are compared without case, `_`, `-`, spaces and dots. A column of training loss is not

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from rlhf_jax.placement.machine import cores
-from rlhf_jax.study.config import ConfigError, suggest
+from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.tools.bench import tables
 from rlhf_jax.tools.bench.population import bench_population
 from rlhf_jax.tools.bench.ppo import bench_ppo, find_trl

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.study.config import ConfigError, ModelConfig, suggest
+from rlhf_jax.study.config import ConfigError, ModelConfig
+from rlhf_jax.study.messages import suggest
 
 
 @dataclass(frozen=True)

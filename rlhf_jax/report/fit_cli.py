@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_jax.study.config import ConfigError, argument, suggest
+from rlhf_jax.study.config import ConfigError, argument
+from rlhf_jax.study.messages import suggest
 from rlhf_jax.study.ranges import Range
 
 if TYPE_CHECKING:

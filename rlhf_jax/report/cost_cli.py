@@ -29,37 +29,22 @@ def quantity(text: str) -> float:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     p.add_argument(
-        "--params", type=quantity, metavar="N", help="or a bare number of parameters: 70e9"
-    )
-    p.add_argument(
-        "--tokens",
-        type=quantity,
-        metavar="D",
-        help="trained on (default: the preset's published ones)",
-    )
-    p.add_argument(
         "--hardware",
         metavar="NAME",
         help=f"one of {', '.join(HARDWARE)} (default: the preset's, else h100)",
     )
-    p.add_argument(
-        "--mfu",
-        type=quantity,
-        metavar="SHARE",
-        help="of the peak, 0 to 1 (default: the preset's, else 0.4)",
-    )
-    p.add_argument(
-        "--price",
-        type=quantity,
-        metavar="DOLLARS",
-        help="a chip-hour (default: list prices, low and high)",
-    )
-    p.add_argument(
-        "--inference-tokens",
-        type=quantity,
-        metavar="D_INF",
-        help="read or written in the model's life: which model would be cheapest then",
-    )
+    for name, metavar, text in (
+        ("params", "N", "or a bare number of parameters: 70e9"),
+        ("tokens", "D", "trained on (default: the preset's published ones)"),
+        ("mfu", "SHARE", "of the peak, 0 to 1 (default: the preset's, else 0.4)"),
+        ("price", "DOLLARS", "a chip-hour (default: list prices, low and high)"),
+        (
+            "inference-tokens",
+            "D_INF",
+            "read or written in the model's life: which model would be cheapest then",
+        ),
+    ):
+        p.add_argument(f"--{name}", type=quantity, metavar=metavar, help=text)
     p.add_argument(
         "--table",
         action="store_true",
@@ -105,11 +90,11 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- what is printed -------------------------------------------------------------------------
+# --- printing --------------------------------------------------------------------------------
 
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """A table whose first column stands left."""
+    """Prints a table; its first column is aligned left."""
     table = table_of(columns[:1], columns[1:])
     for row in rows:
         table.add_row(*row)
@@ -172,35 +157,15 @@ def print_laws(cost: dict[str, Any]) -> None:
     """The run against the optimum of every published law."""
     rows = []
     for r in cost["laws"]:
+        wanted = (_amount(r["tokens_wanted"]), f"{r['flops_wanted']:.3g}")
+        best = (_amount(r["params_best"]), _amount(r["tokens_best"]))
         gap = "" if r["loss_gap"] is None else f"{r['loss']:.4f} ({r['loss_gap']:+.4f})"
         needed = "" if r["compute_needed"] is None else f"{100 * r['compute_needed']:.1f}%"
-        rows.append(
-            (
-                r["law"],
-                _amount(r["tokens_wanted"]),
-                f"{r['flops_wanted']:.3g}",
-                _ratio(r["tokens_ratio"]),
-                _amount(r["params_best"]),
-                _amount(r["tokens_best"]),
-                gap,
-                needed,
-            )
-        )
+        rows.append((r["law"], *wanted, _ratio(r["tokens_ratio"]), *best, gap, needed))
+    columns = "law,D* for this N,C* for this N,D / D*,N* for this C,D* for this C"
+    columns += ",loss (above the best),C that would do"
     print()
-    _show(
-        "What published laws would have done (C = 6 N D)",
-        (
-            "law",
-            "D* for this N",
-            "C* for this N",
-            "D / D*",
-            "N* for this C",
-            "D* for this C",
-            "loss (above the best)",
-            "C that would do",
-        ),
-        rows,
-    )
+    _show("What published laws would have done (C = 6 N D)", columns.split(","), rows)
 
 
 def print_serving(inference: dict[str, Any]) -> None:
