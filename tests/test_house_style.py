@@ -14,8 +14,6 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 LARGE_FILES = {"rlhf_jax/study/config.py"}
 LARGE_FUNCTIONS = {
     "rlhf_jax/cost/prices.py:training_cost",
-    "rlhf_jax/rl/ppo.py:make_ppo_step",
-    "rlhf_jax/rl/rollout.py:rollout",
 }
 
 
