@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.model.axes import Axes
-from rlhf_jax.placement.mesh import MESH_AXES, parse_mesh
+from rlhf_jax.placement.mesh import MESH_AXES, PARAMETERS, parse_mesh
 from rlhf_jax.study.config import ConfigError
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 AXES = Axes(
-    params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
+    params=PARAMETERS,
     activations={
         "batch": ("data", "fsdp"),
         "heads": "tensor",
