@@ -1,8 +1,7 @@
-"""A cell: one unit of work of a study, described by science alone, and what the rest of the house
-asks of a kind of cell.
+"""A cell: one unit of work of a study, described by science alone; and the interface of its kind.
 
-A kind is a subclass of `Cell` with a `KIND` of its own. What follows the class attributes has
-defaults for a kind that starts from one model and that no other cell starts from.
+A kind is a subclass of `Cell` with a `KIND` of its own. The defaults of the methods are for a kind
+that starts from one model and that no other cell starts from.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlhf_jax.study.callables import importable, load_callable
-from rlhf_jax.study.config import Checked, ConfigError
+from rlhf_jax.study.callables import KIND_FUNCTIONS, importable, load_callable
+from rlhf_jax.study.config import Checked, ConfigError, shown, suggest
+from rlhf_jax.study.ranges import Name
 
 if TYPE_CHECKING:
     from rlhf_jax.kinds.needs import Need
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # leaves finished runs what they were.
 ADDED = {"added": True}
 
-# Every kind that has been imported, by name: those of `rlhf_jax.kinds` and those of study files.
+# Kinds by name: those of `rlhf_jax.kinds`, and those of study files as the study that was made last
+# has them.
 KNOWN: dict[str, type[Cell]] = {}
 
 
@@ -101,8 +102,8 @@ class Cell(Checked):
         super().__init_subclass__(**options)
         if "KIND" not in vars(cls):
             return  # a base of several kinds
-        other = KNOWN.get(cls.KIND)
-        if other is not None and _defined(other) != _defined(cls):
+        other = KNOWN.get(cls.KIND) if isinstance(cls.KIND, str) else None
+        if other and not other.from_outside() and other.__module__ != cls.__module__:
             raise ConfigError(
                 f"KIND = {cls.KIND!r} of class {cls.__name__} is that of {other.__module__}."
                 f"{other.__name__}; give the kind another name"
@@ -139,6 +140,12 @@ class Cell(Checked):
             )
         return load_callable(path)
 
+    def functions(self) -> dict[str, str]:
+        """MODULE:FUNCTION of the job and of what plays the cell's roles beside it, by name."""
+        paths = {role: self.job_path(role) for role in self.roles()}
+        beside = {r: p for r, p in paths.items() if r in KIND_FUNCTIONS or importable(p)}
+        return {"job": self.job_path(), **beside}
+
     @classmethod
     def report_section(cls) -> Callable[..., Any] | None:
         """The function that shows cells of the kind in a report; None: there is none."""
@@ -168,10 +175,10 @@ class Cell(Checked):
         return value if isinstance(value, tuple) else () if value is None else (value,)
 
     def member_cells(self) -> tuple[str, ...]:
-        """Cells whose models run where this one's is asked for: itself, or those of an ensemble."""
+        """Cells whose models compute this one's output: itself, or the members of an ensemble."""
         return (self.name,)
 
-    # --- what it takes ------------------------------------------------------------------------
+    # --- resources ----------------------------------------------------------------------------
 
     def row_length(self, study: Study) -> int:
         """Tokens in one sequence."""
@@ -183,7 +190,7 @@ class Cell(Checked):
         return Cost(estimated=False)
 
     def batches(self, study: Study) -> Iterable[tuple[str, int, bool]]:
-        """(what, rows, whether they are split into micro-batches) of what lies on the mesh."""
+        """(field, rows, whether micro-batches divide them) of batches that the mesh divides."""
         return ()
 
     def together(self, study: Study) -> Any:
@@ -191,23 +198,23 @@ class Cell(Checked):
         module; None: it runs alone."""
         return None
 
-    # --- what it asks for, refused before anything runs ---------------------------------------
+    # --- requirements, checked before anything runs: each raises ConfigError --------------------
 
     def check_in(self, study: Study) -> None:
-        """Refuses what cannot be, whatever the data, when a study is made."""
+        """Refuses settings that are wrong whatever the data, when a study is constructed."""
 
     def check_parents(self, study: Study) -> None:
-        """Refuses what its parents cannot give, before any of them runs."""
+        """Refuses settings that need more than its parents provide."""
 
     def check_as(self, role: str, study: Study, child: Cell) -> None:
-        """Refuses to play a role for a cell that names it, before anything runs."""
+        """Refuses to play a role for a cell that names it."""
 
     def check_corpus(self, train_tokens: int) -> None:
         """Refuses a corpus that is too small, once its size is known."""
 
     def scored(self, study: Study) -> Iterable[tuple[str, int, str]]:
-        """(cell whose model scores them, longest sequence, what they are) of sequences that are
-        not the cell's own."""
+        """(cell whose model scores them, longest sequence, what they are) of sequences that other
+        cells' models score."""
         return ()
 
     def splits(self) -> Iterable[str]:
@@ -227,14 +234,32 @@ class Cell(Checked):
         return None
 
     def remarks(self, study: Study) -> Iterable[str]:
-        """What may be meant otherwise; nothing is refused for it."""
+        """Warnings about settings that are allowed, but hardly intended."""
         return ()
 
 
-def _defined(cls: type) -> tuple[str, str]:
-    """Where a class is defined. A study file that is read twice defines the same class twice."""
-    module = sys.modules.get(cls.__module__)
-    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
+def check_class(cell: Cell) -> None:
+    """Refuses cells of a class that is not finished."""
+    cls = type(cell)
+    what = f"{cell.name}: class {cls.__name__}"
+    if cls.KIND == Cell.KIND:
+        raise ConfigError(f"{what} has no KIND; give it a name")
+    if expected := Name().problem(cls.KIND) if isinstance(cls.KIND, str) else "a name":
+        raise ConfigError(f"{what} has KIND = {shown(cls.KIND)}; expected {expected}")
+    if "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
+        raise ConfigError(f"{what} is not a dataclass; write @dataclass(frozen=True) above it")
+    names = [f.name for f in fields(cls)]
+    if taken := [name for name in names if callable(getattr(Cell, name, None))]:
+        raise ConfigError(
+            f"{what} has a field {taken[0]!r}, as a method of Cell is called; give it another name"
+        )
+    if not isinstance(cls.ROLES, tuple):
+        raise ConfigError(f"{what} has ROLES = {shown(cls.ROLES)}; expected a tuple of names")
+    if not isinstance(cls.PARENTS, dict):
+        raise ConfigError(f"{what} has PARENTS = {shown(cls.PARENTS)}; expected field -> role")
+    for name in cls.PARENTS:
+        if name not in names:
+            raise ConfigError(f"{what} has PARENTS of {name!r}, no field.{suggest(name, names)}")
 
 
 def _beside(cls: type, path: str) -> str:
