@@ -386,12 +386,12 @@ def asked_cell(root: Path, name: str, parent: str, choice: float, template: str 
     }
     write_json(folder.path / "results" / "prompting.json", whole(Answered, answered))
     write_json(folder.path / "done.json", {"seconds": 1.0})
-    return CellResult(name, name, "prompting", (parent,), {}, folder)
+    return CellResult(name, name, "prompting", (parent,), folder)
 
 
 def test_the_report_compares_before_and_after_and_shows_every_seed(tmp_path):
     def other(name, kind, *parents):
-        return CellResult(name, name, kind, parents, {}, CellFolder(tmp_path / name))
+        return CellResult(name, name, kind, parents, CellFolder(tmp_path / name))
 
     cells = (
         asked_cell(tmp_path, "asked-sft-s0", "sft-s0", 0.8),

@@ -196,6 +196,7 @@ def law_fit() -> dict:
         "n": 9,
         "refused": None,
         "resamples": 25,
+        "frontier": [],
         "notes": ["three runs are far out"],
         "intervals": {"a": [0.51, 0.53], "b": [0.46, 0.5]},
         "extrapolation": {"n_log_error": -0.123, "flops": 4e15, "below": 1e15},
@@ -206,20 +207,20 @@ def test_exponents_have_their_own_intervals_and_errors_are_percent():
     fits = Fits(
         approaches={
             "isoflop": {
-                2: law_fit() | {"frontier": []},
-                3: law_fit() | {"refused": "no split", "a": None},
+                2: law_fit() | {"budgets": []},
+                3: law_fit() | {"refused": "no split", "a": None, "E": None, "residuals": []},
             }
         },
         lr_law={"lr_law": rate_law()},
     )
-    rates = law_sections.lr_law("lr_law", fits.lr_law["lr_law"])
+    rates = law_sections.lr_law(Analysed("lr_law", "", []), fits.lr_law["lr_law"])
     _, section = scaling_sections._isoflop(Analysed("isoflop", "", []), fits.approaches["isoflop"])
     assert [*section.said, *section.cautions, *rates.said] == [
         "Approach 2 (IsoFLOP): N* ∝ C^0.520, 95% interval [0.510, 0.530]; D* ∝ C^0.480 [0.460, "
         "0.500]. Hoffmann 2022: 0.49.",
         "Approach 3 (parametric): no exponent. No split.",
-        "Learning-rate law (lr_law): lr = 0.011 (N / 100,000)^-0.61 (B / 1,024)^0.52; 95% "
-        "intervals [0.0100, 0.0120], [0.60, 0.62], [0.51, 0.53]; residual of ln lr 0.07.",
+        "Learning-rate law: lr = 0.011 (N / 100,000)^-0.61 (B / 1,024)^0.52; 95% intervals "
+        "[0.0100, 0.0120], [0.60, 0.62], [0.51, 0.53]; residual of ln lr 0.07.",
     ]
     text = str(blocks.html(scaling_sections._exponents(law_fit())))
     assert (
@@ -247,6 +248,7 @@ def rate_law() -> dict:
         "b_power": 0.52,
         "residual_sd": 0.07,
         "refused": None,
+        "notes": [],
         "groups": [group],
         "intervals": {"lr0": [0.01, 0.012], "n_power": [0.6, 0.62], "b_power": [0.51, 0.53]},
     }
@@ -350,7 +352,11 @@ def test_a_prediction_stands_beside_what_was_measured_with_its_error():
         "flops": 8e15,
         "approaches": {"2": {"n_star": 2e6, "intervals": {"n_star": [1e6, 3e6]}}},
         "score": {
-            "measured": {"n_star": 2.5e6, "intervals": {"n_star": [2.25e6, 2.75e6]}},
+            "measured": {
+                "n_star": 2.5e6,
+                "refused": None,
+                "intervals": {"n_star": [2.25e6, 2.75e6]},
+            },
             "approaches": {"2": {"n_star": math.log(2 / 2.5), "covered": {"n_star": True}}},
             "runs": {"n": 5, "rms_log_error": 0.015, "mean_log_error": -0.005},
         },

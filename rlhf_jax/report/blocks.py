@@ -17,6 +17,8 @@ from rlhf_jax.report.style import Plot
 from rlhf_jax.study.results import scalars
 
 T = TypeVar("T")
+MOST_ROWS = 25  # of a table that is shown whole; of a longer one the first are
+FIRST_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Paragraph:
     MACRO: ClassVar[str] = "paragraph"
     text: str
     kind: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of sentences."""
+
+    MACRO: ClassVar[str] = "items"
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class Table:
     quotes: bool = False
 
     @property
+    def folded(self) -> int:
+        """Rows that a page shows only when asked."""
+        return len(self.rows) - FIRST_ROWS if len(self.rows) > MOST_ROWS else 0
+
+    @property
     def kinds(self) -> list[str]:
         """Of each column `text`, `n` (numbers, which align right), or nothing."""
 
@@ -79,7 +94,7 @@ class Table:
         ]
 
 
-Block = Paragraph | Heading | Table | Plot | None
+Block = Paragraph | Items | Heading | Table | Plot | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ def plain(study: StudyResults, kind: str) -> Section:
         return Section(title, absent(cells, f"{kind} cell"))
     keys = list(dict.fromkeys(key for _, of in found for key in of))
     one_file = len({key.split(".")[0] for key in keys}) == 1
-    names = [key.split(".", 1)[1] if one_file else key for key in keys]
+    names = [(key.split(".", 1)[1] if one_file else key).replace("_", " ") for key in keys]
 
     def shown(value: Any) -> str:
         return value if isinstance(value, str) else number(value)
@@ -200,15 +215,12 @@ def html(blocks: Iterable[Block]) -> Markup:
     return Markup("").join(getattr(macros, b.MACRO)(b) for b in blocks if b is not None)
 
 
-def markdown(blocks: Iterable[Block], tables: Collection[str]) -> str:
-    """The same for a README. Tables of quotes are left out. tables: figures whose numbers are
-    there."""
+def markdown(blocks: Iterable[Block], files: Collection[str]) -> str:
+    """The same for a README. Tables of quotes are left out. files: that are beside the README, to
+    which it links for the numbers of a figure, and the rows that a long table lacks."""
     macros = _macros("blocks.md.j2")
     shown = [b for b in blocks if b is not None and not getattr(b, "quotes", False)]
-    texts = [
-        macros.figure(b, b.name in tables) if isinstance(b, Plot) else getattr(macros, b.MACRO)(b)
-        for b in shown
-    ]
+    texts = [getattr(macros, b.MACRO)(b, files, FIRST_ROWS) for b in shown]
     return "\n".join(f"{text.strip()}\n" for text in texts)
 
 

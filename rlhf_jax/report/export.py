@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.report.families import climbs_a_reward
 from rlhf_jax.report.readme import write_index, write_readme
 from rlhf_jax.report.study_results import read_study, unique_rows
 from rlhf_jax.study.files import read_json, write_json
@@ -15,7 +16,7 @@ from rlhf_jax.study.folder import CellFolder
 
 LARGE = 256 * 1024  # bytes of a figure's table that stays in the run folder
 LONG = 64  # lists longer than this stay in the run folder
-# Of a PPO cell's metrics, those that figures and fits of over-optimization are made from.
+# Of the metrics of a policy, those that figures and fits of over-optimization are made from.
 KEPT_METRICS = (
     "step",
     "kl",
@@ -85,11 +86,11 @@ def _write(study_folder: Path, runs_root: Path, to: Path) -> None:
                 "done": done,
                 "provenance": {k: session.get(k) for k in kept},
                 "results": {n: _short(folder.result(n)) for n in folder.result_names()},
-                **({"metrics": _columns(folder)} if cell["kind"] == "ppo" else {}),
+                **({"metrics": _columns(folder)} if climbs_a_reward(cell["kind"]) else {}),
             }
         )
     write_json(to / "results.json", {**study, "cells": cells})
-    rows = unique_rows(read_study(study_folder, runs_root).of("pretrain"))
+    rows = unique_rows(read_study(study_folder, runs_root).cells)
     if rows:
         known = [key for key in rows[0] if all(row[key] is not None for row in rows)]
         with (to / "runs.csv").open("w", newline="") as file:

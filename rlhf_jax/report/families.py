@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rlhf_jax.cost.flops import param_counts
 from rlhf_jax.report.study_results import CellResult, StudyResults
 from rlhf_jax.report.style import SERIES
+from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, ModelConfig, from_json
 
 _SEED = re.compile(r"(^|[-_])s(eed)?\d+(?=[-_]|$)")
@@ -100,20 +101,39 @@ def size(cell: CellResult) -> int | None:
         return None
 
 
+def asks_for(kind: str, *roles: str) -> bool:
+    """Whether cells of a kind have parents that play one of the roles."""
+    return kind in KNOWN and not set(roles).isdisjoint(KNOWN[kind].PARENTS.values())
+
+
+def plays(kind: str, role: str) -> bool:
+    return kind in KNOWN and role in KNOWN[kind].ROLES
+
+
+def climbs_a_reward(kind: str) -> bool:
+    """Whether cells of a kind make a policy by optimising a reward, as PPO does."""
+    return plays(kind, "language_model") and asks_for(kind, "reward")
+
+
 def rounds(study: StudyResults) -> dict[str, int]:
     """Of every policy that was optimised against feedback, how many such policies it comes from,
-    itself included: its round. PPO and DPO cells count, and SFT cells that learned from a best-of-n
-    cell."""
+    itself included: its round. A policy counts that has a parent that is a reward or comparisons
+    (PPO, DPO), or records that a reward has chosen (fine-tuning on the best of n)."""
     found: dict[str, int] = {}
     below: dict[str, int] = {}  # the highest round among a cell and its ancestors
-    by_name = {c.name: c for c in study.cells}
+
+    def optimised(cell: CellResult) -> bool:
+        kinds = [parent.kind for p in cell.parents if (parent := study.cell(p))]
+        chosen = any(plays(k, "records") and asks_for(k, "reward") for k in kinds)
+        return plays(cell.kind, "language_model") and (
+            chosen or asks_for(cell.kind, "reward", "comparisons")
+        )
 
     def highest(name: str) -> int:
-        if name not in below and (cell := by_name.get(name)):
+        if name not in below and (cell := study.cell(name)):
             below[name] = 0
             top = max(map(highest, cell.parents), default=0)
-            kinds = {by_name[p].kind for p in cell.parents if p in by_name}
-            if cell.kind in ("ppo", "dpo") or (cell.kind == "sft" and "best_of_n" in kinds):
+            if optimised(cell):
                 top = found[name] = top + 1
             below[name] = top
         return below.get(name, 0)

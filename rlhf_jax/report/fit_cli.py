@@ -156,15 +156,15 @@ def _draw(fits: list[dict[str, Any]], folder: Path) -> None:
     from rlhf_jax.report import plots_laws, plots_scaling
 
     by_approach = {fit["approach"]: fit for fit in fits if "approach" in fit}
-    one, two, three = (by_approach.get(k, {}) for k in (1, 2, 3))
-    plots = [
-        plots_laws.envelope(one, "envelope"),
-        plots_scaling.isoflop(two, "parabolas"),
-        plots_scaling.frontier(by_approach, "frontier"),
-        plots_scaling.residuals(three, "residuals"),
-        plots_laws.extrapolation(three, "extrapolation"),
-        *(plots_laws.law(fit, fit["law"].replace(":", "-")) for fit in fits if "law" in fit),
-    ]
+    drawn = (
+        (1, plots_laws.envelope, "envelope"),
+        (2, plots_scaling.isoflop, "parabolas"),
+        (3, plots_scaling.residuals, "residuals"),
+        (3, plots_laws.extrapolation, "extrapolation"),
+    )
+    plots = [draw(by_approach[k], name) for k, draw, name in drawn if k in by_approach]
+    plots.append(plots_scaling.frontier(by_approach, "frontier"))
+    plots += [plots_laws.law(fit, fit["law"].replace(":", "-")) for fit in fits if "law" in fit]
     for plot in plots:
         if plot is not None:
             plot.write(folder)

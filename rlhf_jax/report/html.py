@@ -16,6 +16,7 @@ from rlhf_jax.report import overoptimization, rounds, scaling_sections
 from rlhf_jax.report.blocks import (
     Block,
     Heading,
+    Items,
     Lead,
     Paragraph,
     Reference,
@@ -121,7 +122,7 @@ def _summary(study: StudyResults, sections: list[Section]) -> list[Block]:
     if study.missing:
         done = len(study.cells) - len(study.missing)
         lines.append(f"{done} of {len(study.cells)} cells are done; the rest is listed under Data.")
-    return [Paragraph(line) for line in lines or ["No cell has a result yet."]]
+    return [Items(lines or ["No cell has a result yet."])]
 
 
 def _data(study: StudyResults) -> Section:
@@ -154,7 +155,7 @@ def _limits(study: StudyResults, fits: Fits, sections: list[Section]) -> list[Bl
         lines += [f"{cell.name}, {where}: {said}." for where, said in cell.left_out.items()]
     if any(c.provenance.get("dirty") for c in study.cells):
         lines.append("Some cells ran from a checkout with uncommitted changes (marked + below).")
-    return [Paragraph(line) for line in lines]
+    return [Items(lines)]
 
 
 def _provenance(study: StudyResults) -> Section:

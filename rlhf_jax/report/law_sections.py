@@ -29,12 +29,15 @@ from rlhf_jax.report.study_results import (
 from rlhf_jax.report.style import count, power
 
 
-def lr_law(name: str, fit: dict[str, Any]) -> Section:
-    line = _rate_law(fit)
-    named = f"Learning-rate law{labelled(name)}: {line}"
-    refused = bool(fit.get("refused"))
-    groups = [g for g in fit.get("groups") or [] if g["best_lr"] and not g["refused"]]
-    plot = small(
+def lr_law(analysis: Analysed, fit: dict[str, Any]) -> Section:
+    name, title = analysis.name, analysis.titled("Learning-rate law")
+    plot = plots_laws.lr_law(fit, name)
+    if fit["refused"]:
+        line = f"none. {sentence(fit['refused'])}"
+        blocks = [plot, refusal(line), _rates(fit), *notes(fit)]
+        return Section(title, blocks, cautions=[f"{title}: {line}"], anchor=name)
+    line, groups = _rate_law(fit), [g for g in fit["groups"] if g["best_lr"] and not g["refused"]]
+    lead = small(
         f"lead-{name}",
         [Series([g["params"] for g in groups], [g["best_lr"] for g in groups])],
         "parameters N",
@@ -43,25 +46,17 @@ def lr_law(name: str, fit: dict[str, Any]) -> Section:
         x_form=count,
         y_form=lambda v: f"{v:.1g}",
     )
-    power_of_n = "" if refused else f"lr ∝ N^-{fit['n_power']:.2f} B^{fit['b_power']:.2f}"
+    number = f"lr ∝ N^-{fit['n_power']:.2f} B^{fit['b_power']:.2f}"
     return Section(
-        "Learning-rate law" + labelled(name),
-        [
-            plots_laws.lr_law(fit, name),
-            refusal(line) if refused else Paragraph(line),
-            _rates(fit),
-            *notes(fit),
-        ],
-        [] if refused else [named],
-        [named] if refused else [],
-        [] if refused else [Lead("Learning-rate law", power_of_n, plot)],
-        name,
+        title,
+        [plot, Paragraph(line), _rates(fit), *notes(fit)],
+        [f"{title}: {line}"],
+        leads=[Lead(title, number, lead)],
+        anchor=name,
     )
 
 
 def _rate_law(fit: dict[str, Any]) -> str:
-    if fit.get("refused"):
-        return "none. " + sentence(fit["refused"])
     ends = fit["intervals"]
     return (
         f"lr = {fit['lr0']:.3g} (N / {N0:,.0f})^-{fit['n_power']:.2f} (B / "
@@ -73,18 +68,18 @@ def _rate_law(fit: dict[str, Any]) -> str:
 
 def _rates(fit: dict[str, Any]) -> Table | None:
     return columns(
-        fit.get("groups") or [],
+        fit["groups"],
         ("params N", lambda g: count(g["params"])),
         ("tokens a batch", lambda g: count(g["batch_tokens"])),
         ("best lr", lambda g: number(g["best_lr"], 3)),
-        ("the law's", lambda g: number(g.get("predicted"), 3)),
+        ("the law's", lambda g: number(g["predicted"], 3)),
         ("loss", lambda g: fixed(g["loss"], 4)),
         ("refused", lambda g: g["refused"] or "-"),
         text=(5,),
     )
 
 
-def lr_check(name: str, check: dict[str, Any]) -> Section:
+def lr_check(analysis: Analysed, check: dict[str, Any]) -> Section:
     tried = columns(
         check["points"],
         ("cell", lambda p: p["label"]),
@@ -92,21 +87,19 @@ def lr_check(name: str, check: dict[str, Any]) -> Section:
         ("peak lr", lambda p: number(p["lr"])),
         ("held-out loss", lambda p: plus_minus(p["loss"], p["stderr"])),
     )
-    kind = "" if check["interior"] else "refused"
-    line = f"Learning-rate check{labelled(name)}: {check['reason']}."
-    blocks = [
-        plots_scaling.lr_check(check, name),
-        Paragraph(sentence(check["reason"]), kind),
-        tried,
-    ]
-    said, cautions = ([line], []) if check["interior"] else ([], [line])
-    return Section("Learning-rate check" + labelled(name), blocks, said, cautions, anchor=name)
+    title, line = analysis.titled("Learning-rate check"), sentence(check["reason"])
+    shown = Paragraph(line) if check["interior"] else refusal(line)
+    blocks = [plots_scaling.lr_check(check, analysis.name), shown, tried]
+    named = [f"{title}: {check['reason']}."]
+    said, cautions = (named, []) if check["interior"] else ([], named)
+    return Section(title, blocks, said, cautions, anchor=analysis.name)
 
 
 def repeated(analysis: Analysed, fit: dict[str, Any]) -> Section:
-    name, line = analysis.name, _repetition_line(fit)
-    title, named = "Repeated data" + labelled(name), f"Repeated data{labelled(name)}: {line}"
-    if "parameters" not in fit:
+    name, title = analysis.name, analysis.titled("Repeated data")
+    line = f"no law. {sentence(fit['refused'])}" if fit["refused"] else _repetition_line(fit)
+    named = f"{title}: {line}"
+    if not fit["parameters"]:
         return Section(title, [refusal(line)], cautions=[named], anchor=name)
     law, ends = law_of(fit), fit["intervals"]
     coefficients = columns(
@@ -119,13 +112,13 @@ def repeated(analysis: Analysed, fit: dict[str, Any]) -> Section:
     drawn = plots_laws.repetition(law.predict, rows, name)
     blocks = [
         drawn,
-        refusal(line) if fit.get("refused") else Paragraph(line),
+        refusal(line) if fit["refused"] else Paragraph(line),
         coefficients,
         plots_laws.law(fit, f"{name}-law"),
         Paragraph(f"Held-out extrapolation: {ahead(fit)}."),
         *notes(fit),
     ]
-    if fit.get("refused"):
+    if fit["refused"]:
         return Section(title, blocks, cautions=[named], anchor=name)
     plot = small(
         f"lead-{name}",
@@ -141,8 +134,6 @@ def repeated(analysis: Analysed, fit: dict[str, Any]) -> Section:
 
 
 def _repetition_line(fit: dict[str, Any]) -> str:
-    if fit.get("refused") or "parameters" not in fit:
-        return "no law. " + sentence(fit.get("refused") or "nothing was fitted")
     return (
         f"R_D* = {fit['parameters']['R_D']:.3g} repetitions, 95% interval "
         f"{interval(fit['intervals'].get('R_D'))} (Muennighoff 2023: 15.4)."
@@ -150,10 +141,10 @@ def _repetition_line(fit: dict[str, Any]) -> str:
 
 
 def prediction(said: dict[str, Any]) -> Section:
-    score = said.get("score", {})
-    seen = score.get("measured", {})
+    score = said["score"]
+    seen = score["measured"]
     made = (
-        f"Made at {said.get('made', '?')} from {said['fitted']} runs of up to "
+        f"Made at {said['made']} from {said['fitted']} runs of up to "
         f"{power(said['below'])} FLOPs, for {power(said['flops'])} FLOPs."
     )
     named = {"n_star": "N*", "d_star": "D*", "loss_star": "loss"}
@@ -165,15 +156,15 @@ def prediction(said: dict[str, Any]) -> Section:
             "predicted": of[key],
             "low": of["intervals"].get(key, (None, None))[0],
             "high": of["intervals"].get(key, (None, None))[1],
-            "measured": seen.get(key),
+            "measured": seen[key],
             "measured_low": ends[0],
             "measured_high": ends[1],
-            "error": score.get("approaches", {}).get(approach, {}).get(key),
+            "error": score["approaches"].get(approach, {}).get(key),
         }
         for approach, of in said["approaches"].items()
         for key, label in named.items()
-        if of.get(key)
-        for ends in [(seen.get("intervals") or {}).get(key, (None, None))]
+        if of.get(key)  # what it predicts
+        for ends in [seen["intervals"].get(key, (None, None))]
     ]
     beside = columns(
         found,
@@ -191,9 +182,9 @@ def prediction(said: dict[str, Any]) -> Section:
         for k, of in said["approaches"].items()
         if of.get("refused")
     ]
-    refused += [f"Measured: {sentence(seen['refused'])}"] if seen.get("refused") else []
+    refused += [f"Measured: {sentence(seen['refused'])}"] if seen["refused"] else []
     lines = []
-    if runs := score.get("runs"):
+    if runs := score["runs"]:
         lines.append(
             f"Approach 3 also said the loss of each of the {runs['n']} runs: missed by "
             f"{100 * runs['rms_log_error']:.2f}% rms (mean {100 * runs['mean_log_error']:+.2f}%)."
@@ -201,12 +192,6 @@ def prediction(said: dict[str, Any]) -> Section:
     drawn = plots_laws.predicted([r for r in found if r["measured"]], "prediction")
     blocks = [drawn, Paragraph(made), beside, *map(refusal, refused), *map(Paragraph, lines)]
     return Section("Predicted before it was run", blocks, lines, refused, anchor="prediction")
-
-
-def labelled(name: str) -> str:
-    """` (label)` of an analysis that has one."""
-    label = name.removeprefix("isoflop").removeprefix("lr_check").strip("-")
-    return f" ({label.replace('-', ' ')})" if label else ""
 
 
 def sentence(text: str) -> str:
@@ -219,7 +204,7 @@ def refusal(text: str) -> Paragraph:
 
 def ahead(fit: dict[str, Any]) -> str:
     """The score of a fit on what it was not fitted to, in words."""
-    ahead = fit.get("extrapolation") or {}
+    ahead = fit["extrapolation"]
     if is_number(ahead.get("rms_log_error")):
         error = f"{100 * ahead['rms_log_error']:.2f}% rms"
         return f"loss above {power(ahead['below'])} FLOPs missed by {error}"
@@ -228,8 +213,8 @@ def ahead(fit: dict[str, Any]) -> str:
             f"N* at {power(ahead['flops'])} FLOPs, from the runs up to {power(ahead['below'])}, "
             f"missed by {100 * ahead['n_log_error']:+.0f}% (ln)"
         )
-    return str(ahead.get("refused") or "-")
+    return str(ahead.get("refused") or "-")  # nothing was predicted
 
 
 def notes(fit: dict[str, Any]) -> list[Paragraph]:
-    return [Paragraph(sentence(note), "muted") for note in fit.get("notes", [])]
+    return [Paragraph(sentence(note), "muted") for note in fit["notes"]]

@@ -25,9 +25,15 @@ from rlhf_jax.report.blocks import (
     number,
     share,
 )
-from rlhf_jax.report.families import Proxy, family, proxy_of
+from rlhf_jax.report.families import Proxy, climbs_a_reward, family, proxy_of
 from rlhf_jax.report.lead import Series, small
-from rlhf_jax.report.study_results import Analysed, CellResult, StudyResults, is_number
+from rlhf_jax.report.study_results import (
+    Analysed,
+    CellResult,
+    StudyResults,
+    is_number,
+    result_class,
+)
 from rlhf_jax.report.style import count
 from rlhf_jax.study.results import as_json
 
@@ -62,11 +68,11 @@ class Group:
 def groups(study: StudyResults, analysis: Analysed) -> list[Group]:
     """The finished cells of an analysis, by form and proxy, in the order of the study."""
     found: dict[tuple[Form, str], list[tuple[CellResult, Proxy]]] = {}
-    forms: dict[str, Form] = {"best_of_n": "best_of_n", "ppo": "rl"}
     for cell in analysis.cells:
-        if cell.done and cell.kind in forms:
+        form: Form = "best_of_n" if result_class(cell.kind) is BestOfNResult else "rl"
+        if cell.done and (form == "best_of_n" or climbs_a_reward(cell.kind)):
             proxy = proxy_of(study, cell)
-            found.setdefault((forms[cell.kind], family(proxy.name)), []).append((cell, proxy))
+            found.setdefault((form, family(proxy.name)), []).append((cell, proxy))
     made = []
     for (form, name), members in found.items():
         stem = "".join(c if c.isalnum() else "-" for c in f"{form}-{name}")
@@ -106,7 +112,7 @@ def inputs(group: Group) -> list[Any]:
 def sentence(proxy: str, form: str, fit: dict[str, Any]) -> str:
     """A fit in words."""
     head = f"{TITLES[form]} against {proxy}"  # type: ignore[index]
-    if fit.get("refused"):
+    if fit["refused"]:
         return f"{head}: {fit['refused']}."
     peak, ends = fit["peak"], fit["intervals"]
     said = (
@@ -122,7 +128,7 @@ def section(study: StudyResults, analysis: Analysed, fits: Mapping[str, dict[str
     found = groups(study, analysis)
     waiting = "; ".join(f"{c.name}: {c.state}" for c in analysis.cells if not c.done)
     late = [Paragraph(f"Left out: {waiting}.", "muted")] if waiting else []
-    heading = "Over-optimization" + (f" ({analysis.label})" if analysis.label else "")
+    heading = analysis.titled("Over-optimization")
     if not found:
         none = Paragraph("No best-of-n or PPO cell of this analysis is done yet.", "muted")
         return Section(heading, [*late, none], anchor=analysis.name)
@@ -140,11 +146,9 @@ def section(study: StudyResults, analysis: Analysed, fits: Mapping[str, dict[str
     refused = [
         Paragraph(sentence(g.proxy, g.form, fits[g.name]), "refused")
         for g in found
-        if fits[g.name].get("refused")
+        if fits[g.name]["refused"]
     ]
-    notes = dict.fromkeys(
-        f"{TITLES[g.form]}: {n}." for g in found for n in fits[g.name].get("notes", [])
-    )
+    notes = dict.fromkeys(f"{TITLES[g.form]}: {n}." for g in found for n in fits[g.name]["notes"])
     muted = [Paragraph(n, "muted") for n in notes]
     blocks: list[Block] = [
         *drawn,
@@ -170,16 +174,16 @@ def _parameters(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Block
     """A row a group: what the proxy is, its fit, and how that extrapolates."""
 
     def ahead(fit: dict[str, Any]) -> str:
-        scored = fit.get("extrapolation") or {}
+        scored = fit["extrapolation"]
         if not is_number(scored.get("rms_error")):
             return str(scored.get("refused", "-"))
         return f"{fixed(scored['rms_error'])} ({fixed(scored['last_rms_error'])})"
 
     def ends(fit: dict[str, Any], key: str) -> str:
-        return interval((fit.get("intervals") or {}).get(key), 3)
+        return interval(fit["intervals"].get(key), 3)
 
     def peak(fit: dict[str, Any], key: str) -> Any:
-        return (fit.get("peak") or {}).get(key)
+        return fit["peak"][key] if fit["peak"] else None
 
     return columns(
         [(g, g.known, fits[g.name]) for g in found],
@@ -189,9 +193,9 @@ def _parameters(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Block
         ("params", lambda of: count(of[1].params)),
         ("labels", lambda of: number(of[1].labels)),
         ("accuracy", lambda of: share(of[1].accuracy)),
-        ("alpha", lambda of: fixed(of[2].get("alpha"))),
+        ("alpha", lambda of: fixed(of[2]["alpha"])),
         ("95%", lambda of: ends(of[2], "alpha")),
-        ("beta", lambda of: fixed(of[2].get("beta"))),
+        ("beta", lambda of: fixed(of[2]["beta"])),
         ("95%", lambda of: ends(of[2], "beta")),
         ("peak d", lambda of: fixed(peak(of[2], "d"), 2)),
         ("peak gain", lambda of: fixed(peak(of[2], "gain"))),
@@ -202,7 +206,7 @@ def _parameters(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Block
 
 def _said(found: list[tuple[str, Form, dict[str, Any]]]) -> list[str]:
     """One sentence a fit that shows a peak; how many do, where there are many."""
-    shown = [one for one in found if one[2].get("peak")]
+    shown = [one for one in found if one[2]["peak"]]
     if len(found) <= IN_WORDS:
         return [sentence(*one) for one in shown]
     return [
@@ -213,7 +217,7 @@ def _said(found: list[tuple[str, Form, dict[str, Any]]]) -> list[str]:
 
 def _lead(found: list[Group], fits: Mapping[str, dict[str, Any]]) -> Lead | None:
     """Gold and proxy gain of the group whose gold score peaks highest."""
-    peaks = {g.name: fits[g.name]["peak"]["gain"] for g in found if fits[g.name].get("peak")}
+    peaks = {g.name: fits[g.name]["peak"]["gain"] for g in found if fits[g.name]["peak"]}
     if not peaks:
         return None
     best = max((g for g in found if g.name in peaks), key=lambda g: peaks[g.name])

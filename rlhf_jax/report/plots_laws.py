@@ -31,17 +31,17 @@ def exponents(fits: Sequence[tuple[str, dict[str, Any]]], name: str) -> Plot | N
 
     fits: (label, fit) with `a` and `intervals`; those without an exponent are listed as refused.
     """
-    if not any(fit.get("a") is not None for _, fit in fits):
+    if not any(fit["a"] is not None for _, fit in fits):
         return None
     figure, (ax,) = panels(width=7.2, height=1.3 + 0.36 * len(fits))
     rows = []
     for y, (label, fit) in enumerate(reversed(fits)):
-        a = fit.get("a")
+        a = fit["a"]
         if a is None:
             ax.text(0.5, y, "refused", color=MUTED, va="center", ha="center")
-            rows.append((label, "", "", "", fit.get("refused", "")))
+            rows.append((label, "", "", "", fit["refused"]))
             continue
-        low, high = (fit.get("intervals") or {}).get("a") or (a, a)
+        low, high = fit["intervals"].get("a") or (a, a)
         ax.plot([low, high], [y, y], color=SERIES[0], linewidth=2.4, alpha=0.55)
         ax.plot(a, y, "o", color=SERIES[0], markersize=6)
         ax.annotate(
@@ -69,7 +69,7 @@ def exponents(fits: Sequence[tuple[str, dict[str, Any]]], name: str) -> Plot | N
 @styled
 def lr_law(fit: dict[str, Any], name: str) -> Plot | None:
     """Loss against learning rate of every (size, batch), and the best rates with the fitted law."""
-    groups = fit.get("groups") or []
+    groups = fit["groups"]
     if not groups:
         return None
     figure, axes = panels(1, 2, width=7.8, height=4.2)
@@ -94,10 +94,10 @@ def lr_law(fit: dict[str, Any], name: str) -> Plot | None:
             axes[0].plot(g["best_lr"], g["loss"], "*", color=FG, markersize=8, zorder=5)
             axes[1].plot(g["params"], g["best_lr"], marker, color=colour, markersize=6)
         rows += [
-            (g["params"], g["batch_tokens"], p["lr"], p["loss"], g["best_lr"], g.get("predicted"))
+            (g["params"], g["batch_tokens"], p["lr"], p["loss"], g["best_lr"], g["predicted"])
             for p in g["points"]
         ]
-    if fit.get("lr0"):
+    if not fit["refused"]:
         grid = np.geomspace(sizes[0] / 1.5, sizes[-1] * 1.5, 50)
         for i, b in enumerate(batches):
             line = np.exp(np.interp(np.log(grid), *_law_line(fit, groups, b, sizes)))
@@ -197,7 +197,7 @@ def repetition(predict, rows: Sequence[Mapping[str, Any]], name: str) -> Plot | 
 @styled
 def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
     """A law fitted below C0 beside the runs above it: losses against compute, and the errors."""
-    ahead = fit.get("extrapolation") or {}
+    ahead = fit["extrapolation"]
     runs = ahead.get("runs") or []
     if not runs:
         return None
@@ -205,7 +205,7 @@ def extrapolation(fit: Mapping[str, Any], name: str) -> Plot | None:
     c, seen, said = (np.array([r[key] for r in runs]) for key in ("flops", "observed", "predicted"))
     for ax in axes:
         ax.axvline(ahead["below"], color=MUTED, linestyle="--", linewidth=1.1)
-    for point in fit.get("points") or []:
+    for point in fit["points"]:
         if point["flops"] <= 1.05 * ahead["below"]:
             axes[0].plot(point["flops"], point["loss"], ".", color=MUTED, markersize=4)
     axes[0].plot(np.stack([c, c]), np.stack([seen, said]), color=GRID, linewidth=1)
@@ -243,7 +243,7 @@ def law(fit: Mapping[str, Any], name: str) -> Plot | None:
 
     fit: `LawFit.to_json()`.
     """
-    rows = fit.get("residuals") or []
+    rows = fit["residuals"]
     if not rows:
         return None
     law = law_of(fit)
@@ -291,14 +291,14 @@ def predicted(rows: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
     for ax, quantity in zip(axes, quantities, strict=True):
         mine = [row for row in rows if row["quantity"] == quantity]
         for x, row in enumerate(mine):
-            if row.get("low") is not None:
+            if row["low"] is not None:
                 ax.plot(
                     [x, x], [row["low"], row["high"]], color=SERIES[0], linewidth=2.4, alpha=0.5
                 )
             ax.plot(x, row["predicted"], "o", color=SERIES[0], markersize=6)
         seen = mine[0]
         ax.axhline(seen["measured"], color=SERIES[1], linewidth=1.5)
-        if seen.get("measured_low") is not None:
+        if seen["measured_low"] is not None:
             ax.axhspan(
                 seen["measured_low"],
                 seen["measured_high"],
@@ -328,7 +328,7 @@ def predicted(rows: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
         name,
         render(figure, name),
         keys,
-        [tuple(row.get(k) for k in keys) for row in rows],
+        [tuple(row[k] for k in keys) for row in rows],
         "What the smaller budgets predicted of the largest, and what it gave.",
     )
 
@@ -337,7 +337,7 @@ def predicted(rows: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
 def envelope(fit: dict[str, Any], name: str) -> Plot | None:
     """Approach 1: final losses of each size between its horizons, and which size holds the
     least."""
-    points = fit.get("envelope") or []
+    points = fit["envelope"]
     if not points:
         return None
     figure, axes = panels(1, 2, width=7.8, height=3.8)
@@ -358,7 +358,7 @@ def envelope(fit: dict[str, Any], name: str) -> Plot | None:
                     markersize=4,
                     label=f"{count(size[label])} parameters" if ax is axes[0] and kept else None,
                 )
-    if fit.get("a") is not None:
+    if fit["a"] is not None:
         c = np.array([p["flops"] for p in points if p["kept"]])
         axes[1].plot(
             c, fit["k_n"] * c ** fit["a"], color=FG, linewidth=1.5, label=f"a = {fit['a']:.2f}"

@@ -46,8 +46,8 @@ class Facet:
 
 def gains(fit: dict[str, Any], run: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Gold and proxy above the start: the fit's, or the run's first point."""
-    start = fit.get("gold_at_0")
-    if start is None or fit.get("form") == "best_of_n":
+    start = fit["gold_at_0"]
+    if start is None or fit["form"] == "best_of_n":
         start = run.gold[0]
     return run.gold - start, run.proxy - run.proxy[0]
 
@@ -68,7 +68,7 @@ def curves(facets: Sequence[Facet], how: str, name: str) -> Plot | None:
     )
     gained = [[gains(f.fit, r) for r in f.runs] for f in facets]
     seen = [np.concatenate([g[k] for of in gained for g in of]) for k in (0, 1)]
-    fitted = [np.array((f.fit.get("band") or {}).get("gain") or [0.0], float) for f in facets]
+    fitted = [np.array(f.fit["band"]["gain"] if f.fit["band"] else [0.0], float) for f in facets]
     limits = _limits(np.concatenate([seen[0], *fitted]), seen[1])
     rows = []
     for i, (ax, facet) in enumerate(zip(axes, facets, strict=False)):
@@ -124,12 +124,12 @@ def _limits(*values: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _draw_fit(ax: Any, fit: dict[str, Any]) -> None:
-    band = fit.get("band")
+    band = fit["band"]
     if not band:
         return
     ax.fill_between(band["d"], band["low"], band["high"], color=FG, alpha=0.12, linewidth=0)
     ax.plot(band["d"], band["gain"], color=FG, linewidth=1.4)
-    peak = fit.get("peak")
+    peak = fit["peak"]
     if peak and not peak["beyond"]:
         ax.plot(peak["d"], peak["gain"], "v", color=FG, markersize=6)
 

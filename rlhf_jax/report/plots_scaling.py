@@ -73,7 +73,7 @@ def training_curves(cells: Sequence[CellResult], name: str) -> Plot | None:
 @styled
 def isoflop(fit: dict[str, Any], name: str) -> Plot | None:
     """Held-out loss against model size at each budget, with parabolas, minima and refusals."""
-    budgets = fit.get("budgets") or []
+    budgets = fit["budgets"]
     if not budgets:
         return None
     figure, (ax,) = panels(height=4.6)
@@ -160,12 +160,12 @@ def frontier(fits: Mapping[int, dict[str, Any]], name: str) -> Plot | None:
 
     fits: by approach.
     """
-    lines = {k: fit for k, fit in fits.items() if fit.get("frontier")}
+    lines = {k: fit for k, fit in fits.items() if fit["frontier"]}
     if not lines:
         return None
     figure, axes = panels(1, 2, width=7.6, height=4.6)
     rows = []
-    good = [b for b in fits.get(2, {}).get("budgets") or [] if not b["refused"]]
+    good = [b for b in (fits[2]["budgets"] if 2 in fits else []) if not b["refused"]]
     for ax, key, exponent in ((axes[0], "n_star", "a"), (axes[1], "d_star", "b")):
         for approach, fit in lines.items():
             line, label, colour = fit["frontier"], f"approach {approach}", SERIES[_COLOUR[approach]]
@@ -230,13 +230,13 @@ def _published(ax, fit: dict[str, Any], good: list, key: str, exponent: str) -> 
 @styled
 def residuals(fit: dict[str, Any], name: str) -> Plot | None:
     """Approach 3's residuals against size and tokens."""
-    points = fit.get("residuals") or []
+    points = fit["residuals"]
     if not points:
         return None
     figure, axes = panels(1, 2, width=7.6, height=3.2)
     error = np.array([p["residual"] for p in points]) * 100
     limit = max(np.abs(error).max() * 1.15, 0.01)
-    kept = set((fit.get("outliers") or {}).get("rows", ()))
+    kept = set(fit["outliers"]["rows"])
     far = np.array([p["label"] in kept for p in points])
     for ax, key, label in (
         (axes[0], "params", "model size N (parameters)"),
@@ -266,7 +266,7 @@ def residuals(fit: dict[str, Any], name: str) -> Plot | None:
 @styled
 def lr_check(check: dict[str, Any], name: str) -> Plot | None:
     """Held-out loss against peak learning rate at one size."""
-    points = check.get("points") or []
+    points = check["points"]
     if len(points) < 2:
         return None
     figure, (ax,) = panels(width=5.2, height=3.4)
@@ -280,7 +280,7 @@ def lr_check(check: dict[str, Any], name: str) -> Plot | None:
         markersize=5,
         elinewidth=1,
     )
-    best = next((p for p in points if p["lr"] == check.get("best_lr")), None)
+    best = next((p for p in points if p["lr"] == check["best_lr"]), None)
     if best:
         ax.plot(best["lr"], best["loss"], "D", color=SERIES[1], markersize=8)
         word = "lowest" if check["interior"] else "lowest, at the edge"

@@ -7,11 +7,10 @@ import ast
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.report.blocks import Block, Table, page
+from rlhf_jax.report.blocks import page
 from rlhf_jax.report.html import leads_of, sections_of, title_of
 from rlhf_jax.report.study_fits import run_fits
 from rlhf_jax.report.study_results import StudyResults, read_study
@@ -20,7 +19,6 @@ from rlhf_jax.study.files import read_json, write_json, write_text
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.kept import put_back
 
-MOST_ROWS = 40  # of a table; the rest is in results.json
 ELSEWHERE = ("summary", "provenance")  # sections that a page has in other words
 
 
@@ -47,10 +45,8 @@ def write_readme(to: Path, source: Path | None) -> Path:
         findings=docstring(source) if source else "",
         leads=[lead for _, lead in leads],
         summary=[line for s in sections for line in s.said],
-        sections=[
-            replace(s, blocks=_short(s.blocks)) for s in sections if s.anchor not in ELSEWHERE
-        ],
-        tables={p.stem for p in (to / "figures").glob("*.csv")},
+        sections=[s for s in sections if s.blocks and s.anchor not in ELSEWHERE],
+        files={p.name for p in to.glob("**/*.csv")},
         others=[name for name in others if not name.startswith("lead-")],
         command=study.spec.get("command") or "",
         made=_made(study),
@@ -111,18 +107,6 @@ def _put_back(export: Path, runs: Path) -> StudyResults:
     if (export / "prediction.json").exists():
         shutil.copy(export / "prediction.json", folder)
     return read_study(folder, runs)
-
-
-def _short(blocks: Any) -> list[Block]:
-    """Long tables end after `MOST_ROWS` rows."""
-    found: list[Block] = []
-    for block in blocks:
-        if isinstance(block, Table) and len(block.rows) > MOST_ROWS:
-            more = f"… {len(block.rows) - MOST_ROWS} more in results.json"
-            rest = [more, *[""] * (len(block.header) - 1)]
-            block = replace(block, rows=[*block.rows[:MOST_ROWS], rest])
-        found.append(block)
-    return found
 
 
 def _made(study: StudyResults) -> list[tuple[str, str]]:

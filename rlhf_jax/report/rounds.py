@@ -47,7 +47,7 @@ def section(study: StudyResults) -> Section | None:
 
 
 def round_steps(study: StudyResults) -> list[Step]:
-    """The policies of every round as their evaluations saw them; as PPO's last iteration did where
+    """The policies of every round as their evaluations saw them; as their last iteration did where
     no policy is evaluated."""
     of = rounds(study)
     seen: dict[str, dict[str, float]] = {}
@@ -56,9 +56,9 @@ def round_steps(study: StudyResults) -> list[Step]:
         if after in of and after is not None:
             seen.setdefault(after, {"gold": e.after.gold, "proxy": e.after.proxy, "kl": e.kl})
     if not seen:
-        for cell in study.of("ppo"):
-            logged = cell.column("reward_gold", "reward_proxy", "kl")
-            if logged:
+        for cell in study.cells:
+            logged = cell.column("reward_gold", "reward_proxy", "kl") if cell.done else []
+            if logged and cell.name in of:
                 seen[cell.name] = dict(zip(("gold", "proxy", "kl"), logged[-1], strict=True))
     steps = []
     for name, values in seen.items():

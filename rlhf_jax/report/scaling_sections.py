@@ -23,6 +23,7 @@ from rlhf_jax.report.blocks import (
     number,
     plus_minus,
 )
+from rlhf_jax.report.families import ancestors
 from rlhf_jax.report.lead import Series, small
 from rlhf_jax.report.study_fits import Fits
 from rlhf_jax.report.study_results import (
@@ -37,11 +38,11 @@ from rlhf_jax.report.style import count, power
 TITLES = {1: "envelope", 2: "IsoFLOP", 3: "parametric"}
 
 
-def _exponent_line(approach: int, name: str, fit: dict[str, Any]) -> str:
-    head = f"Approach {approach} ({TITLES[approach]}){law_sections.labelled(name)}"
-    if fit.get("refused"):
+def _exponent_line(approach: int, analysis: Analysed, fit: dict[str, Any]) -> str:
+    named = ", ".join(filter(None, (TITLES[approach], analysis.distinction)))
+    head, ends = f"Approach {approach} ({named})", fit["intervals"]
+    if fit["refused"]:
         return f"{head}: no exponent. {law_sections.sentence(fit['refused'])}"
-    ends = fit.get("intervals", {})
     return (
         f"{head}: N* ∝ C^{fit['a']:.3f}, 95% interval {interval(ends.get('a'), 3)}; "
         f"D* ∝ C^{fit['b']:.3f} {interval(ends.get('b'), 3)}. Hoffmann 2022: "
@@ -62,12 +63,13 @@ def sections(study: StudyResults, fits: Fits) -> list[Section]:
         found.insert(0, Section("Exponents side by side", blocks, anchor="exponents"))
     if fits.prediction:
         found.append(law_sections.prediction(fits.prediction))
-    found += [law_sections.lr_law(name, fit) for name, fit in fits.lr_law.items()]
-    found += [
-        law_sections.repeated(a, fits.data_constrained[a.name])
-        for a in study.analyses("data_constrained")
-    ]
-    return found + [law_sections.lr_check(name, check) for name, check in fits.lr_check.items()]
+    for kind, show, made in (
+        ("lr_law", law_sections.lr_law, fits.lr_law),
+        ("data_constrained", law_sections.repeated, fits.data_constrained),
+        ("lr_check", law_sections.lr_check, fits.lr_check),
+    ):
+        found += [show(analysis, made[analysis.name]) for analysis in study.analyses(kind)]
+    return found
 
 
 def _isoflop(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list[Section]:
@@ -76,36 +78,36 @@ def _isoflop(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list
     rows = sweep_table(cells, analysis.params, analysis.flops)
     none = Paragraph("None of its cells has a held-out loss yet.", "muted")
     curves = plots_scaling.training_curves([c for c in cells if c.done], f"{name}-curves")
-    lines = {k: _exponent_line(k, name, fit) for k, fit in by_approach.items()}
-    refused = [line for k, line in lines.items() if by_approach[k].get("refused")]
+    lines = {k: _exponent_line(k, analysis, fit) for k, fit in by_approach.items()}
+    refused = [line for k, line in lines.items() if by_approach[k]["refused"]]
     said = [line for line in lines.values() if line not in refused]
     sweep = [curves, _accounting(analysis), _sweep_rows(rows) if rows else none]
     return [
-        Section("Scaling sweep" + law_sections.labelled(name), sweep, anchor=name),
+        Section(analysis.titled("Scaling sweep"), sweep, anchor=name),
         Section(
-            "Fits" + law_sections.labelled(name),
+            analysis.titled("Fits"),
             _fits(name, by_approach),
             said,
             refused,
-            _lead(name, by_approach),
+            _lead(analysis, by_approach),
             f"{name}-fits",
         ),
     ]
 
 
-def _lead(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
+def _lead(analysis: Analysed, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
     """The compute-optimal sizes with the law through them, of the IsoFLOP fit, or else of the first
     that gives an exponent."""
-    order = [k for k in (2, 3, 1) if not by_approach.get(k, {"refused": True}).get("refused")]
+    order = [k for k in (2, 3, 1) if k in by_approach and not by_approach[k]["refused"]]
     if not order:
         return []
     fit = by_approach[order[0]]
-    line, minima = fit["frontier"], [b for b in fit.get("budgets") or [] if not b["refused"]]
+    line, minima = fit["frontier"], [b for b in fit.get("budgets", ()) if not b["refused"]]
     ends = [(p.get("intervals") or {}).get("n_star") for p in line]
     low, high = zip(*ends, strict=True) if ends and all(ends) else (None, None)
     around = [b["intervals"].get("n_star", (b["n_star"],) * 2) for b in minima]
     plot = small(
-        f"lead-{name}",
+        f"lead-{analysis.name}",
         [
             Series([p["flops"] for p in line], [p["n_star"] for p in line], low, high, True),
             Series(
@@ -122,9 +124,7 @@ def _lead(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Lead]:
         y_form=count,
     )
     number = f"N* ∝ C^{fit['a']:.2f} {interval(fit['intervals'].get('a'), 2)}"
-    return [
-        Lead(f"Compute-optimal size, {TITLES[order[0]]}{law_sections.labelled(name)}", number, plot)
-    ]
+    return [Lead(analysis.titled(f"Compute-optimal size, {TITLES[order[0]]}"), number, plot)]
 
 
 def _accounting(analysis: Analysed) -> Paragraph | None:
@@ -152,12 +152,15 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
     found = columns(
         side,
         ("fit", lambda of: of[0]),
-        ("runs", lambda of: of[1].get("n", "-")),
-        ("a (N*)", lambda of: fixed(of[1].get("a"))),
-        ("95%", lambda of: interval((of[1].get("intervals") or {}).get("a"), 3)),
-        ("b (D*)", lambda of: fixed(of[1].get("b"))),
-        ("held-out extrapolation", lambda of: law_sections.ahead(of[1])),
-        ("refused", lambda of: of[1].get("refused") or "-"),
+        ("runs", lambda of: number(of[1]["n"])),
+        ("a (N*)", lambda of: fixed(of[1]["a"])),
+        ("95%", lambda of: interval(of[1]["intervals"].get("a"), 3)),
+        ("b (D*)", lambda of: fixed(of[1]["b"])),
+        (
+            "held-out extrapolation",
+            lambda of: "-" if of[1]["refused"] else law_sections.ahead(of[1]),
+        ),
+        ("refused", lambda of: of[1]["refused"] or "-"),
         text=(5, 6),
     )
     blocks: list[Block] = [found]
@@ -172,14 +175,8 @@ def _side_by_side(study: StudyResults, side: list[tuple[str, dict[str, Any]]]) -
 
 
 def _with_parents(cells: list[CellResult], study: StudyResults) -> list[CellResult]:
-    by_name, found = {c.name: c for c in study.cells}, {}
-    queue = list(cells)
-    while queue:
-        cell = queue.pop()
-        if cell.name not in found:
-            found[cell.name] = cell
-            queue += [by_name[p] for p in cell.parents if p in by_name]
-    return list(found.values())
+    names = {c.name for c in cells}.union(*(ancestors(study, c.name) for c in cells))
+    return [c for c in study.cells if c.name in names]
 
 
 def _own_flops(cell: CellResult, study: StudyResults) -> float:
@@ -193,20 +190,19 @@ def _own_flops(cell: CellResult, study: StudyResults) -> float:
 
 
 def _fits(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Block]:
-    one, two, three = (by_approach.get(k, {}) for k in (1, 2, 3))
     blocks: list[Block] = [
         plots_scaling.frontier(by_approach, f"{name}-frontier"),
-        plots_scaling.isoflop(two, f"{name}-parabolas"),
+        plots_scaling.isoflop(by_approach[2], f"{name}-parabolas"),
         Heading("Approach 2: IsoFLOP minima"),
-        *_budgets(two),
+        *_budgets(by_approach[2]),
     ]
-    if three:
+    if three := by_approach.get(3):
         blocks += [
             *_law(three),
             plots_scaling.residuals(three, f"{name}-residuals"),
             plots_laws.extrapolation(three, f"{name}-extrapolation"),
         ]
-    if one:
+    if one := by_approach.get(1):
         blocks += [Heading("Approach 1: the envelope"), *_exponents(one)]
         blocks.append(plots_laws.envelope(one, f"{name}-envelope"))
     return blocks
@@ -214,7 +210,7 @@ def _fits(name: str, by_approach: dict[int, dict[str, Any]]) -> list[Block]:
 
 def _exponents(fit: dict[str, Any]) -> list[Block]:
     """a and b with intervals, or the refusal, and the notes."""
-    if fit.get("refused"):
+    if fit["refused"]:
         return [
             law_sections.refusal("No exponent: " + law_sections.sentence(fit["refused"])),
             *law_sections.notes(fit),
@@ -253,7 +249,7 @@ def _budgets(fit: dict[str, Any]) -> list[Block]:
         )
 
     found = columns(
-        fit.get("budgets") or [],
+        fit["budgets"],
         ("budget", lambda b: power(b["flops"])),
         ("runs", lambda b: len(b["points"])),
         ("N*", lambda b: count(b["n_star"])),
@@ -270,13 +266,11 @@ def _budgets(fit: dict[str, Any]) -> list[Block]:
 
 def _law(fit: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Heading("Approach 3: L(N, D) = E + A / N^alpha + B / D^beta")]
-    refusal = fit.get("refused")
-    refused = (
-        [law_sections.refusal("No compute-optimal split: " + law_sections.sentence(refusal))]
-        if refusal
-        else []
-    )
-    if "E" not in fit:
+    refused = [
+        law_sections.refusal("No compute-optimal split: " + law_sections.sentence(said))
+        for said in filter(None, [fit["refused"]])
+    ]
+    if fit["E"] is None:
         return [*blocks, *refused]
     blocks.append(
         columns(

@@ -32,6 +32,18 @@ from rlhf_jax.study.config import ConfigError, content_id
 from rlhf_jax.study.files import read_json, write_json
 
 METHOD = 4  # of fitting; a change of it makes every kept fit anew
+# What a fit has of which nothing could be made, by the kind of fit: the shape of the others.
+NOTHING: dict[str, Any] = {"intervals": {}, "extrapolation": {}, "notes": []}
+NO_EXPONENT = NOTHING | {"n": None, "a": None, "b": None, "frontier": [], "points": []}
+NO_APPROACH = {
+    1: NO_EXPONENT | {"envelope": []},
+    2: NO_EXPONENT | {"budgets": []},
+    3: NO_EXPONENT | {"E": None, "residuals": []},
+}
+NO_RATE = NOTHING | {"groups": []}
+NO_REPETITION = NOTHING | {"parameters": None, "residuals": []}
+NOT_MEASURED = dict.fromkeys(("n_star", "d_star", "loss_star", "refused")) | {"intervals": {}}
+NO_PEAK = NOTHING | {"alpha": None, "beta": None, "gold_at_0": None, "peak": None, "band": None}
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,12 @@ def run_fits(
     with `as_kept` every fit that is there."""
     fits = Fits(prediction=_prediction(study))
 
-    def kept(name: str, inputs: list, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def kept(
+        name: str, inputs: list, nothing: dict[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         path = study.folder / "fits" / f"{name}.json"
-        if as_kept and (fit := read_json(path)):
-            return dict(fit)
-        return _kept(path, [*inputs, resamples, seed, METHOD], make)
+        fit = (as_kept and read_json(path)) or _kept(path, [*inputs, resamples, seed, METHOD], make)
+        return fit if fit.keys() - {"refused", "notes", "made_from"} else nothing | fit
 
     for analysis in study.analyses("isoflop"):
         rows = sweep_table(analysis.cells, analysis.params, analysis.flops)
@@ -66,23 +79,27 @@ def run_fits(
             approach: kept(
                 f"{analysis.name}-approach{approach}",
                 [rows, approach, analysis.loss, analysis.window, analysis.left_out],
+                NO_APPROACH[approach],
                 partial(_approach, analysis, rows, approach, resamples, seed),
             )
             for approach in ((1, 2, 3) if analysis.loss == "heldout" else (2,))
         }
     for analysis in study.analyses("lr_law"):
         rows = sweep_table(analysis.cells)
-        fits.lr_law[analysis.name] = kept(analysis.name, [rows], partial(fit_learning_rate, rows))
+        fits.lr_law[analysis.name] = kept(
+            analysis.name, [rows], NO_RATE, partial(fit_learning_rate, rows)
+        )
     for analysis in study.analyses("data_constrained"):
         rows = unique_rows(analysis.cells)
         fits.data_constrained[analysis.name] = kept(
-            analysis.name, [rows], partial(_repetition, rows, resamples, seed)
+            analysis.name, [rows], NO_REPETITION, partial(_repetition, rows, resamples, seed)
         )
     for analysis in study.analyses("overoptimization"):
         fits.overoptimization[analysis.name] = {
             group.name: kept(
                 f"{analysis.name}-{group.name}",
                 overoptimization.inputs(group),
+                NO_PEAK,
                 partial(_overoptimization, group, resamples, seed),
             )
             for group in overoptimization.groups(study, analysis)
@@ -175,9 +192,8 @@ def _lr_check(cells: Sequence[CellResult]) -> dict[str, Any]:
 def _prediction(study: StudyResults) -> dict[str, Any] | None:
     """`prediction.json` of the study folder with `score` beside it."""
     if not (said := read_json(study.folder / "prediction.json")):
-        return said
-    rows = [row for a in study.analyses("isoflop") for row in sweep_table(a.cells)]
-    if not rows:
-        return said
-    unique = list({row["label"]: row for row in rows}.values())
-    return said | {"score": score(said, sweep_points(unique))}
+        return None
+    rows = {r["label"]: r for a in study.analyses("isoflop") for r in sweep_table(a.cells)}
+    found = score(said, sweep_points(list(rows.values()))) if rows else {"measured": NOT_MEASURED}
+    found["measured"] = NOT_MEASURED | found["measured"]
+    return said | {"score": {"approaches": {}, "runs": None} | found}

@@ -6,6 +6,7 @@ Cells that are missing, running or failed are listed with their state; nothing h
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,6 @@ class CellResult:
     run_id: str
     kind: str
     parents: tuple[str, ...]
-    tags: dict[str, Any]
     folder: CellFolder
 
     @property
@@ -141,16 +141,27 @@ ACCOUNTS = ("params", "flops", "loss", "window")  # of `rlhf_jax.study.Analysis`
 
 @dataclass(frozen=True)
 class Analysed:
-    """An analysis (`rlhf_jax.study.Analysis`) of cells that have run. name: a file stem, unique in
-    the study."""
+    """An analysis (`rlhf_jax.study.Analysis`) of cells that have run.
+
+    name: a file stem, unique in the study. alone: the study has no other analysis of its kind.
+    """
 
     name: str
     label: str
     cells: list[CellResult]
+    alone: bool = True
     params: str = "total"
     flops: str = "exact"
     loss: str = "heldout"
     window: float | None = WIDE
+
+    @property
+    def distinction(self) -> str:
+        """What tells it from the other analyses of its kind; empty where there is none."""
+        return "" if self.alone else self.label
+
+    def titled(self, text: str) -> str:
+        return f"{text} ({self.distinction})" if self.distinction else text
 
     @property
     def left_out(self) -> list[tuple[str, str]]:
@@ -184,8 +195,10 @@ class StudyResults:
     def analyses(self, *kinds: str) -> list[Analysed]:
         """The analyses of some kinds (all: every kind), with the study's cells."""
         found: list[Analysed] = []
-        for spec in self.spec.get("analyses", []):
-            kind, label = spec.get("kind"), spec.get("label") or ""
+        specs = self.spec.get("analyses", [])
+        counts = Counter(spec["kind"] for spec in specs)
+        for spec in specs:
+            kind, label = spec["kind"], spec.get("label") or ""
             if kinds and kind not in kinds:
                 continue
             stem = "".join(c if c.isalnum() else "-" for c in label)
@@ -195,7 +208,7 @@ class StudyResults:
             wanted = set(spec.get("cells", []))
             cells = [cell for cell in self.cells if cell.name in wanted]
             accounts = {key: spec[key] for key in ACCOUNTS if key in spec}
-            found.append(Analysed(name, label, cells, **accounts))
+            found.append(Analysed(name, label, cells, counts[kind] == 1, **accounts))
         return found
 
     @cached_property
@@ -232,20 +245,20 @@ def read_study(study_folder: str | Path, runs_root: str | Path) -> StudyResults:
             f"{folder} has no study.json with cells; run the study first, or give the folder "
             "RUNS/studies/NAME"
         )
-    cells = []
-    for cell in spec["cells"]:
-        default = f"cells/{cell['name']}-{cell['run_id']}"
-        cells.append(
-            CellResult(
-                name=cell["name"],
-                run_id=cell["run_id"],
-                kind=cell["kind"],
-                parents=tuple(cell.get("parents", ())),
-                tags=cell.get("tags") or {},
-                folder=CellFolder(root / (cell.get("folder") or default), cell["name"]),
-            )
+    cells = tuple(
+        CellResult(
+            cell["name"],
+            cell["run_id"],
+            cell["kind"],
+            tuple(cell.get("parents", ())),
+            CellFolder(
+                root / (cell.get("folder") or f"cells/{cell['name']}-{cell['run_id']}"),
+                cell["name"],
+            ),
         )
-    return StudyResults(folder, spec, tuple(cells))
+        for cell in spec["cells"]
+    )
+    return StudyResults(folder, spec, cells)
 
 
 def sweep_table(
@@ -310,9 +323,7 @@ def training_curves(
         if len(logged) < 20 or not row["params"] or not row["flops"]:
             continue
         c, d, loss = np.array(logged, float).T
-        share = (
-            row["flops"] / row["tokens"] / (c[-1] / d[-1])
-        )  # the convention's FLOPs in exact ones
+        share = row["flops"] / row["tokens"] / (c[-1] / d[-1])  # of the exact FLOPs
         at, smoothed = smooth(c * share, loss)
         tokens = at / share * (d[-1] / c[-1])
         curves.append(Curve(last.name, row["params"], at, tokens, smoothed))

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,17 +71,36 @@ _RC: Any = {
 styled = matplotlib.rc_context(_RC)  # decorates every function that draws
 
 
+@dataclass
+class Drawing:
+    """A figure, which becomes SVG when that is first asked for."""
+
+    figure: Figure
+    name: str
+
+    @cached_property
+    def _svg(self) -> str:
+        return _svg(self.figure, self.name)
+
+    def __str__(self) -> str:
+        return self._svg
+
+
 @dataclass(frozen=True)
 class Plot:
-    """A drawn figure. svg: for inlining; header, rows: the numbers behind it; caption: in words."""
+    """A figure. drawing: of `render`, or SVG. header, rows: the numbers behind it."""
 
     name: str
-    svg: str
+    drawing: Any
     header: tuple[str, ...]
     rows: list[tuple]
     caption: str
 
     MACRO: ClassVar[str] = "figure"
+
+    @property
+    def svg(self) -> str:
+        return str(self.drawing)
 
     def markup(self) -> Markup:
         """For a page that defines the colours."""
@@ -129,8 +149,12 @@ def legend_above(figure: Figure, *axes: Axes) -> None:
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)
 
 
-def render(figure: Figure, name: str) -> str:
+def render(figure: Figure, name: str) -> Any:
     """The figure as inline SVG with colours as CSS variables."""
+    return Drawing(figure, name)
+
+
+def _svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -142,8 +166,8 @@ def render(figure: Figure, name: str) -> str:
     # Ids must be unique on a page that holds many figures.
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', lambda m: f"{m[1]}{name}-", svg)
     # As wide as the page allows, up to the size it was drawn for.
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
+    for side in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)
     wide = 6.6 * figure.get_figwidth()
     return svg.replace("<svg", f'<svg style="width:100%;max-width:{wide:.1f}rem"', 1)
 

@@ -19,8 +19,11 @@ def section(study: StudyResults) -> Section | None:
     if not cells:
         waiting = [c for c in study.of("pretrain", done=False) if not c.result]
         waiting = [c for c in waiting if c.name not in study.analysed]
+        if not waiting and not leads:
+            return None
         blocks = absent(waiting, "base model") if waiting else []
-        return Section("Base model", blocks, leads=leads) if blocks or leads else None
+        anchor = "" if blocks else study.analyses()[0].name  # of the section that has these models
+        return Section("Base model", blocks, leads=leads, anchor=anchor)
     found = columns(
         [(c, h) for c in cells if (h := c.pretrained)],
         ("cell", lambda of: reference(of[0])),
@@ -36,7 +39,7 @@ def section(study: StudyResults) -> Section | None:
 
 def _bases(study: StudyResults) -> list[CellResult]:
     parents = {p for cell in study.cells for p in cell.parents}
-    cells = [c for c in study.of("pretrain") if c.pretrained]
+    cells = [c for c in study.cells if c.pretrained]
     return [c for c in cells if c.name in parents or c.name not in study.analysed]
 
 

@@ -24,14 +24,17 @@ def section(study: StudyResults) -> Section:
     if not cells:
         blocks = absent(study.of("sft", done=False), "fine-tuning cell")
         return Section("Supervised fine-tuning", blocks)
+    from_records = (
+        ("examples of records", lambda of: number(of[2].examples)),
+        ("cut", lambda of: number(of[2].cut)),
+    )
     found = columns(
         [(c, c.result.heldout, c.result.sft) for c in cells],
         ("cell", lambda of: reference(of[0])),
         ("held-out loss", lambda of: plus_minus(of[1].loss, of[1].stderr)),
         ("bits/byte", lambda of: plus_minus(of[1].bits_per_byte, of[1].bits_per_byte_stderr)),
         ("demonstrations", lambda of: number(of[2].demonstrations)),
-        ("examples of records", lambda of: number(of[2].examples)),
-        ("cut", lambda of: number(of[2].cut)),
+        *(from_records if any(c.result.sft.examples for c in cells) else ()),
         ("steps", lambda of: number(of[2].steps)),
     )
     judges = [(c, c.result.judge) for c in cells if c.result.judge]
