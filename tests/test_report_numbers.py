@@ -73,6 +73,28 @@ def test_text_in_paragraphs_and_tables_is_escaped_and_markup_is_not():
     assert "&lt;i&gt;" in shown and "&lt;b&gt;" in shown and "<u>ok</u>" in shown
 
 
+def test_a_table_of_more_than_25_rows_is_folded_and_none_of_its_rows_is_lost():
+    whole, long = (
+        blocks.Table(("cell", "x"), [(f"c{i}", i) for i in range(n)], (0,)) for n in (25, 26)
+    )
+    assert "<details" not in blocks.html([whole])
+    page = blocks.html([long])
+    assert "16 more rows" in page and len(rows_under(page, "cell", "x")) == 26
+    text = blocks.markdown([whole], ()), blocks.markdown([long], ())
+    assert [t.count("| c") for t in text] == [26, 11]
+    assert text[1].endswith("16 more rows: [results.json](results.json).\n")
+
+
+def test_titles_name_an_analysis_only_among_others_of_its_kind(trunk):
+    kinds = (("isoflop", "well-known"), ("isoflop", "other"), ("lr_check", "single"))
+    study = trunk.study(*({"kind": k, "label": label, "cells": []} for k, label in kinds))
+    (alone,), several = study.analyses("lr_check"), study.analyses("isoflop")
+    assert alone.titled("Fits") == "Fits"
+    assert [a.titled("Fits") for a in several] == ["Fits (well-known)", "Fits (other)"]
+    line = scaling_sections._exponent_line(2, several[0], law_fit())
+    assert line.startswith("Approach 2 (IsoFLOP, well-known): N*")
+
+
 def heldout(n: float, d: float, loss: float) -> dict:
     return {
         "loss": loss,

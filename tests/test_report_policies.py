@@ -16,6 +16,7 @@ from rlhf_jax.laws.overoptimization import FORMULAS
 from rlhf_jax.report import overoptimization, plots_overoptimization, rounds
 from rlhf_jax.report.blocks import html
 from rlhf_jax.report.families import evaluated, proxy_of
+from rlhf_jax.report.families import rounds as rounds_of
 
 CHANGED = evaluate.DIVERSITY
 
@@ -590,3 +591,19 @@ def test_best_of_n_names_the_best_n_and_the_gain_of_the_largest(optimised):
         ]
         for s in (0, 1)
     ]
+
+
+def test_a_round_is_a_policy_that_was_optimised_against_feedback_of_any_kind(tmp_path):
+    made = Made(tmp_path)
+    for kind, name, *parents in (
+        ("sft", "sft"),
+        ("compare", "compare", "sft"),
+        ("reward", "reward", "sft", "compare"),
+        ("dpo", "dpo", "sft", "compare"),
+        ("ppo", "ppo", "dpo", "reward"),
+        ("best_of_n", "best", "ppo", "reward"),
+        ("sft", "on-best", "ppo", "best"),
+        ("sft", "on-records", "sft", "compare"),
+    ):
+        made.add(kind, name, *parents)
+    assert rounds_of(made.study()) == {"dpo": 1, "ppo": 2, "on-best": 3}

@@ -339,8 +339,3 @@ def sweep_points(rows: Sequence[dict[str, Any]]) -> Points:
 def is_number(value: Any) -> TypeGuard[float]:
     """A finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_interval(value: Any) -> TypeGuard[list[float]]:
-    """Two finite numbers."""
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
