@@ -39,7 +39,7 @@ from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.messages import shown
 from rlhf_jax.study.provenance import provenance
 from rlhf_jax.study.ranges import Count
-from rlhf_jax.study.results import LEFT_OUT, as_json
+from rlhf_jax.study.results import LEFT_OUT, Mismatch, Untyped, as_json, from_json
 from rlhf_jax.study.runs import Runs
 
 if TYPE_CHECKING:
@@ -122,14 +122,17 @@ def written(cell: Cell, result: Any) -> dict[str, Any]:
     """What becomes results/NAME.json, by name: the fields of a result that have no default.
 
     Raises:
-        ConfigError: the job has returned something else than its kind's RESULT.
+        ConfigError: the job has returned something else than its kind's RESULT, or values of other
+            types than its fields have.
     """
-    if not isinstance(result, cell.RESULT or dict):
-        expected = cell.RESULT.__name__ if cell.RESULT else "dict"
-        raise ConfigError(
-            f"{cell.name}: its job {cell.job_path()} returned {shown(result)}; expected {expected}"
-        )
+    expected, job = cell.RESULT or Untyped, f"{cell.name}: its job {cell.job_path()}"
+    if not isinstance(result, expected):
+        raise ConfigError(f"{job} returned {shown(result)}; expected {expected.__name__}")
     files: dict[str, Any] = as_json(result)
+    try:
+        from_json(expected, files)
+    except Mismatch as e:
+        raise ConfigError(f"{job} returned {expected.__name__} with another value: {e}") from None
     return files
 
 

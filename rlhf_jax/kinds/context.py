@@ -18,13 +18,16 @@ from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import call_for_scores, call_for_texts
 from rlhf_jax.study.cell import Cell, names_cell
-from rlhf_jax.study.config import ModelConfig
+from rlhf_jax.study.config import ConfigError, ModelConfig, shown
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.results import read
 
 if TYPE_CHECKING:
+    import jax
+
+    from rlhf_jax.model.scoring import Sequences
     from rlhf_jax.rl.scores import Reward
     from rlhf_jax.train import Runtime
 
@@ -86,15 +89,33 @@ class Context:
 
     def reward(self, name: str) -> Reward:
         """The reward that a cell's field names: of a cell or a callable."""
-        from rlhf_jax.rl.scores import callable_reward
+        from rlhf_jax.rl.scores import Reward, callable_reward
 
         if not names_cell(name):
             where = f"{self.cell.name}.reward"
             return callable_reward(
                 partial(call_for_scores, name, where), self.corpus.tokenizer.decode
             )
-        reward: Reward = self.play("reward", name)
-        return reward
+        reward, path = self.play("reward", name), self.study[name].job_path("reward")
+        if not isinstance(reward, Reward):
+            raise ConfigError(f"{path} gave {shown(reward)}; expected rlhf_jax.rl.scores.Reward")
+
+        def score(arrays: Any, rows: Sequences, mask_BR: jax.Array) -> jax.Array:
+            scores_B = reward.score(arrays, rows, mask_BR)
+            if np.shape(scores_B) != mask_BR.shape[:1]:
+                raise ConfigError(
+                    f"the score of {path} is an array of shape {np.shape(scores_B)}; expected "
+                    f"{mask_BR.shape[:1]}, a number for each response"
+                )
+            return scores_B
+
+        return reward._replace(score=score)
+
+    def keep_model(self, params: Any) -> None:
+        """Saves parameters that `train` has not made as the model that the cell ends with."""
+        from rlhf_jax.train.loop import keep_model
+
+        keep_model(self.folder, params, self.runtime, self.beat)
 
     def play(self, role: str, name: str, *arguments: Any) -> Any:
         """What a finished cell gives in a role, by the function of that name beside its job."""
@@ -120,17 +141,20 @@ class Context:
 
 
 def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
-    """Parameters of a finished cell, on this mesh. Of a checkpoint with several models those of
-    `policy`, or of its average `ema` if there is one, without a value head."""
+    """Parameters of a finished cell, on this mesh. Of a checkpoint with several models by name
+    those of `policy`, or of its average `ema` if there is one, without a value head."""
     import jax
 
     from rlhf_jax.model import has_scalar_head, param_axes, without_scalar_head
+    from rlhf_jax.model.parameters import describe
     from rlhf_jax.model.sharding import shardings
     from rlhf_jax.train.loop import final_checkpoint
 
+    of_one_model = describe(cfg, scalar_head=True).keys()
+
     def laid_out(shapes: Any) -> Any:
         """A model's shapes on the mesh; of several models only the one that is wanted is read."""
-        if "policy" in shapes:
+        if not shapes.keys() <= of_one_model:
             wanted = "ema" if "ema" in shapes else "policy"
             return {
                 n: laid_out(t) if n == wanted else jax.tree.map(lambda _: ..., t)
@@ -142,6 +166,6 @@ def read_model(folder: CellFolder, cfg: ModelConfig, runtime: Runtime) -> Any:
         )
 
     params = final_checkpoint(folder, laid_out)
-    if "policy" not in params:
+    if params.keys() <= of_one_model:
         return params
     return without_scalar_head(params["ema"] if "ema" in params else params["policy"])

@@ -128,4 +128,4 @@ def verdict_reward(
 
         return member.gain * (log_prob(good) - log_prob(bad)) + member.bias
 
-    return Reward(score, (member,))
+    return Reward(score, (member,), (member.params, cfg))

@@ -106,6 +106,62 @@ def minibatch_of(cell: PPO, batch: Batch, rows_b: jax.Array, axes: Axes, has_cri
     return part
 
 
+class Learner:
+    """The epochs of one iteration over its experience.
+
+    Args:
+        accumulate: micro-batches of an update.
+    """
+
+    def __init__(self, cell: PPO, networks: Networks, axes: Axes, accumulate: int) -> None:
+        self.cell, self.networks, self.axes, self.accumulate = cell, networks, axes, accumulate
+        self.objective = ppo_objective(cell, networks, axes)
+        self.factors = {} if cell.critic_lr is None else {"critic": cell.critic_lr / cell.optim.lr}
+
+    def decays(self, params: Any) -> Any:
+        """The mask of weight decay of all networks."""
+        cfgs = {"policy": self.networks.policy, "critic": self.networks.critic}
+        return {name: decays(cfgs[name] or self.networks.policy, p) for name, p in params.items()}
+
+    def pretraining(self, params: Any, batch: Batch) -> tuple:
+        return language_modelling(params["policy"], batch, self.networks.policy, self.axes)
+
+    def update(self, state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array) -> Any:
+        """One minibatch. The gradients of PPO-ptx's two objectives are added before the one
+        update."""
+        cell, axes, accumulate = self.cell, self.axes, self.accumulate
+        grads, metrics = gradients(self.objective, state.params, batch, axes, accumulate)
+        weight = jnp.maximum(metrics.pop("weight"), 1.0)
+        loss = metrics.pop("loss")
+        means = {n: m / weight for n, m in metrics.items() if n != "entropy"}
+        if text is not None:
+            more, seen = gradients(self.pretraining, state.params, text, axes, accumulate)
+            grads = jax.tree.map(lambda a, b: a + cell.ptx_coef * b, grads, more)
+            means["ptx_loss"] = seen["loss"]
+        state, moved = apply_gradients(state, grads, cell.optim, rate, self.decays, self.factors)
+        return state, {"loss": loss, **means, **moved}
+
+    def learn(
+        self, state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after all epochs, and means of the metrics over minibatches."""
+        cell, B = self.cell, batch["tokens_BT"].shape[0]
+
+        def minibatch(state: TrainState, x: tuple[jax.Array, Batch | None]) -> tuple:
+            rows_b, text = x
+            has_critic = self.networks.critic is not None
+            part = minibatch_of(cell, batch, rows_b, self.axes, has_critic)
+            return self.update(state, part, text, rate)
+
+        orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
+            jax.random.split(key, cell.epochs)
+        )
+        rows = orders.reshape(cell.epochs * cell.minibatches, -1)
+        each: dict[str, jax.Array]
+        state, each = jax.lax.scan(minibatch, state, (rows, text))
+        return state, jax.tree.map(jnp.mean, each)
+
+
 def make_ppo_step(
     cell: PPO, networks: Networks, axes: Axes, score: Score, accumulate: int = 1
 ) -> Iteration:
@@ -118,47 +174,7 @@ def make_ppo_step(
     before the first update compare trainer and sampler (`max_ratio_error`, `approx_kl_before`,
     `clip_frac_before`); see `check_sampler`.
     """
-    objective = ppo_objective(cell, networks, axes)
-    factors = {} if cell.critic_lr is None else {"critic": cell.critic_lr / cell.optim.lr}
-
-    def networks_decay(params: Any) -> Any:
-        cfgs = {"policy": networks.policy, "critic": networks.critic or networks.policy}
-        return {name: decays(cfgs[name], p) for name, p in params.items()}
-
-    def pretraining(params: Any, batch: Batch) -> tuple:
-        return language_modelling(params["policy"], batch, networks.policy, axes)
-
-    def update(state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array) -> Any:
-        """One minibatch. The gradients of PPO-ptx's two objectives are added before the one
-        update."""
-        grads, metrics = gradients(objective, state.params, batch, axes, accumulate)
-        weight = jnp.maximum(metrics.pop("weight"), 1.0)
-        loss = metrics.pop("loss")
-        means = {n: m / weight for n, m in metrics.items() if n != "entropy"}
-        if text is not None:
-            more, seen = gradients(pretraining, state.params, text, axes, accumulate)
-            grads = jax.tree.map(lambda a, b: a + cell.ptx_coef * b, grads, more)
-            means["ptx_loss"] = seen["loss"]
-        state, moved = apply_gradients(state, grads, cell.optim, rate, networks_decay, factors)
-        return state, {"loss": loss, **means, **moved}
-
-    def learn(
-        state: TrainState, batch: Batch, text: Batch | None, rate: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, Any]:
-        B = batch["tokens_BT"].shape[0]
-
-        def minibatch(state: TrainState, x: tuple[jax.Array, Batch | None]) -> tuple:
-            rows_b, text = x
-            part = minibatch_of(cell, batch, rows_b, axes, networks.critic is not None)
-            return update(state, part, text, rate)
-
-        orders = jax.vmap(lambda k: jax.random.permutation(k, B))(
-            jax.random.split(key, cell.epochs)
-        )
-        rows = orders.reshape(cell.epochs * cell.minibatches, -1)
-        each: dict[str, jax.Array]
-        state, each = jax.lax.scan(minibatch, state, (rows, text))
-        return state, jax.tree.map(jnp.mean, each)
+    learner = Learner(cell, networks, axes, accumulate)
 
     def iteration(
         state: TrainState, frozen: Any, prompts_BP: jax.Array, text: Batch | None = None
@@ -179,7 +195,7 @@ def make_ppo_step(
         average = state.params.get("ema")
         trained = {n: p for n, p in state.params.items() if n != "ema"}
         rate = learning_rate(cell.optim, state)
-        moved, learned = learn(state.replace(params=trained), batch, text, rate, order_key)
+        moved, learned = learner.learn(state.replace(params=trained), batch, text, rate, order_key)
         params = moved.params
         if average is not None and (decay := cell.ema) is not None:
             average = jax.tree.map(

@@ -71,6 +71,16 @@ class Experience(NamedTuple):
     returns_BR: jax.Array
 
 
+class Scored(NamedTuple):
+    """What the models say of sampled rows, before the first update."""
+
+    log_probs_BR: jax.Array  # of the trainer, which `check_sampler` compares with the sampler's
+    entropy_BR: jax.Array
+    values_BR: jax.Array | None
+    reference_BR: jax.Array
+    score_B: jax.Array
+
+
 def rollout(
     cell: PPO,
     networks: Networks,
@@ -85,59 +95,62 @@ def rollout(
     """Experience of B = batch x samples rows, prompt by prompt, and what is measured before the
     first update. `frozen` holds `reference` parameters and the arrays of the `reward`. Policy,
     critic, reference and reward score the rows in `accumulate` parts, one after the other."""
-    R, params = cell.task.response_len, state.params
+    R, params, kl_coef = cell.task.response_len, state.params, state.extra["kl_coef"]
     sampled, prompts_BP = responses(cell, networks, axes, params, prompts_BP, key)
     mask_BR = sampled.mask_BR
     rows = join(prompts_BP, sampled.tokens_BR, mask_BR)
 
-    def scored(part: tuple[Sequences, jax.Array]) -> tuple:
+    def scored(part: tuple[Sequences, jax.Array]) -> Scored:
         rows, mask_BR = part
         reference_BR, _ = response_log_probs(
             frozen["reference"], networks.policy, rows, R, cell.temperature, axes
         )
         outputs = networks.outputs(params, rows, R, cell.temperature, axes)
-        return (
-            *outputs,
-            reference_BR,
-            axes.constrain(score(frozen["reward"], rows, mask_BR), "batch"),
-        )
+        score_B = axes.constrain(score(frozen["reward"], rows, mask_BR), "batch")
+        return Scored(*outputs, reference_BR, score_B)
 
-    log_probs_BR, entropy_BR, values_BR, reference_BR, score_B = in_micro_batches(
-        scored, (rows, mask_BR), axes, accumulate
-    )
-    stopped_B = jnp.any(sampled.tokens_BR == EOS, axis=-1)
-    kl_BR = (sampled.log_probs_BR - reference_BR) * mask_BR
-    kl_coef = state.extra["kl_coef"]
-    scored_B = score_without_eos(cell, score_B, stopped_B)
-    rewarded = rewards(cell, scored_B, kl_BR, kl_coef, mask_BR, values_BR, axes)
+    found: Scored = in_micro_batches(scored, (rows, mask_BR), axes, accumulate)
+    kl_BR = (sampled.log_probs_BR - found.reference_BR) * mask_BR
+    score_B = score_without_eos(cell, found.score_B, stopped(sampled))
+    rewarded = rewards(cell, score_B, kl_BR, kl_coef, mask_BR, found.values_BR, axes)
     values_BR, advantages_BR, returns_BR = targets(cell, rewarded, mask_BR, axes)
     experience = Experience(
         *rows,
         mask_BR,
         rewarded.mask_BR,
         sampled.log_probs_BR,
-        reference_BR,
+        found.reference_BR,
         values_BR,
         advantages_BR,
         returns_BR,
     )
-    metrics = {
-        "reward_proxy": jnp.mean(score_B),
-        "reward_spread": jnp.std(score_B),
-        "kl": jnp.mean(jnp.sum(kl_BR, axis=-1)),
-        "kl_coef": kl_coef,
-        "entropy": masked_mean(entropy_BR, mask_BR),
-        "response_length": jnp.mean(jnp.sum(mask_BR, axis=-1)),
-        "stop_rate": jnp.mean(stopped_B.astype(jnp.float32)),
-        "logprob_variance": masked_mean(jnp.square(log_probs_BR + entropy_BR), mask_BR),
-        **sampler_gap(cell, log_probs_BR, sampled.log_probs_BR, mask_BR),
-        "prompts": prompts_BP,
-        "responses": sampled.tokens_BR,
-        "mask": mask_BR,
-    }
+    metrics = {"kl_coef": kl_coef, "prompts": prompts_BP, **measured(cell, sampled, found, kl_BR)}
     if networks.critic is not None:
         metrics["explained_variance"] = explained(values_BR, returns_BR, rewarded.mask_BR)
     return experience, metrics
+
+
+def measured(cell: PPO, sampled: Samples, found: Scored, kl_BR: jax.Array) -> dict[str, jax.Array]:
+    """Metrics of the sampled responses, and the responses."""
+    mask_BR = sampled.mask_BR
+    information_BR = jnp.square(found.log_probs_BR + found.entropy_BR)
+    return {
+        "reward_proxy": jnp.mean(found.score_B),
+        "reward_spread": jnp.std(found.score_B),
+        "kl": jnp.mean(jnp.sum(kl_BR, axis=-1)),
+        "entropy": masked_mean(found.entropy_BR, mask_BR),
+        "response_length": jnp.mean(jnp.sum(mask_BR, axis=-1)),
+        "stop_rate": jnp.mean(stopped(sampled).astype(jnp.float32)),
+        "logprob_variance": masked_mean(information_BR, mask_BR),
+        **sampler_gap(cell, found.log_probs_BR, sampled.log_probs_BR, mask_BR),
+        "responses": sampled.tokens_BR,
+        "mask": mask_BR,
+    }
+
+
+def stopped(sampled: Samples) -> jax.Array:
+    """Which responses ended in EOS, B."""
+    return jnp.any(sampled.tokens_BR == EOS, axis=-1)
 
 
 def responses(

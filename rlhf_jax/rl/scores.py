@@ -20,11 +20,17 @@ Texts = Callable[[Sequence[str], Sequence[str]], Any]  # (prompts, responses) ->
 
 
 class Reward(NamedTuple):
-    """`score(arrays, rows, mask_BR)` is jit-compatible; the arrays are passed in, not compiled
-    in."""
+    """`score(arrays, rows, mask_BR)` gives the score B of each response. It is jit-compatible; the
+    arrays are passed in, not compiled in.
+
+    Attributes:
+        trunk: parameters and configuration of a model that a critic can start from; None: of the
+            policy.
+    """
 
     score: Score
     arrays: Any
+    trunk: tuple[Any, ModelConfig] | None = None
 
 
 class Member(NamedTuple):
@@ -81,7 +87,7 @@ def model_reward(
         each = [model_scores(m, c, rows, mask_BR, axes) for m, c in zip(arrays, cfgs, strict=True)]
         return each[0] if len(each) == 1 else combined(jnp.stack(each), how, variance_coef)
 
-    return Reward(score, tuple(members))
+    return Reward(score, tuple(members), (members[0].params, cfgs[0]))
 
 
 _raised: list[ConfigError] = []  # by the last callable that failed inside a compiled program

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLED, JUDGED = ("split", "n", "seed"), ("prompts", "responses")
-JOB = "job of its kind"  # what messages call that function of a user's kind
+# Arguments of the functions of a user's kind, its job and those of its roles. Messages call them
+# with `OF_KIND` behind the name.
+OF_KIND = " of its kind"
+KIND_FUNCTIONS = {
+    **dict.fromkeys(("job", "reward", "records", "verdicts"), ("context", "cell")),
+    "comparisons": ("context", "cell", "learner"),
+}
 # Arguments of the callable that a field names.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "prompts": SAMPLED,
@@ -38,7 +44,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "sources": (),
     "algorithm": ("rollout", "cell"),
     "policy_loss": ("ratio_BR", "advantages_BR", "cell"),
-    JOB: ("context", "cell"),
+    **{name + OF_KIND: arguments for name, arguments in KIND_FUNCTIONS.items()},
 }
 
 # New -> old content hash of callables that compute the same but were reformatted, or were hashed

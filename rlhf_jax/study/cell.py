@@ -11,11 +11,12 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlhf_jax.study.callables import importable, load_callable
-from rlhf_jax.study.config import Checked, ConfigError
+from rlhf_jax.study.callables import KIND_FUNCTIONS, importable, load_callable
+from rlhf_jax.study.config import Checked, ConfigError, shown, suggest
+from rlhf_jax.study.ranges import Name
 
 if TYPE_CHECKING:
     from rlhf_jax.kinds.needs import Need
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 # leaves finished runs what they were.
 ADDED = {"added": True}
 
-# Every kind that has been imported, by name: those of `rlhf_jax.kinds` and those of study files.
+# Kinds by name: those of `rlhf_jax.kinds`, and those of study files as the study that was made last
+# has them.
 KNOWN: dict[str, type[Cell]] = {}
 
 
@@ -101,8 +103,8 @@ class Cell(Checked):
         super().__init_subclass__(**options)
         if "KIND" not in vars(cls):
             return  # a base of several kinds
-        other = KNOWN.get(cls.KIND)
-        if other is not None and _defined(other) != _defined(cls):
+        other = KNOWN.get(cls.KIND) if isinstance(cls.KIND, str) else None
+        if other and not other.from_outside() and other.__module__ != cls.__module__:
             raise ConfigError(
                 f"KIND = {cls.KIND!r} of class {cls.__name__} is that of {other.__module__}."
                 f"{other.__name__}; give the kind another name"
@@ -138,6 +140,12 @@ class Cell(Checked):
                 "write it, or take the role out of ROLES"
             )
         return load_callable(path)
+
+    def functions(self) -> dict[str, str]:
+        """MODULE:FUNCTION of the job and of what plays the cell's roles beside it, by name."""
+        paths = {role: self.job_path(role) for role in self.roles()}
+        beside = {r: p for r, p in paths.items() if r in KIND_FUNCTIONS or importable(p)}
+        return {"job": self.job_path(), **beside}
 
     @classmethod
     def report_section(cls) -> Callable[..., Any] | None:
@@ -231,10 +239,28 @@ class Cell(Checked):
         return ()
 
 
-def _defined(cls: type) -> tuple[str, str]:
-    """Where a class is defined. A study file that is read twice defines the same class twice."""
-    module = sys.modules.get(cls.__module__)
-    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
+def check_class(cell: Cell) -> None:
+    """Refuses cells of a class that is not finished."""
+    cls = type(cell)
+    what = f"{cell.name}: class {cls.__name__}"
+    if cls.KIND == Cell.KIND:
+        raise ConfigError(f"{what} has no KIND; give it a name")
+    if expected := Name().problem(cls.KIND) if isinstance(cls.KIND, str) else "a name":
+        raise ConfigError(f"{what} has KIND = {shown(cls.KIND)}; expected {expected}")
+    if "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
+        raise ConfigError(f"{what} is not a dataclass; write @dataclass(frozen=True) above it")
+    names = [f.name for f in fields(cls)]
+    if taken := [name for name in names if callable(getattr(Cell, name, None))]:
+        raise ConfigError(
+            f"{what} has a field {taken[0]!r}, as a method of Cell is called; give it another name"
+        )
+    if not isinstance(cls.ROLES, tuple):
+        raise ConfigError(f"{what} has ROLES = {shown(cls.ROLES)}; expected a tuple of names")
+    if not isinstance(cls.PARENTS, dict):
+        raise ConfigError(f"{what} has PARENTS = {shown(cls.PARENTS)}; expected field -> role")
+    for name in cls.PARENTS:
+        if name not in names:
+            raise ConfigError(f"{what} has PARENTS of {name!r}, no field.{suggest(name, names)}")
 
 
 def _beside(cls: type, path: str) -> str:

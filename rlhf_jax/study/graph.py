@@ -14,12 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from rlhf_jax.study.callables import (
-    JOB,
-    file_hash,
-    is_callable,
-)
-from rlhf_jax.study.cell import KNOWN, Cell, names_cell
+from rlhf_jax.study.callables import KIND_FUNCTIONS, OF_KIND, file_hash, is_callable
+from rlhf_jax.study.cell import KNOWN, Cell, check_class, names_cell
 from rlhf_jax.study.config import (
     Checked,
     ConfigError,
@@ -104,6 +100,15 @@ class Study(Checked):
                     + "; names are unique, and differ in more than capitals, which some file "
                     "systems do not tell apart"
                 )
+        kinds: dict[str, type[Cell]] = {}
+        for cell in self.cells:
+            check_class(cell)
+            if (first := kinds.setdefault(cell.KIND, type(cell))) is not type(cell):
+                raise ConfigError(
+                    f"{cell.name}: class {type(cell).__name__} and {first.__module__}."
+                    f"{first.__name__} both have KIND = {cell.KIND!r}; give one another name"
+                )
+        KNOWN.update(kinds)
         self.order()
         for cell in self.cells:
             self._check(cell)
@@ -180,11 +185,11 @@ class Study(Checked):
 
     def reward_models(self, name: str) -> tuple[str, ...]:
         """The cells whose models are behind a name: itself, or those of an ensemble; none of a
-        callable."""
-        return self[name].member_cells() if names_cell(name) else ()
+        callable, or of a cell without a model."""
+        cells = self[name].member_cells() if names_cell(name) else ()
+        return tuple(c for c in cells if self.origin(self[c]) is not None)
 
     def _check(self, cell: Cell) -> None:
-        _check_class(cell)
         for fld, role in cell.PARENTS.items():
             elsewhere = type(cell).__dataclass_fields__[fld].metadata.get("outside")
             for named in cell.named(fld):
@@ -197,6 +202,11 @@ class Study(Checked):
                     )
                 if role not in self[named].roles():
                     able = sorted(k for k, c in KNOWN.items() if role in c.ROLES)
+                    if not able and role not in KIND_FUNCTIONS:
+                        raise ConfigError(
+                            f"{cell.name}.{fld}: no kind plays the role {role!r}."
+                            f"{suggest(role, sorted({r for c in KNOWN.values() for r in c.ROLES}))}"
+                        )
                     raise ConfigError(
                         f"{cell.name}.{fld} = {named!r} is a {self[named].KIND} cell; "
                         f"expected one that can be a {role.replace('_', ' ')}: {', '.join(able)}"
@@ -276,34 +286,17 @@ class Study(Checked):
         for cell in self.order():
             science = _science(cell, ids, self.outside)
             if cell.from_outside():
-                science["job"] = self.outside[cell.job_path()]
+                science |= {name: self.outside[path] for name, path in cell.functions().items()}
             data = {"corpus": corpus_hash, "heldout_tokens": self.corpus.heldout_tokens}
             ids[cell.name] = content_id({"kind": cell.KIND, **data, **science})
         return ids
 
 
-def _check_class(cell: Cell) -> None:
-    """Refuses cells of a class that is not finished."""
-    cls = type(cell)
-    if cls.KIND == Cell.KIND:
-        raise ConfigError(f"{cell.name}: class {cls.__name__} has no KIND; give it a name")
-    if "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
-        raise ConfigError(
-            f"{cell.name}: class {cls.__name__} is not a dataclass; write @dataclass(frozen=True) "
-            f"above it"
-        )
-    if taken := sorted(f.name for f in fields(cls) if callable(getattr(Cell, f.name, None))):
-        raise ConfigError(
-            f"{cell.name}: class {cls.__name__} has a field {taken[0]!r}, as a method of Cell is "
-            f"called; give it another name"
-        )
-
-
 def named_outside(cell: Cell) -> Iterator[tuple[str, str, bool]]:
-    """`_outside` of a cell, and its job if the kind is a user's."""
+    """`_outside` of a cell, and the functions of its kind if that is a user's."""
     yield from _outside(cell, cell.name)
-    if cell.from_outside():
-        yield f"{cell.name}.{JOB}", cell.job_path(), False
+    for name, path in cell.functions().items() if cell.from_outside() else ():
+        yield f"{cell.name}.{name}{OF_KIND}", path, False
 
 
 def _outside(obj: Any, where: str) -> Iterator[tuple[str, str, bool]]:

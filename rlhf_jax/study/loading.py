@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from rlhf_jax.study.callables import (
     ARGUMENTS,
+    KIND_FUNCTIONS,
     check_call,
     importable,
     is_callable,
@@ -113,8 +115,15 @@ def _check_result(cell: Cell) -> None:
             f"{cell.name}: {cls.__name__}.RESULT = {shown(result)}; expected the frozen dataclass "
             f"that its job returns, each field of which becomes results/FIELD.json"
         )
+    try:
+        get_type_hints(result)
+    except NameError as e:
+        raise ConfigError(f"{cell.name}: {cls.__name__}.RESULT: {e}; import the type") from None
     if (job := importable(cell.job_path())) is None:
         return
+    for role in cell.roles():
+        if role in KIND_FUNCTIONS:
+            cell.job_function(role)
     given = getattr(job, "__annotations__", {}).get("return", result)
     if isinstance(given, str):  # a name that only type checkers import says nothing
         given = getattr(job, "__globals__", {}).get(given, result)

@@ -23,14 +23,14 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax.model import Axes
-from rlhf_jax.study.config import ConfigError
+from rlhf_jax.study.config import ConfigError, OptimConfig
 from rlhf_jax.study.files import Damaged, read_json, write_json, write_text
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.train.checkpoints import Checkpoints, Marks, Unreadable
 from rlhf_jax.train.metrics import Sink
 from rlhf_jax.train.population import Alone, Population
-from rlhf_jax.train.state import TrainState
+from rlhf_jax.train.state import TrainState, init_state
 from rlhf_jax.train.step import Step
 
 FINAL = "checkpoint.json"  # what the last checkpoint of a cell is that has trained
@@ -270,6 +270,15 @@ def _truncate_metrics(folder: CellFolder, step: int) -> None:
     path = folder.path / "metrics.jsonl"
     rows = [r for r in folder.metrics() if r["step"] <= step]
     write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def keep_model(folder: CellFolder, params: Any, runtime: Runtime, beat: Heartbeat) -> None:
+    """Saves placed parameters as those that a cell ends with after no step of training."""
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("no step is taken")
+
+    train(folder, init_state(params, OptimConfig(), 0), never, never, 0, runtime, never, beat)
 
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from rlhf_jax.model.sharding import place, place_batch
 from rlhf_jax.rl.diagnosis import diagnose
 from rlhf_jax.rl.ppo import make_ppo_step
 from rlhf_jax.rl.rollout import Networks, check_sampler
+from rlhf_jax.rl.scores import Reward
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.study.results import from_json
 from rlhf_jax.train import init_state, train
@@ -39,7 +40,7 @@ def run(ctx: Context, cell: PPO) -> PPOResult:
         "reward": reward.arrays,
         "seed": jnp.uint32(cell.seed),
     }
-    models, critic = _trained(ctx, cell, policy, reward.arrays)
+    models, critic = _trained(ctx, cell, policy, reward)
     networks = Networks(cfg, critic)
     print_memory_plan(ctx, cell, networks)
     state = init_state(models, cell.optim, cell.iterations, kl_coef=jnp.float32(cell.kl_coef))
@@ -105,11 +106,10 @@ def diagnoses(cell: PPO, cfg: ModelConfig, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _trained(
-    ctx: Context, cell: PPO, policy: Any, reward_arrays: Any
+    ctx: Context, cell: PPO, policy: Any, reward: Reward
 ) -> tuple[dict[str, Any], ModelConfig | None]:
     """The trained models, `policy` and `critic`, and the critic's shape. The value head starts at
-    0; where the reward is a callable there is no reward model to start a critic from, and the
-    policy's trunk is taken."""
+    0. A critic of a reward without a trunk starts from the policy's."""
     run, cfg = ctx.runtime, ctx.model
     if not cell.has_critic:
         return {"policy": policy}, None
@@ -117,11 +117,10 @@ def _trained(
         head = with_scalar_head(policy, cfg, None)
         return {"policy": place(head, param_axes(cfg, True), run.mesh, run.axes)}, cfg
     trunk, critic_cfg = policy, cfg
-    rewards = ctx.study.reward_models(cell.reward)
-    if cell.critic == "reward" and rewards:
-        critic_cfg = ctx.study.model_of(ctx.study[rewards[0]])
-        trunk = without_scalar_head(reward_arrays[0].params)
-    critic = with_scalar_head(jax.tree.map(jnp.copy, trunk), critic_cfg, None)
+    if cell.critic == "reward" and reward.trunk:
+        trunk, critic_cfg = reward.trunk
+    trunk = jax.tree.map(jnp.copy, without_scalar_head(trunk))
+    critic = with_scalar_head(trunk, critic_cfg, None)
     critic = place(critic, param_axes(critic_cfg, True), run.mesh, run.axes)
     return {"policy": policy, "critic": critic}, critic_cfg
 
