@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_architecture import SMOOTHING, Convolution, Z
-from tiny_models import GQA, full_logits, log_softmax, mesh, packed_batch, tiny_corpus
+from tiny_models import GQA, full_logits, log_softmax, mesh, packed_batch, same_bits, tiny_corpus
 from tiny_models import noisy_params as noisy_transformer
 from tiny_policies import compiled
 
 from rlhf_jax.cost.flops import flops_per_token, param_counts
+from rlhf_jax.cost.memory import sampling_bytes, training_bytes
 from rlhf_jax.kinds import PPO, SFT, Compare, Pretrain, Reward, TaskConfig
-from rlhf_jax.kinds.context import Context
+from rlhf_jax.kinds.context import Context, read_model
 from rlhf_jax.model import decays, has_scalar_head, init, initialised
 from rlhf_jax.model.architecture import architecture
 from rlhf_jax.model.sampler import generate
@@ -26,12 +27,15 @@ from rlhf_jax.model.scoring import join, response_log_probs
 from rlhf_jax.model.sharding import AXES, make_mesh, place_batch
 from rlhf_jax.objectives import language_modelling
 from rlhf_jax.objectives.named import named_objective
-from rlhf_jax.study import Study
+from rlhf_jax.placement.mesh import check_placement
+from rlhf_jax.study import CorpusConfig, Study
 from rlhf_jax.study.config import ConfigError, ModelConfig, OptimConfig
+from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.heartbeat import Heartbeat
 from rlhf_jax.study.loading import _check_callables
 from rlhf_jax.study.runs import Runs
 from rlhf_jax.train import Runtime, init_state, make_train_step
+from rlhf_jax.train.loop import keep_model
 from rlhf_jax.worker import run_cell
 
 __all__ = ["compiled", "mesh"]
@@ -40,6 +44,7 @@ SMALL = ModelConfig(
     layers=2, width=16, heads=2, ff=24, vocab=64, max_positions=64, architecture=NAME
 )
 D, F, L, V = 16, 24, 2, 64
+CORPUS = CorpusConfig(vocab=V, seq_len=32)
 
 
 def noisy(cfg):
@@ -110,6 +115,28 @@ def test_its_parameters_are_born_in_parts_and_train_to_the_same_numbers(mesh):
     assert parts == {"gain": 1, "read": 2, "open": 2, "taps": 1, "write": 2}
     np.testing.assert_allclose(losses["two"], losses["one"], atol=1e-5)
     assert losses["one"][2] < losses["one"][0]
+
+
+def test_meshes_and_memory_follow_from_the_description():
+    """It has no heads, whatever the configuration says."""
+    study = Study("mesh", (Pretrain("base", model=SMALL, batch=4, tokens=1024),), CORPUS)
+    check_placement(study, ["base"], {"data": 1, "fsdp": 4, "tensor": 4})
+    with pytest.raises(ConfigError, match=r"base\.model\.ff = 24 does not divide over tensor = 16"):
+        check_placement(study, ["base"], {"data": 1, "fsdp": 1, "tensor": 16})
+    with pytest.raises(ConfigError, match=r"base\.model\.embed = 16 does not divide over fsdp = 3"):
+        check_placement(study, ["base"], {"data": 1, "fsdp": 3, "tensor": 1})
+    more = dataclasses.replace(SMALL, heads=4, head_width=64)
+    assert training_bytes(SMALL, 4, 32, 1) == training_bytes(more, 4, 32, 1)
+    assert sampling_bytes(SMALL, 4, 32, 1) == sampling_bytes(more, 4, 32, 1)
+
+
+def test_a_model_with_a_parameter_called_policy_is_read_as_one_model(mesh, tmp_path):
+    cfg = dataclasses.replace(SMALL, architecture="tiny_architecture:Renamed")
+    runtime, folder = Runtime(mesh, AXES), CellFolder(tmp_path / "cell-0123456789")
+    params = initialised(cfg, jax.random.key(0), mesh)
+    with folder.held(), Heartbeat(folder) as beat:
+        keep_model(folder, params, runtime, beat)
+    assert same_bits(read_model(folder, cfg, runtime), params)
 
 
 def test_what_it_samples_has_the_probability_that_scoring_gives(mesh):

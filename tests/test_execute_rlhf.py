@@ -2,10 +2,12 @@
 and the task whose optimum is known."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_execute import Process
@@ -21,6 +23,7 @@ from rlhf_jax.study.runs import Runs
 __all__ = ["mesh"]
 
 STUDY = """
+from tiny_kinds import Likelihood, Soup
 from rlhf_jax.kinds import *
 from rlhf_jax.study.config import CorpusConfig, ModelConfig, from_json
 from rlhf_jax.study import Study
@@ -51,11 +54,15 @@ def study(tiny):
         PPO("grpo", policy="base", reward=REWARD, iterations=2, batch=4, samples=2, epochs=1,
             algorithm="grpo", kl_in="loss", no_eos="keep", **same),
         DPO("dpo", policy="base", comparisons="compare", batch=4),
-        BestOfN("best", policy="base", reward="worst", prompts=8, n=4, **same),
-        SFT("rejection", base="base", records="best", batch=1, **same),
+        Soup("soup", first="base", second="dpo", share=0.25),
+        Likelihood("likelihood", judge="dpo", scale=0.1),
+        PPO("ppo-soup", policy="soup", reward="likelihood", iterations=1, batch=4, epochs=1,
+            algorithm="tiny_kinds:mean_of_others", policy_loss="tiny_kinds:plain", **same),
+        BestOfN("best", policy="soup", reward="likelihood", prompts=8, n=4, **same),
+        SFT("rejection", base="soup", records="best", batch=1, **same),
         Evaluate("evaluate", before="base", after="ppo", reward="worst", prompts=8,
                  modes="tiny_rewards:length_class", **same),
-        Evaluate("evaluate-grpo", before="dpo", after="grpo", reward=REWARD, prompts=8, **same),
+        Evaluate("evaluate-grpo", before="soup", after="grpo", reward=REWARD, prompts=8, **same),
     ), CORPUS)
 """
 
@@ -67,7 +74,8 @@ def done(tmp_path_factory):
     corpus = tiny_corpus(root)
     path = root / "study.py"
     path.write_text(STUDY.format(corpus=to_json(corpus.cfg)))
-    (root / "tiny_rewards.py").write_text((Path(__file__).parent / "tiny_rewards.py").read_text())
+    for name in ("tiny_rewards.py", "tiny_kinds.py"):
+        (root / name).write_text((Path(__file__).parent / name).read_text())
     study = load_study(path)
     worker = Process(path, root / "runs")
     names = [c.name for c in study.order()]
@@ -104,6 +112,19 @@ def test_a_policy_is_read_as_a_plain_model_whatever_it_was_trained_with(done):
         got = load_run(folders[name].path).params
         assert set(got) == set(base)
         assert any((np.asarray(got["embed"]) != np.asarray(base["embed"])).ravel())
+
+
+def test_a_policy_and_a_reward_of_a_users_kinds_serve_every_kind_that_takes_one(done):
+    """`soup` and `likelihood` lie beside the study file; PPO, SFT, Evaluate and BestOfN, which
+    name them, are among the cells that got done."""
+    study, folders, *_ = done
+    base, dpo, soup = (load_run(folders[n].path).params for n in ("base", "dpo", "soup"))
+    for a, b, mixed in zip(*map(jax.tree.leaves, (base, dpo, soup)), strict=True):
+        np.testing.assert_allclose(mixed, 0.75 * a + 0.25 * b, atol=1e-6)
+    # A sum of log-probabilities, times 0.1: of 6 tokens of 340 about -0.1 x 6 x log(340).
+    (row,) = folders["ppo-soup"].metrics()
+    assert -0.1 * 12 * math.log(340) < row["reward_proxy"] < -0.01
+    assert study["ppo-soup"].parents() == ("soup", "likelihood")
 
 
 def test_iterations_are_checked_and_logged(done):

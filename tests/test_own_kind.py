@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tiny_models import tiny_corpus_config
 
 from rlhf_jax import cli
-from rlhf_jax.study import load_study
+from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, to_json
 from rlhf_jax.study.files import read_json
@@ -105,6 +106,15 @@ def test_its_fields_parents_and_overrides_are_checked_like_any_others(written):
         ([("def run(context, cell)", "def run(context)")], (), r"expected a function of \(context"),
         ([("    RESULT = TallyResult\n", "")], (), "RESULT = None; expected the frozen dataclass"),
         ([("-> TallyResult:", "-> dict:")], (), "returns dict; expected Tally.RESULT"),
+        ([("(frozen=True)\nclass TallyR", "\nclass TallyR")], (), "expected the frozen dataclass"),
+        ([("tally: int", "tally: 'Number'")], (), "RESULT: name 'Number' is not defined"),
+        ([('{"base":', '{"bsae":')], (), r"PARENTS of 'bsae', no field. Did you mean 'base'\?"),
+        ([('{"base": "language_model"}', '["base"]')], (), "expected field -> role"),
+        ([('"language_model"', '"langage_model"')], (), "no kind plays .* mean 'language_model'"),
+        ([('KIND = "tally"', "KIND = 3")], (), "KIND = 3; expected a name"),
+        ([('KIND = "tally"', 'KIND = "a/b"')], (), "KIND = 'a/b'; expected a name that a folder"),
+        ([("    RESULT =", "    ROLES = 'reward'\n    RESULT =")], (), "expected a tuple of names"),
+        ([("    RESULT =", "    ROLES = ('reward',)\n    RESULT =")], (), "no function .*:reward"),
     ):
         with pytest.raises(ConfigError, match=message):
             written(*changes, overrides=overrides)
@@ -120,12 +130,85 @@ def test_a_job_that_returns_something_else_than_its_result_is_an_error(written):
         results_of(cell, {"tally": 2})
 
 
+def test_what_plays_its_roles_is_part_of_its_run_id(written):
+    role = ("    RESULT =", "    ROLES = ('reward',)\n    RESULT =")
+    ids = set()
+    for text in (
+        "def reward(context, cell):\n    return 1",
+        "def reward(context, cell):\n    return 2",
+    ):
+        ids.add(written(role, ("def study(", f"{text}\n\n\ndef study(")).run_ids("")["tally"])
+    assert len(ids) == 2
+    with pytest.raises(ConfigError, match=r"reward of its kind.* takes \(context\)"):
+        written(role, ("def study(", "def reward(context):\n    return 1\n\n\ndef study("))
+
+
+def test_two_study_files_may_call_different_kinds_alike_but_not_one_study(written, tmp_path):
+    first = written()
+    other = tmp_path / "other_kind.py"
+    other.write_text(STUDY.replace("STEP = 2", "STEP = 5"))
+    second = load_study(other)
+    for study, count in ((first, 2), (second, 5)):
+        assert study["tally"].job_function()(None, study["tally"]).tally == count
+    with pytest.raises(ConfigError, match=r"class Tally and study_own_kind.Tally both have KIND"):
+        Study("both", (*first.cells, type(second["tally"])("again")))
+
+
 def test_it_trains_alone_and_has_no_section_unless_it_says_so(written):
     study = written()
     cls = type(study["tally"])
     assert populations(study) == {} and cls.report_section() is None
     study = written(("def study(", "def section(study):\n    return 'shown'\n\n\ndef study("))
     assert type(study["tally"]).report_section()(None) == "shown"
+
+
+NUMBERS = """
+import json
+from tiny_kinds import Draw, Total
+from rlhf_jax.study import CorpusConfig, Study
+from rlhf_jax.study.config import from_json
+
+CORPUS = from_json(CorpusConfig, json.loads({corpus!r}))
+
+
+def study(tiny):
+    draws = (Draw("a", value=1), Draw("b", fails="raises"), Draw("c", fails="another"),
+             Draw("d", fails="value"))
+    return Study("numbers", (*draws, Total("total", of=("a", "b", "c", "d"))), CORPUS)
+"""
+
+
+def test_kinds_beside_a_study_fail_and_go_on_as_any_others(tmp_path, capsys, monkeypatch):
+    """Roles and functions of one's own; a job that fails in each way; overrides, --only, --force
+    and a relaunch."""
+    path, here = tmp_path / "numbers.py", Path(__file__).parent
+    path.write_text(NUMBERS.format(corpus=json.dumps(to_json(tiny_corpus_config(tmp_path)))))
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr("rlhf_jax.report.html.build", lambda folder, root: folder / "report.html")
+    words = [str(path), "--runs", str(tmp_path / "runs")]
+    run = ["run", *words, "--workers", "1", "--display", "lines"]
+    assert cli.main(run) == 1
+    said = "".join(capsys.readouterr())
+    for reason in (
+        "b: FAILED: ValueError: no number today",
+        "c: FAILED: ConfigError: c: its job tiny_kinds:drawn returned SoupResult",
+        "draw.value: expected float, found 'three'",
+        "total: waiting: parent",
+    ):
+        assert reason in said
+    mended = ["[b-d].fails=", "b.value=10", "c.value=100", "d.value=1000"]
+    assert cli.main([*run, *mended]) == 0
+    said = "".join(capsys.readouterr())
+    assert "a: done already" in said and "total 1111.0000" in said
+    assert cli.main([*run, "--only", "total", "--force", "total", "--", *mended]) == 0
+    said = "".join(capsys.readouterr())
+    assert "total: started" in said and "1 of 1 cells done" in said
+    assert cli.main(["status", *words, "--json", *mended]) == 0
+    rows = json.loads(capsys.readouterr().out)["cells"]
+    assert [(row["kind"], row["state"]) for row in rows][-2:] == [
+        ("draw", "done"),
+        ("total", "done"),
+    ]
 
 
 def test_the_probe_of_experiments_is_planned_run_reported_and_exported(tmp_path, capsys):

@@ -93,6 +93,14 @@ class Convolution:
         return y_VN.reshape(-1, B, T, out_sharding=axes.spec("vocab", "batch", None))
 
 
+class Renamed(Convolution):
+    """The same under the name that PPO gives a policy among its models."""
+
+    @staticmethod
+    def describe(cfg):
+        return {"policy": Convolution.describe(cfg)}
+
+
 def _block(w, x_DN, segments_BS, positions_BS, axes):
     (B, S), out, names = segments_BS.shape, axes.spec("ff", "batch"), ("embed", "ff")
     h_FN, gate_FN = (dense(w[n], x_DN, out, axes, names) for n in ("read", "open"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_jax.cost.flops import param_counts
+from rlhf_jax.model.parameters import attended
 from rlhf_jax.study.config import ModelConfig
 
 BASELINE_BYTES = 0.6 * 2**30  # interpreter, runtime and compiled programs of one worker
@@ -15,10 +16,9 @@ def training_bytes(model: ModelConfig, batch: int, s: int, trained: int) -> floa
     backward pass; logits, their softmax and their gradient."""
     params = param_counts(model)["total"]
     rows = batch * s
-    layer = rows * (
-        8 * model.width + 2 * model.heads * model.C + 2 * model.K * model.C + 3 * model.F
-    )
-    scores = 2 * batch * model.heads * s * s
+    heads, kv_heads = _heads(model)
+    layer = rows * (8 * model.width + 2 * heads * model.C + 2 * kv_heads * model.C + 3 * model.F)
+    scores = 2 * batch * heads * s * s
     kept = {"none": model.layers, "dots": model.layers, "offload": 1, "full": 1}[model.remat]
     carried = model.layers * rows * model.width
     word = 2 if model.compute == "bfloat16" else 4
@@ -30,9 +30,14 @@ def sampling_bytes(
     model: ModelConfig, batch: int, s: int, models: int, accumulate: int = 1
 ) -> float:
     """Weights, the key-value cache, and one scoring pass over whole rows, in `accumulate` parts."""
-    cache = 2 * model.layers * batch * s * model.K * model.C
+    cache = 2 * model.layers * batch * s * _heads(model)[1] * model.C
     scored = batch / accumulate * s * (model.vocab * 2 + 4 * model.width + 2 * model.F)
     return 4.0 * (models * param_counts(model)["total"] + cache + scored)
+
+
+def _heads(model: ModelConfig) -> tuple[int, int]:
+    """Query and key-value heads; none of an architecture without attention."""
+    return (model.heads, model.K) if attended(model) else (0, 0)
 
 
 def available_bytes() -> float | None:

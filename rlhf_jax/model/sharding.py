@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.model.axes import Axes
-from rlhf_jax.placement.mesh import MESH_AXES
+from rlhf_jax.placement.mesh import MESH_AXES, PARAMETERS
 from rlhf_jax.study.config import ConfigError
 
 AXES = Axes(
-    params={"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"},
+    params=PARAMETERS,
     activations={
         "batch": ("data", "fsdp"),
         "heads": "tensor",

@@ -1,16 +1,19 @@
 """Meshes as text, and whether a study's shapes lie on one. Without jax: launchers ask before they
-start anything. `rlhf_jax.model.sharding` has the sharding table that these rules follow from."""
+start anything. `rlhf_jax.model.sharding` has the whole sharding table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from rlhf_jax.model.parameters import describe, leaves
 from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.messages import suggest
 
 MESH_AXES = ("data", "fsdp", "tensor")
+# The sharding table of parameters: logical axis -> mesh axis.
+PARAMETERS = {"embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"}
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -86,28 +89,31 @@ def check_placement(
 def check_model(where: str, model: ModelConfig, mesh: Mapping[str, int]) -> None:
     """Refuses a mesh (the size of every axis) that does not divide a dimension of a model. `where`:
     the model, in messages."""
-    for axis, sizes in _sharded(model).items():
-        for field, size in sizes.items():
-            if size % mesh[axis]:
-                fits = [n for n in range(1, mesh[axis]) if size % n == 0]
-                raise ConfigError(
-                    f"{where}.{field} = {size} does not divide over {axis} = "
-                    f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
-                    f"multiple of {mesh[axis]}"
-                )
+    for axis, field, size in _sharded(model):
+        if size % mesh[axis]:
+            fits = [n for n in range(1, mesh[axis]) if size % n == 0]
+            raise ConfigError(
+                f"{where}.{field} = {size} does not divide over {axis} = "
+                f"{mesh[axis]}; choose --mesh {axis}={fits[-1]}, or a model whose {field} is a "
+                f"multiple of {mesh[axis]}"
+            )
 
 
-def _sharded(model: ModelConfig) -> dict[str, dict[str, int]]:
-    """By mesh axis, the dimensions that the sharding table lays on it, with names of the model's
-    fields."""
-    tensor = {
-        "heads": model.heads,
-        "kv_heads": model.K,
-        "ff": model.F,
-        "vocab": model.vocab,
-        "width": model.width,  # the residual stream between layers
-    }
-    return {"fsdp": {"width": model.width}, "tensor": tensor}
+def _sharded(model: ModelConfig) -> Iterator[tuple[str, str, int]]:
+    """(mesh axis, name, size) of the dimensions that the sharding table lays on a mesh axis: names
+    of the model's fields, or logical axes of an architecture of the user's."""
+    if model.architecture:
+        for parameter in leaves(describe(model)):
+            for name, size in zip(parameter.axes, parameter.shape, strict=True):
+                if name in PARAMETERS:
+                    yield PARAMETERS[name], name, size
+        return
+    yield "fsdp", "width", model.width
+    yield "tensor", "heads", model.heads
+    yield "tensor", "kv_heads", model.K
+    yield "tensor", "ff", model.F
+    yield "tensor", "vocab", model.vocab
+    yield "tensor", "width", model.width  # the residual stream between layers
 
 
 def check_rows(field: str, rows: int, mesh: Mapping[str, int], accumulate: int) -> None:
