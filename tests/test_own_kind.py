@@ -154,6 +154,14 @@ def test_two_study_files_may_call_different_kinds_alike_but_not_one_study(writte
         Study("both", (*first.cells, type(second["tally"])("again")))
 
 
+def test_an_ensemble_takes_reward_models_that_learn_from_rankings(written):
+    role = ("    RESULT =", "    ROLES = ('reward_model',)\n    RESULT =")
+    both = ('Tally("tally"))', 'Tally("tally"), Tally("other"), Ensemble("e", ("tally", "other")))')
+    kinds = ("import Pretrain", "import Ensemble, Pretrain")
+    with pytest.raises(ConfigError, match="'tally' is a tally cell, which learns from no rankings"):
+        written(role, kinds, both)
+
+
 def test_it_trains_alone_and_has_no_section_unless_it_says_so(written):
     study = written()
     cls = type(study["tally"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from rlhf_jax.kinds.bases import FromRankings
 from rlhf_jax.kinds.ensemble.result import EnsembleResult
 from rlhf_jax.study.cell import Cell, Cost
-from rlhf_jax.study.config import check_names
+from rlhf_jax.study.config import ConfigError, check_names
 from rlhf_jax.study.ranges import Weight
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ class Ensemble(Cell):
         check_names(self.members, f"{self.name}.members", least=2)
         if self.combine != "mean_minus_variance":
             self.unused("variance_coef", "combine = 'mean_minus_variance'")
+
+    def check_in(self, study: Study) -> None:
+        for name in self.members:
+            if not isinstance(study[name], FromRankings):
+                raise ConfigError(
+                    f"{self.name}.members: {name!r} is a {study[name].KIND} cell, which learns "
+                    f"from no rankings that members could be compared on; expected cells of a kind "
+                    f"derived from rlhf_jax.kinds.bases.FromRankings"
+                )
 
     def member_cells(self) -> tuple[str, ...]:
         return self.members
