@@ -7,10 +7,12 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import tiny_corpus_config
 
 from rlhf_jax import cli
+from rlhf_jax.kinds.context import Context
 from rlhf_jax.study import Study, load_study
 from rlhf_jax.study.cell import KNOWN
 from rlhf_jax.study.config import ConfigError, to_json
@@ -141,6 +143,25 @@ def test_what_plays_its_roles_is_part_of_its_run_id(written):
     assert len(ids) == 2
     with pytest.raises(ConfigError, match=r"reward of its kind.* takes \(context\)"):
         written(role, ("def study(", "def reward(context):\n    return 1\n\n\ndef study("))
+
+
+def test_a_reward_gives_one_number_for_each_response(written):
+    """A score of another shape would be broadcast to nonsense."""
+    role = ("    RESULT =", "    ROLES = ('reward',)\n    RESULT =")
+    text = "def reward(context, cell):\n    return {}\n\n\ndef study("
+    made = "__import__('rlhf_jax.rl.scores').rl.scores.Reward(lambda arrays, rows, mask: {}, ())"
+    for returned, message in (
+        ("[1.0]", r"study_own_kind:reward gave \[1.0\]; expected rlhf_jax.rl.scores.Reward"),
+        (made.format("mask"), r"array of shape \(2, 3\); expected \(2,\)"),
+        (made.format("mask[:, 0]"), None),
+    ):
+        study = written(role, ("def study(", text.format(returned)))
+        ctx = Context(study, study["base"], {}, None, None, None)
+        if message:
+            with pytest.raises(ConfigError, match=message):
+                ctx.reward("tally").score((), None, np.ones((2, 3)))
+        else:
+            assert ctx.reward("tally").score((), None, np.ones((2, 3))).shape == (2,)
 
 
 def test_two_study_files_may_call_different_kinds_alike_but_not_one_study(written, tmp_path):

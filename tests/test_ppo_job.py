@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import mesh, noisy_params, tiny_corpus
+from tiny_models import GQA, mesh, noisy_params, same_bits, tiny_corpus
 
 from rlhf_jax.kinds import PPO, Pretrain, TaskConfig
 from rlhf_jax.kinds.context import Context
 from rlhf_jax.kinds.ppo import job
-from rlhf_jax.model import param_axes
+from rlhf_jax.model import param_axes, with_scalar_head
 from rlhf_jax.model.sharding import AXES, place
 from rlhf_jax.rl.rollout import SamplerMismatch
+from rlhf_jax.rl.scores import Reward
 from rlhf_jax.study import Study
 from rlhf_jax.study.config import ModelConfig
 from rlhf_jax.study.folder import CellFolder
@@ -92,6 +93,21 @@ def test_an_interrupted_cell_has_the_diagnoses_and_metrics_of_an_undisturbed_one
     assert run(tmp_path / "cut") == whole
     # Also where all iterations had been taken before, and only the result was missing.
     assert run(tmp_path / "cut") == whole
+
+
+def test_a_critic_starts_from_the_model_that_the_reward_names_or_from_the_policy(mesh):
+    wide = dataclasses.replace(GQA, width=32)
+    policy, other = (jax.tree.map(jnp.asarray, noisy_params(cfg)) for cfg in (GQA, wide))
+    ctx = SimpleNamespace(runtime=Runtime(mesh, AXES), model=GQA)
+    judge = with_scalar_head(other, wide, jax.random.key(0))
+    for reward, cfg, trunk in (
+        (Reward(None, {"any": other}), GQA, policy),  # of a user's kind, its arrays are its own
+        (Reward(None, (), (judge, wide)), wide, other),
+    ):
+        models, critic = job._trained(ctx, PPO("p"), policy, reward)
+        assert critic == cfg
+        expected = with_scalar_head(trunk, cfg, None)
+        assert same_bits(models["critic"], expected) and same_bits(models["policy"], policy)
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
