@@ -1,5 +1,5 @@
-"""What cells ask of each other, checked before any of them runs and without data: positions for the
-sequences that their models score, splits of the corpus, and what each kind refuses."""
+"""Checks between the cells of a study, before any of them runs and without data: positions for the
+sequences that models score, splits of the corpus, and the checks of each kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_jax.study.graph import Study
 
 
 def check_cells(study: Study) -> None:
-    """Refuses what a job would refuse, however long its parents took.
+    """Refuses now what a job would refuse after its parents had run.
 
     Raises:
         ConfigError: names the cell, its field, and what to do.
@@ -45,7 +45,7 @@ def _check_splits(study: Study, cell: Cell) -> None:
 
 
 def remarks(study: Study) -> list[str]:
-    """What may be meant otherwise, in plain words; nothing is refused for it."""
+    """Warnings about settings that are allowed, but hardly intended."""
     said = [text for cell in study.cells for text in cell.remarks(study)]
     unknown = {c.KIND for c in study.cells if not c.cost(study).estimated}
     return said + [

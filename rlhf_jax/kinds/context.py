@@ -1,5 +1,5 @@
-"""What a running cell has at hand, and how models of finished cells are read back. What jobs read
-of data (`rlhf_jax.kinds.needs`) imports no jax, so `plan` reads it in the same way."""
+"""The context in which a job runs, and how models of finished cells are read back. Reading data
+imports no jax, so that `plan` can read it in the same way (`rlhf_jax.kinds.needs`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TaskPrompts(NamedTuple):
 
 @dataclass
 class Context:
-    """One cell's surroundings."""
+    """What a job of one cell works with: its study, corpus, devices and folders."""
 
     study: Study
     cell: Cell

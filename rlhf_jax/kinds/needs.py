@@ -1,8 +1,8 @@
-"""What the cells of a study need of data, found out before any of them runs.
+"""Checks that the data has what the cells of a study need, before any of them runs.
 
-Each kind says what it needs (`Cell.needs`); whether the data has it is found out by the functions
-that its job takes it with, so the two cannot disagree. No jax. What has been found is kept in
-RUNS/data/index/needs, by the content of everything that it depends on.
+Each kind lists its needs (`Cell.needs`). A need is checked with the functions by which the job
+reads the data, so the two cannot disagree. No jax. Results are kept in RUNS/data/index/needs, by
+the content of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rlhf_jax.study.graph import Study
 
 
 class Need(NamedTuple):
-    """Something that a cell needs of the data.
+    """A requirement of a cell on the data.
 
     Attributes:
-        key: what the answer depends on beside the corpus. Needs of one key differ in `size` alone:
-            what is enough for the largest is enough for all.
-        check: raises ConfigError where it is not there.
+        key: everything that the result depends on, apart from the corpus. Needs of one key differ
+            in `size` alone: what is enough for the largest is enough for all.
+        check: raises ConfigError where the data does not have it.
     """
 
     key: list[Any]
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 def needs_of(study: Study, cell: Cell) -> Iterator[Need]:
-    """What a cell needs, in the order in which it is looked for."""
+    """The needs of a cell, in the order in which they are checked."""
     if cell.HELDOUT:
         tokens = study.corpus.heldout_tokens
         yield Need(["held out", tokens], lambda ctx: ctx.corpus.heldout_tokens)
@@ -101,8 +101,8 @@ def check_data(
     runs: Path,
     failing: dict[str, str] | None = None,
 ) -> list[str]:
-    """Refuses cells (of `names`) that want more of the data than it holds. Returns what will be
-    left out, in words.
+    """Refuses cells (of `names`) that need more than the data has. Returns which rows will be left
+    out, in words.
 
     Args:
         runs: the root of run folders, where what was found is kept.

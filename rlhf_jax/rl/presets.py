@@ -13,12 +13,15 @@ billion parameters: batches and learning rates scale, the rest is a choice.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from rlhf_jax.kinds.ppo.cell import PPO
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.config import ConfigError, OptimConfig
 from rlhf_jax.study.messages import suggest
+
+T = TypeVar("T")
 
 
 def _adam(lr: float, schedule: str, **more: Any) -> OptimConfig:
@@ -26,18 +29,22 @@ def _adam(lr: float, schedule: str, **more: Any) -> OptimConfig:
     return OptimConfig(lr=lr, schedule=schedule, **settings)  # type: ignore[arg-type]
 
 
+# Where a later publication follows Ziegler et al.
+_ZIEGLER: dict[str, Any] = {
+    "batch": 512,
+    "minibatches": 1,
+    "epochs": 4,
+    "temperature": 0.7,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+}
 _PPO: dict[str, dict[str, Any]] = {
     "openai2019": {
-        "batch": 512,
-        "minibatches": 1,
-        "epochs": 4,
-        "temperature": 0.7,
+        **_ZIEGLER,
         "kl_coef": 0.15,
         "kl_target": 6.0,
         "kl_horizon": 10_000.0,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "clip": 0.2,
         "value_clip": 0.2,
         "value_coef": 0.1,
         "whiten_rewards": True,
@@ -48,14 +55,8 @@ _PPO: dict[str, dict[str, Any]] = {
         "task": TaskConfig(prompt_len=64, response_len=24),
     },
     "stiennon2020": {
-        "batch": 512,
-        "minibatches": 1,
-        "epochs": 4,
-        "temperature": 0.7,
+        **_ZIEGLER,
         "kl_coef": 0.05,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "clip": 0.2,
         "critic": "reward",
         "optim": _adam(1.5e-5, "linear"),
     },
@@ -74,14 +75,8 @@ _PPO: dict[str, dict[str, Any]] = {
         "optim": _adam(9.65e-6, "constant"),
     },
     "nplus2024": {
-        "batch": 512,
-        "minibatches": 1,
-        "epochs": 4,
-        "temperature": 0.7,
+        **_ZIEGLER,
         "kl_coef": 0.05,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "clip": 0.2,
         "value_clip": 0.2,
         "value_coef": 0.1,
         "whiten_rewards": False,
@@ -93,36 +88,12 @@ _PPO: dict[str, dict[str, Any]] = {
         "task": TaskConfig(prompt_len=512, response_len=53),
     },
 }
-
-_REWARD: dict[str, dict[str, Any]] = {
-    "openai2019": {
-        "batch": 32,
-        "epochs": 1,
-        "loss": "best_of_n",
-        "normalise": "samples",
-        "optim": _adam(5e-5, "linear"),
-    },
-    "stiennon2020": {
-        "batch": 64,
-        "epochs": 1,
-        "loss": "kwise",
-        "normalise": "demonstrations",
-        "optim": _adam(1.5e-5, "cosine"),
-    },
-    "instructgpt2022": {
-        "batch": 64,
-        "epochs": 1,
-        "loss": "kwise",
-        "normalise": "demonstrations",
-        "optim": _adam(9e-6, "cosine", final=0.1),
-    },
-    "nplus2024": {
-        "batch": 64,
-        "epochs": 1,
-        "loss": "kwise",
-        "normalise": "demonstrations",
-        "optim": _adam(3e-6, "cosine"),
-    },
+# (batch, loss, normalise, optim); each passes once over its comparisons.
+_REWARD = {
+    "openai2019": (32, "best_of_n", "samples", _adam(5e-5, "linear")),
+    "stiennon2020": (64, "kwise", "demonstrations", _adam(1.5e-5, "cosine")),
+    "instructgpt2022": (64, "kwise", "demonstrations", _adam(9e-6, "cosine", final=0.1)),
+    "nplus2024": (64, "kwise", "demonstrations", _adam(3e-6, "cosine")),
 }
 
 WARMUP_ITERATIONS = {"instructgpt2022": 10}
@@ -142,10 +113,12 @@ def ppo_preset(name: str, **changes: Any) -> dict[str, Any]:
 
 def reward_preset(name: str, **changes: Any) -> dict[str, Any]:
     """Fields of a `Reward` cell, with `changes` on top."""
-    return {**_known(_REWARD, name), **changes}
+    batch, loss, normalise, optim = _known(_REWARD, name)
+    fields = {"batch": batch, "epochs": 1, "loss": loss, "normalise": normalise, "optim": optim}
+    return {**fields, **changes}
 
 
-def _known(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+def _known(presets: Mapping[str, T], name: str) -> T:
     if name not in presets:
         raise ConfigError(f"no preset {name!r}.{suggest(name, list(presets))}")
     return presets[name]

@@ -1,8 +1,7 @@
-"""A cell: one unit of work of a study, described by science alone, and what the rest of the house
-asks of a kind of cell.
+"""A cell: one unit of work of a study, described by science alone; and the interface of its kind.
 
-A kind is a subclass of `Cell` with a `KIND` of its own. What follows the class attributes has
-defaults for a kind that starts from one model and that no other cell starts from.
+A kind is a subclass of `Cell` with a `KIND` of its own. The defaults of the methods are for a kind
+that starts from one model and that no other cell starts from.
 """
 
 from __future__ import annotations
@@ -176,10 +175,10 @@ class Cell(Checked):
         return value if isinstance(value, tuple) else () if value is None else (value,)
 
     def member_cells(self) -> tuple[str, ...]:
-        """Cells whose models run where this one's is asked for: itself, or those of an ensemble."""
+        """Cells whose models compute this one's output: itself, or the members of an ensemble."""
         return (self.name,)
 
-    # --- what it takes ------------------------------------------------------------------------
+    # --- resources ----------------------------------------------------------------------------
 
     def row_length(self, study: Study) -> int:
         """Tokens in one sequence."""
@@ -191,7 +190,7 @@ class Cell(Checked):
         return Cost(estimated=False)
 
     def batches(self, study: Study) -> Iterable[tuple[str, int, bool]]:
-        """(what, rows, whether they are split into micro-batches) of what lies on the mesh."""
+        """(field, rows, whether micro-batches divide them) of batches that the mesh divides."""
         return ()
 
     def together(self, study: Study) -> Any:
@@ -199,23 +198,23 @@ class Cell(Checked):
         module; None: it runs alone."""
         return None
 
-    # --- what it asks for, refused before anything runs ---------------------------------------
+    # --- requirements, checked before anything runs: each raises ConfigError --------------------
 
     def check_in(self, study: Study) -> None:
-        """Refuses what cannot be, whatever the data, when a study is made."""
+        """Refuses settings that are wrong whatever the data, when a study is constructed."""
 
     def check_parents(self, study: Study) -> None:
-        """Refuses what its parents cannot give, before any of them runs."""
+        """Refuses settings that need more than its parents provide."""
 
     def check_as(self, role: str, study: Study, child: Cell) -> None:
-        """Refuses to play a role for a cell that names it, before anything runs."""
+        """Refuses to play a role for a cell that names it."""
 
     def check_corpus(self, train_tokens: int) -> None:
         """Refuses a corpus that is too small, once its size is known."""
 
     def scored(self, study: Study) -> Iterable[tuple[str, int, str]]:
-        """(cell whose model scores them, longest sequence, what they are) of sequences that are
-        not the cell's own."""
+        """(cell whose model scores them, longest sequence, what they are) of sequences that other
+        cells' models score."""
         return ()
 
     def splits(self) -> Iterable[str]:
@@ -235,7 +234,7 @@ class Cell(Checked):
         return None
 
     def remarks(self, study: Study) -> Iterable[str]:
-        """What may be meant otherwise; nothing is refused for it."""
+        """Warnings about settings that are allowed, but hardly intended."""
         return ()
 
 

@@ -236,8 +236,8 @@ class Study(Checked):
 
     @functools.cached_property
     def outside(self) -> dict[str, str]:
-        """Content hash of every callable and file of records that cells name, as it was when first
-        asked for, so that a run id does not change while its cell runs.
+        """Content hash of every callable and file of records that cells name. It is computed once,
+        so that a run id does not change while its cell runs.
 
         Raises:
             ConfigError: one that is not there, or whose content cannot be read.
@@ -245,8 +245,7 @@ class Study(Checked):
         return self.remembered(Digests(None))
 
     def remembered(self, digests: Digests) -> dict[str, str]:
-        """`outside`, where what is gone is as `digests` remember it; what that is goes to standard
-        error."""
+        """`outside`, with the hash in `digests` of what no longer exists; a warning names that."""
         found = {}
         named = {
             (name, is_file): where for c in self.cells for where, name, is_file in named_outside(c)
