@@ -221,7 +221,7 @@ def test_kinds_beside_a_study_fail_and_go_on_as_any_others(tmp_path, capsys, mon
     for reason in (
         "b: FAILED: ValueError: no number today",
         "c: FAILED: ConfigError: c: its job tiny_kinds:drawn returned SoupResult",
-        "draw.value: expected float, found 'three'",
+        "returned DrawResult with another value: draw.value: expected float, found 'three'",
         "total: waiting: parent",
     ):
         assert reason in said
