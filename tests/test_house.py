@@ -118,3 +118,17 @@ heavy = {{"jax", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_study_files_of_before_find_what_they_import():
+    from rlhf_jax import cells, config
+    from rlhf_jax.kinds import TaskConfig
+    from rlhf_jax.study import Analysis, Study
+    from rlhf_jax.study.config import CorpusConfig, ModelConfig, OptimConfig
+
+    for kind in ("PPO", "SFT", "Compare", "Ensemble", "Evaluate", "Pretrain", "Reward"):
+        assert getattr(cells, kind) is KINDS[kind.lower()]
+    assert cells.TaskConfig is TaskConfig and issubclass(cells.PPO, cells.Cell)
+    for name in (CorpusConfig, ModelConfig, OptimConfig):
+        assert getattr(config, name.__name__) is name
+    assert Study("old", (cells.Pretrain("a"),), analyses=(Analysis("lr_check", ("a",)),))
