@@ -18,10 +18,11 @@ from rlhf_jax.data.prompts import prompts_from
 from rlhf_jax.kinds.task import TaskConfig
 from rlhf_jax.study.callables import call_for_scores, call_for_texts
 from rlhf_jax.study.cell import Cell, names_cell
-from rlhf_jax.study.config import ConfigError, ModelConfig, shown
+from rlhf_jax.study.config import ConfigError, ModelConfig
 from rlhf_jax.study.folder import CellFolder
 from rlhf_jax.study.graph import Study
 from rlhf_jax.study.heartbeat import Heartbeat
+from rlhf_jax.study.messages import shown
 from rlhf_jax.study.results import read
 
 if TYPE_CHECKING:
