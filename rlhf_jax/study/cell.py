@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlhf_jax.study.callables import KIND_FUNCTIONS, importable, load_callable
-from rlhf_jax.study.config import Checked, ConfigError, shown, suggest
+from rlhf_jax.study.config import Checked, ConfigError
+from rlhf_jax.study.messages import shown, suggest
 from rlhf_jax.study.ranges import Name
 
 if TYPE_CHECKING:
