@@ -12,7 +12,7 @@ READY := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    run experiments/demo.py: sweep, fits, RLHF and a report, about 7 minutes"
+	@echo "make demo    run experiments/demo.py: sweep, fits, RLHF and a report, about 6 minutes"
 	@echo "             (ARGS=--tiny: the same in a few minutes); interrupted, it goes on"
 	@echo "make test    run the tests"
 	@echo "make device-check   kernels, precision, PPO's self-check and speed on the devices here"

@@ -1,7 +1,7 @@
 """The whole way through, small: an IsoFLOP sweep and its laws, then pretraining, demonstrations,
 rankings, a reward model and PPO, evaluated before and after. On real English text.
 
-    rlhf-jax run experiments/demo.py            about 7 minutes on 2 CPU cores
+    rlhf-jax run experiments/demo.py            about 6 minutes on 2 CPU cores
     rlhf-jax run experiments/demo.py --tiny     the same code in a few minutes
 
 Cost: 2.4e13 FLOPs; see `rlhf-jax plan experiments/demo.py`. Expected: an exponent near 0.5 with a
