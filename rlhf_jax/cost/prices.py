@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict
 from typing import Any
 
 from rlhf_jax.cost.flops import CONVENTIONS, all_conventions, six_nd
@@ -69,7 +69,8 @@ def training_cost(
         "tokens_per_param": d / n,
         "flops": flops,
         "convention": convention,
-        "hardware": dataclasses.asdict(chip),
+        # Without what only `aot` needs of a TPU.
+        "hardware": {k: v for k, v in asdict(chip).items() if k not in ("link_bandwidth", "ring")},
         "mfu": share,
         "mfu_source": said,
         "prices": prices,
