@@ -18,6 +18,7 @@ from rlhf_jax.report.style import (
     SERIES,
     Plot,
     count,
+    legend_above,
     log_axis,
     panels,
     power,
@@ -336,7 +337,7 @@ def loss_curves(cells: Sequence[CellResult], name: str, what: str) -> Plot | Non
     ax.xaxis.set_major_formatter(lambda v, _: count(v) if v else "0")
     ax.set_ylabel(f"{what} loss (nats/token)")
     ax.set_xlim(left=0)
-    ax.legend(loc="upper right")
+    legend_above(figure, ax)
     few = f" {len(drawn)} of the {len(cells):,} cells are drawn." if len(drawn) < len(cells) else ""
     return Plot(
         name,
